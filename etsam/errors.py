@@ -1,0 +1,26 @@
+"""Errors written for the person at the keyboard.
+
+Every error a user can cause derives from :class:`EtsamError`. Its text is one line saying what was found, what is
+allowed and what to do; entry points print that line and exit with status 1 (the traceback only with `debug=true`).
+Anything else that reaches an entry point is a defect of the program and says so.
+"""
+
+
+class EtsamError(Exception):
+    """Base of all errors meant for people; the message is complete on its own."""
+
+
+class InputError(EtsamError):
+    """A tomogram, mask or list of tomograms that cannot be used as it is."""
+
+
+class OutputError(EtsamError):
+    """An output that exists already, cannot be written, or would collide with another."""
+
+
+class CheckpointError(EtsamError):
+    """Weights that are missing, unreadable, unsafe or of another architecture."""
+
+
+class ConfigError(EtsamError):
+    """A setting that is missing or contradicts another."""
