@@ -1,0 +1,162 @@
+"""Slices and prompts -> logits of one stage, one slice at a time, memory bounded.
+
+A prompted slice gives back its prompt, not a prediction, so the published pipeline leaves slice 0 empty (DESIGN
+decision 4). With `resegment_prompted` such a slice is segmented again once its neighbours are known: from the memory of
+the slice after it, which takes the part of the prompt, and of those before it; for slice 0 from those after it, in
+reverse. Its own prompt is not attended to. The other slices are not touched by this.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from etsam.inference.stores import LogitStore
+from etsam.inference.tiles import Tile
+from etsam.io.slices import Slices
+from etsam.network.tracker import SliceMemory, SliceState, SliceTracker
+
+
+def track(
+    tracker: SliceTracker,
+    image_at: Callable[[int], Tensor],
+    num_slices: int,
+    prompts: Mapping[int, Tensor],
+    *,
+    resegment_prompted: bool = True,
+) -> Iterator[tuple[int, SliceState]]:
+    """Track forward from slice 0; yields each slice once, prompted ones late if they are segmented again.
+
+    Parameters
+    ----------
+    tracker
+        The stage.
+    image_at
+        Slice index -> (B, 3, S, S) image from `tracker.prepare`.
+    num_slices
+        Z.
+    prompts
+        Slice index -> (B, 1, S, S) mask from `tracker.prepare_prompt`; at least one.
+    resegment_prompted
+        False: prompted slices yield their prompt at +-10, as published.
+    """
+    if not prompts:
+        raise ValueError("tracking needs at least one prompted slice")
+    memory = tracker.new_memory(num_slices)
+    for z in sorted(prompts):
+        tracker.prompt(z, tracker.encode(image_at(z)), prompts[z], memory)
+    waiting: list[int] = []
+    for z in range(num_slices):
+        if z not in prompts:
+            yield z, tracker.track(z, tracker.encode(image_at(z)), memory)
+        elif resegment_prompted:
+            waiting.append(z)
+        else:
+            yield z, memory.prompted[z]
+        for due in [p for p in waiting if _neighbours_known(tracker, memory, p, z)]:
+            waiting.remove(due)
+            yield due, _segment_again(tracker, due, image_at, memory)
+
+
+def _neighbours_known(tracker: SliceTracker, memory: SliceMemory, prompted: int, z: int) -> bool:
+    """Whether prompted slice `prompted` can be segmented again now that `z` is done."""
+    if z == memory.num_slices - 1:
+        return True
+    if any(other < prompted for other in memory.tracked):
+        return any(other > prompted for other in memory.tracked)
+    return z - prompted >= tracker.network.num_maskmem - 1
+
+
+def _segment_again(
+    tracker: SliceTracker, z: int, image_at: Callable[[int], Tensor], memory: SliceMemory
+) -> SliceState:
+    features = tracker.encode(image_at(z))
+    known = {other: state for other, state in memory.tracked.items() if state.memory is not None}
+    before = {other: state for other, state in known.items() if other < z}
+    after = {other: state for other, state in known.items() if other > z}
+    if not known:  # a single slice, or every slice prompted: nothing but prompts to start from
+        return tracker.segment(z, features, memory.prompted, {}, memory.num_slices)
+    nearest = min(after) if after else max(before)
+    others = before if before else after
+    others = {other: state for other, state in others.items() if other != nearest}
+    return tracker.segment(z, features, {nearest: known[nearest]}, others, memory.num_slices, reverse=not before)
+
+
+class _LastSlice:
+    """Keeps the slice read last, since all tiles of a slice are cut from it in turn."""
+
+    def __init__(self, slices: Slices) -> None:
+        self._slices = slices
+        self._z, self._plane = -1, np.empty((0, 0), dtype=np.float32)
+
+    def __getitem__(self, z: int) -> np.ndarray:
+        if z != self._z:
+            self._plane, self._z = self._slices[z], z
+        return self._plane
+
+
+@torch.inference_mode()
+def propagate(
+    tracker: SliceTracker,
+    slices: Slices,
+    prompts: Sequence[Mapping[int, np.ndarray]],
+    tiles: Sequence[Tile],
+    out: LogitStore,
+    *,
+    resegment_prompted: bool = True,
+    tile_batch_size: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Run one stage over a volume, all tiles side by side, so that each slice is read once.
+
+    Parameters
+    ----------
+    tracker
+        The stage, in eval mode, on its device.
+    slices
+        Network input (Z, Y, X), float32.
+    prompts
+        For each tile: slice index -> (Y, X) bool mask of the tile's shape. The slices are the same for all tiles.
+    tiles
+        From `Tiling.plan`.
+    out
+        Gets the logits, (Z, tiles, S/4, S/4) float32.
+    resegment_prompted
+        Segment prompted slices from their neighbours afterwards; False is the published behaviour.
+    tile_batch_size
+        Tiles that go through the network together.
+    progress
+        Called with (slices done, slices in all).
+    """
+    device, last, depth = tracker.mean.device, _LastSlice(slices), slices.shape[0]
+
+    def images(batch: Sequence[Tile]) -> Callable[[int], Tensor]:
+        def image_at(z: int) -> Tensor:
+            plane = torch.from_numpy(np.asarray(last[z], dtype=np.float32)).to(device)
+            return torch.cat([tracker.prepare(plane[tile.index][None]) for tile in batch])
+
+        return image_at
+
+    def masks(batch: Sequence[Mapping[int, np.ndarray]]) -> dict[int, Tensor]:
+        return {
+            z: torch.cat([tracker.prepare_prompt(torch.from_numpy(tile[z]).to(device)[None]) for tile in batch])
+            for z in batch[0]
+        }
+
+    batches = [range(start, min(start + tile_batch_size, len(tiles))) for start in range(0, len(tiles), tile_batch_size)]
+    runs = [
+        track(
+            tracker,
+            images([tiles[i] for i in batch]),
+            depth,
+            masks([prompts[i] for i in batch]),
+            resegment_prompted=resegment_prompted,
+        )
+        for batch in batches
+    ]
+    for done, states in enumerate(zip(*runs, strict=True), start=1):
+        z = states[0][0]  # the runs go through the slices in the same order
+        out[z] = torch.cat([state.low_res_logits for _, state in states])[:, 0].float().cpu().numpy()
+        if progress is not None:
+            progress(done, depth)

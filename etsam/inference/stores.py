@@ -1,0 +1,74 @@
+"""Where low-resolution logits wait between the stages: in memory, or in an unnamed file beside the outputs."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from etsam.errors import OutputError
+
+
+class LogitStore(Protocol):
+    """(Z, tiles, s, s) float32, one slice position at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(Z, tiles, s, s)."""
+        ...
+
+    def __getitem__(self, z: int, /) -> np.ndarray:
+        """Logits of slice `z`, (tiles, s, s)."""
+        ...
+
+    def __setitem__(self, z: int, value: np.ndarray, /) -> None: ...
+
+
+class FileStore:
+    """A store on disk that costs no memory. The file has no name (where the system allows) and goes with the process.
+
+    Parameters
+    ----------
+    shape
+        (Z, tiles, s, s).
+    folder
+        Where there is room; the output folder.
+
+    Raises
+    ------
+    OutputError
+        If the folder is not writable or full.
+    """
+
+    def __init__(self, shape: tuple[int, ...], folder: Path) -> None:
+        self.shape = shape
+        self._slice_bytes = int(np.prod(shape[1:])) * 4
+        try:
+            self._file = tempfile.TemporaryFile(dir=folder, prefix=".etsam-", suffix=".part")
+        except OSError as error:
+            raise OutputError(f"no temporary file can be made in {folder}: {error.strerror}.") from error
+
+    def __getitem__(self, z: int, /) -> np.ndarray:
+        """Logits of slice `z`, (tiles, s, s) float32."""
+        self._file.seek(z * self._slice_bytes)
+        data = self._file.read(self._slice_bytes)
+        return np.frombuffer(bytearray(data), dtype=np.float32).reshape(self.shape[1:])
+
+    def __setitem__(self, z: int, value: np.ndarray, /) -> None:
+        try:
+            self._file.seek(z * self._slice_bytes)
+            self._file.write(np.ascontiguousarray(value, dtype=np.float32))
+        except OSError as error:
+            raise OutputError(
+                f"intermediate logits cannot be written to {tempfile.gettempdir()}: {os.strerror(error.errno or 0)}."
+            ) from error
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._file.close()
+
+
+def open_store(shape: tuple[int, ...], folder: Path | None) -> LogitStore:
+    """In `folder`, or in memory without one."""
+    return np.zeros(shape, dtype=np.float32) if folder is None else FileStore(shape, folder)

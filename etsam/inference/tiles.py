@@ -1,0 +1,185 @@
+"""Cut slices into tiles for the network, and put the tiles' logits together again.
+
+The network sees a square of fixed side. The published tool shrinks whatever is larger, so that a 10 A membrane of a
+2000-voxel slice is lost; here such slices are covered by overlapping tiles whose logits are blended.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from etsam.errors import ConfigError
+from etsam.io.slices import Slices
+
+BLEND_LIMIT = 10.0
+"""Logits of overlapping tiles are clamped to +-10 before they are averaged: SAM2's own value for a sure voxel. The
+-1024 of a tile without any object would otherwise outvote its neighbours."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of a slice, voxels: rows y0..y1, columns x0..x1 (ends excluded)."""
+
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(Y, X)."""
+        return self.y1 - self.y0, self.x1 - self.x0
+
+    @property
+    def index(self) -> tuple[slice, slice]:
+        """What to index a (Y, X) slice with."""
+        return slice(self.y0, self.y1), slice(self.x0, self.x1)
+
+
+class Tiling(Protocol):
+    """How slices are cut.
+
+    `fuse_per_tile`: whether the stage-1 logits of each tile are scaled by the tile's own extremes (published split) or
+    by those of the whole volume (no seams).
+    """
+
+    fuse_per_tile: bool
+
+    def plan(self, height: int, width: int, side: int) -> list[Tile]:
+        """Tiles that cover slices of (height, width) voxels for a network of image side `side`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Whole:
+    """One tile, whatever the size: larger slices are shrunk, as the published tool does."""
+
+    fuse_per_tile: bool = False
+
+    def plan(self, height: int, width: int, side: int) -> list[Tile]:
+        """The whole slice."""
+        return [Tile(0, height, 0, width)]
+
+
+@dataclass(frozen=True)
+class Split2x2:
+    """Four quadrants cut at Y//2 and X//2, without overlap, each fused for itself: the published split processing.
+
+    For tomograms with closely apposed membranes. Seams along the cuts are part of the published behaviour;
+    `Overlapping` with a smaller `size_voxels` magnifies as much without them.
+    """
+
+    fuse_per_tile: bool = True
+
+    def plan(self, height: int, width: int, side: int) -> list[Tile]:
+        """Quadrants in the order top left, top right, bottom left, bottom right."""
+        if height < 2 or width < 2:
+            raise ConfigError(f"a slice of {height} x {width} voxels cannot be split in four; use tiles=auto.")
+        rows, columns = ((0, height // 2), (height // 2, height)), ((0, width // 2), (width // 2, width))
+        return [Tile(*row, *column) for row in rows for column in columns]
+
+
+@dataclass(frozen=True)
+class Overlapping:
+    """As many equal tiles as needed, evenly spread, neighbours overlapping; one tile if the slice is small enough.
+
+    Attributes
+    ----------
+    size_voxels
+        Side of a tile; None: the network's image side, so that nothing is shrunk.
+    overlap_voxels
+        Least overlap of neighbours, over which their logits are blended; None: an eighth of the tile.
+    """
+
+    size_voxels: int | None = None
+    overlap_voxels: int | None = None
+    fuse_per_tile: bool = False
+
+    def plan(self, height: int, width: int, side: int) -> list[Tile]:
+        """Tiles row by row."""
+        size = side if self.size_voxels is None else self.size_voxels
+        if size < 1:
+            raise ConfigError(f"tiles.size_voxels={size} has to be at least 1.")
+        overlap = size // 8 if self.overlap_voxels is None else self.overlap_voxels
+        if not 0 <= overlap < size:
+            raise ConfigError(f"tiles.overlap_voxels={overlap} has to be from 0 to {size - 1}, below tiles.size_voxels.")
+        rows, columns = _spread(height, size, overlap), _spread(width, size, overlap)
+        return [Tile(*row, *column) for row in rows for column in columns]
+
+
+def _spread(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
+    """Intervals of `size` that cover 0..length, neighbours sharing at least `overlap`."""
+    if length <= size:
+        return [(0, length)]
+    count = math.ceil((length - overlap) / (size - overlap))
+    starts = [round(i * (length - size) / (count - 1)) for i in range(count)]
+    return [(start, start + size) for start in starts]
+
+
+def _ramp(start: int, end: int, neighbours: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Blending weight along one side of a tile, (end - start,) float32: linear where it overlaps a neighbour."""
+    weight = np.ones(end - start, dtype=np.float32)
+    for other_start, other_end in neighbours:
+        if other_start < start < other_end:  # neighbour before: rise
+            n = min(other_end, end) - start
+            weight[:n] = np.minimum(weight[:n], (np.arange(n) + 0.5) / n)
+        if start < other_start < end:  # neighbour after: fall
+            n = end - other_start
+            weight[-n:] = np.minimum(weight[-n:], (n - np.arange(n) - 0.5) / n)
+    return weight
+
+
+class Stitched:
+    """Logits of a whole volume, put together from low-resolution logits of its tiles, slice by slice.
+
+    Parameters
+    ----------
+    low_res
+        Store with `[z] -> (tiles, s, s)` float32.
+    tiles
+        In the order of the store.
+    shape
+        (Z, Y, X) of the volume.
+    """
+
+    def __init__(self, low_res: Slices, tiles: Sequence[Tile], shape: tuple[int, ...]) -> None:
+        self._low_res, self._tiles, self._shape = low_res, list(tiles), shape
+        area = sum(tile.shape[0] * tile.shape[1] for tile in tiles)
+        self._blend = area > shape[1] * shape[2]
+        rows, columns = {(t.y0, t.y1) for t in tiles}, {(t.x0, t.x1) for t in tiles}
+        self._weights = [
+            np.outer(_ramp(t.y0, t.y1, sorted(rows)), _ramp(t.x0, t.x1, sorted(columns))) if self._blend else None
+            for t in tiles
+        ]
+        self._total = np.zeros(shape[1:], dtype=np.float32)
+        for tile, weight in zip(self._tiles, self._weights, strict=True):
+            if weight is not None:
+                self._total[tile.index] += weight
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(Z, Y, X)."""
+        return self._shape
+
+    def __getitem__(self, z: int, /) -> np.ndarray:
+        """Logits of slice `z`, (Y, X) float32."""
+        low_res = self._low_res[z]  # (tiles, s, s)
+        out = np.zeros(self._shape[1:], dtype=np.float32)
+        for logits, tile, weight in zip(low_res, self._tiles, self._weights, strict=True):
+            enlarged = enlarge(logits, tile.shape)
+            if weight is None:
+                out[tile.index] = enlarged
+            else:
+                out[tile.index] += weight * np.clip(enlarged, -BLEND_LIMIT, BLEND_LIMIT)
+        return out / self._total if self._blend else out
+
+
+def enlarge(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Low-resolution logits (s, s) to (Y, X): bilinear, `align_corners=False`, never antialiased, as published."""
+    resized = F.interpolate(torch.from_numpy(logits)[None, None], shape, mode="bilinear", align_corners=False)
+    return resized[0, 0].numpy()

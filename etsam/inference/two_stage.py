@@ -1,0 +1,217 @@
+"""Stage 1 -> fuse -> stage 2: the whole method in plain torch and numpy."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from etsam.errors import ConfigError
+from etsam.inference.prompts import Prompt
+from etsam.inference.propagate import propagate
+from etsam.inference.stores import LogitStore, open_store
+from etsam.inference.tiles import Overlapping, Stitched, Tile, Tiling
+from etsam.io.slices import Slices
+from etsam.network.tracker import SliceTracker
+
+DEFAULT_THRESHOLD = -0.25
+"""Logits strictly above this are membrane, in both stages (published default, chosen there on validation data)."""
+
+FUSE_LIMIT = 5.0
+"""Stage-1 logits are clamped to +-5 before they are fused with the tomogram (published)."""
+
+StageProgress = Callable[[str, int, int], None]
+"""Called with (what is being done, slices done, slices in all)."""
+
+
+class Mask:
+    """Where logits exceed a threshold: uint8 slices, 0 or 1, computed as they are asked for."""
+
+    def __init__(self, logits: Slices, threshold: float) -> None:
+        self._logits, self._threshold = logits, threshold
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(Z, Y, X)."""
+        return self._logits.shape
+
+    def __getitem__(self, z: int, /) -> np.ndarray:
+        """Slice `z`, (Y, X) uint8."""
+        return (self._logits[z] > self._threshold).astype(np.uint8)
+
+
+class _Crop:
+    def __init__(self, slices: Slices, tile: Tile) -> None:
+        self._slices, self._tile = slices, tile
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self._slices.shape[0], *self._tile.shape)
+
+    def __getitem__(self, z: int, /) -> np.ndarray:
+        return self._slices[z][self._tile.index]
+
+
+class Fused:
+    """Input of stage 2: normalised tomogram plus stage-1 logits scaled to 0..1.
+
+    Use `fuse`, which finds the extremes.
+    """
+
+    def __init__(
+        self, normalized: Slices, logits: Slices, regions: Sequence[Tile], extremes: Sequence[tuple[float, float]]
+    ) -> None:
+        self._normalized, self._logits = normalized, logits
+        self._regions, self._extremes = list(regions), list(extremes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(Z, Y, X)."""
+        return self._normalized.shape
+
+    def __getitem__(self, z: int, /) -> np.ndarray:
+        """Slice `z`, (Y, X) float32, about 0..2."""
+        out = self._normalized[z].astype(np.float32)
+        clamped = np.clip(self._logits[z], -FUSE_LIMIT, FUSE_LIMIT)
+        for region, (low, high) in zip(self._regions, self._extremes, strict=True):
+            if high > low:  # else stage 1 says the same everywhere, which is no evidence: add nothing
+                out[region.index] += (clamped[region.index] - np.float32(low)) / (np.float32(high) - np.float32(low))
+        return out
+
+
+def fuse(normalized: Slices, logits: Slices, regions: Sequence[Tile] | None = None) -> Fused:
+    """Fuse a tomogram with its stage-1 logits; inference and training use this one function.
+
+    The clamped logits are scaled by their own extremes, which need not be -5 and 5 (published). Reads the logits once.
+
+    Parameters
+    ----------
+    normalized
+        Normalised tomogram (Z, Y, X).
+    logits
+        Stage-1 logits (Z, Y, X).
+    regions
+        Parts of a slice that are scaled each by its own extremes; default: the whole volume by one pair.
+    """
+    depth, height, width = normalized.shape
+    if tuple(logits.shape) != tuple(normalized.shape):
+        raise ConfigError(f"stage-1 logits of shape {logits.shape} do not belong to a tomogram of {normalized.shape}.")
+    regions = [Tile(0, height, 0, width)] if regions is None else regions
+    low = np.full(len(regions), np.inf)
+    high = np.full(len(regions), -np.inf)
+    for z in range(depth):
+        plane = logits[z]
+        low = np.minimum(low, [plane[region.index].min() for region in regions])
+        high = np.maximum(high, [plane[region.index].max() for region in regions])
+    extremes = np.clip(np.stack([low, high], axis=1), -FUSE_LIMIT, FUSE_LIMIT)
+    return Fused(normalized, logits, regions, [(float(a), float(b)) for a, b in extremes])
+
+
+@dataclass
+class Stage:
+    """One stage: a network, how it is prompted, and its threshold."""
+
+    tracker: SliceTracker
+    prompt: Prompt
+    threshold: float = DEFAULT_THRESHOLD
+
+
+@dataclass
+class TwoStageOutput:
+    """Logits of both stages, read slice by slice from what the networks left in `stores`.
+
+    Attributes
+    ----------
+    stage1_logits, logits
+        (Z, Y, X) float32, of stage 1 and of stage 2.
+    tiles
+        How the slices were cut.
+    seconds
+        Of each stage.
+    """
+
+    stage1_logits: Slices
+    logits: Slices
+    tiles: list[Tile]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class TwoStage(nn.Module):
+    """Both stages as one function of a normalised tomogram.
+
+    Parameters
+    ----------
+    stage1, stage2
+        The stages.
+    tiling
+        How slices are cut; default: overlapping tiles where a slice is larger than the network side.
+    resegment_prompted
+        Segment prompted slices again from their neighbours; False: as published, prompts stay (slice 0 empty).
+    tile_batch_size
+        Tiles that go through a network together.
+    """
+
+    def __init__(
+        self,
+        stage1: Stage,
+        stage2: Stage,
+        tiling: Tiling | None = None,
+        *,
+        resegment_prompted: bool = True,
+        tile_batch_size: int = 1,
+    ) -> None:
+        super().__init__()
+        if tile_batch_size < 1:
+            raise ConfigError(f"tile_batch_size={tile_batch_size} has to be at least 1.")
+        self.stages = (stage1, stage2)
+        self.trackers = nn.ModuleList([stage1.tracker, stage2.tracker])  # so that they move to the device
+        self.tiling = tiling if tiling is not None else Overlapping()
+        self.resegment_prompted = resegment_prompted
+        self.tile_batch_size = tile_batch_size
+        self.eval()
+
+    def forward(
+        self, normalized: Slices, *, scratch_folder: Path | None = None, progress: StageProgress | None = None
+    ) -> TwoStageOutput:
+        """Segment a tomogram.
+
+        Parameters
+        ----------
+        normalized
+            Normalised tomogram (Z, Y, X) float32.
+        scratch_folder
+            Where low-resolution logits are kept; None: in memory, S/4 x S/4 float32 a slice, tile and stage.
+        progress
+            Called slice by slice.
+        """
+        depth, height, width = normalized.shape
+        stage1, stage2 = self.stages
+        tiles = self.tiling.plan(height, width, min(stage.tracker.side for stage in self.stages))
+        seconds: dict[str, float] = {}
+
+        def run(name: str, stage: Stage, slices: Slices, mask: Slices | None) -> Slices:
+            started = time.perf_counter()
+            side = stage.tracker.low_res_side
+            store: LogitStore = open_store((depth, len(tiles), side, side), scratch_folder)
+            prompts = [
+                stage.prompt((depth, *tile.shape), None if mask is None else _Crop(mask, tile)) for tile in tiles
+            ]
+            propagate(
+                stage.tracker,
+                slices,
+                prompts,
+                tiles,
+                store,
+                resegment_prompted=self.resegment_prompted,
+                tile_batch_size=self.tile_batch_size,
+                progress=None if progress is None else lambda done, total: progress(name, done, total),
+            )
+            seconds[name] = time.perf_counter() - started
+            return Stitched(store, tiles, (depth, height, width))
+
+        logits1 = run("stage 1", stage1, normalized, None)
+        fused = fuse(normalized, logits1, tiles if self.tiling.fuse_per_tile else None)
+        logits2 = run("stage 2", stage2, fused, Mask(logits1, stage1.threshold))
+        return TwoStageOutput(logits1, logits2, tiles, seconds)

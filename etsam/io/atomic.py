@@ -1,0 +1,122 @@
+"""Outputs that are complete or not there: written under a temporary name in the same folder, then renamed."""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from etsam.errors import OutputError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+# Answers of file systems without hard links (exFAT, SMB and FUSE mounts, some parallel file systems)
+_NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+    """Lend a temporary path whose file becomes `path` when the block ends well, and vanishes when it does not.
+
+    The temporary file lies in the folder of `path`, so that renaming never copies; its name starts with a dot and
+    ends in `.part`. It exists, empty, when the block starts. Libraries that choose a format by suffix need to be told
+    the format.
+
+    Parameters
+    ----------
+    path
+        Where the output shall lie; its folder must exist.
+    overwrite
+        Replace an existing file. Without it an existing file is an error, both at the start and, if another process
+        was faster, at the end.
+
+    Yields
+    ------
+    Path
+        The temporary file.
+
+    Raises
+    ------
+    OutputError
+        If `path` exists, cannot be written, or the disk is full.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with atomic_path(folder / "run.json") as part:
+    ...     _ = part.write_text("{}")
+    >>> [entry.name for entry in folder.iterdir()]
+    ['run.json']
+    """
+    target = Path(path)
+    refuse_existing(target, overwrite)
+    # 60 characters of the name: the whole stays below the usual limit of 255 bytes, in any alphabet
+    part = target.parent / f".{target.name[:60]}.{secrets.token_hex(6)}.part"
+    try:
+        # not tempfile: its files are readable by their owner only, and stay so after renaming
+        part.open("xb").close()
+    except OSError as error:
+        raise output_error(error, target) from error
+    try:
+        yield part
+        _flush_to_disk(part)
+        _publish(part, target, overwrite)
+    except OSError as error:
+        # an error of another file, such as the input, is not ours to explain
+        if error.filename == str(part) or (error.filename is None and error.errno in _FULL | _FORBIDDEN):
+            raise output_error(error, target) from error
+        raise
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def refuse_existing(target: Path, overwrite: bool) -> None:
+    """Raise an OutputError if `target` exists and may not be replaced, or is a folder."""
+    if os.path.isdir(target):
+        raise OutputError(f"{target}: is a folder; give the name of a file")
+    if not overwrite and os.path.lexists(target):
+        raise OutputError(
+            f"{target}: exists already; set overwrite=true to replace it or resume=true to keep what is complete"
+        )
+
+
+def output_error(error: OSError, target: Path) -> OutputError:
+    """One line about an OSError met while writing `target`."""
+    if error.errno in _FULL:
+        free = "unknown"
+        with suppress(OSError):
+            free = f"{shutil.disk_usage(target.parent).free}"
+        return OutputError(
+            f"{target}: disk full ({free} bytes free in {target.parent}); free some space or choose another folder"
+        )
+    if error.errno in _FORBIDDEN:
+        return OutputError(f"{target}: no permission to write in {target.parent}; choose another folder")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return OutputError(f"{target}: the folder {target.parent} does not exist; create it")
+    return OutputError(f"{target}: cannot be written: {error.strerror or error}")
+
+
+def _flush_to_disk(part: Path) -> None:
+    """Without it a crash of the machine can leave the new name with no content."""
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _publish(part: Path, target: Path, overwrite: bool) -> None:
+    if overwrite:
+        os.replace(part, target)
+        return
+    try:
+        os.link(part, target)  # unlike a rename it fails if the target appeared meanwhile
+    except FileExistsError:
+        refuse_existing(target, overwrite)
+        raise
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        refuse_existing(target, overwrite)
+        part.rename(target)

@@ -1,0 +1,88 @@
+"""The only place that imports `sam2`.
+
+`import sam2` initialises Hydra for the whole process, after which `@hydra.main` and `compose` refuse to run with
+another config folder. The import is therefore guarded: Hydra is left as it was found (tests/test_import_side_effects).
+The network configs are ours (`configs/net`), because sam2's own cannot be found from inside another Hydra program.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from etsam.errors import ConfigError
+from etsam.network.checkpoint import load_weights
+from etsam.network.tracker import SliceTracker
+from etsam.weights import StageWeights
+
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
+
+log = logging.getLogger(__name__)
+
+_SIDE_MULTIPLE = 32  # the coarsest level of the image encoder has stride 32
+
+
+def import_sam2() -> None:
+    """Import sam2 and leave Hydra initialised only if it was so before."""
+    initialised_before = GlobalHydra.instance().is_initialized()
+    import sam2  # noqa: F401
+
+    if not initialised_before:
+        GlobalHydra.instance().clear()
+
+
+def build_network(net: Mapping[str, Any]) -> "SAM2Base":
+    """Construct a SAM2 network with random weights.
+
+    Parameters
+    ----------
+    net
+        A config of the group `net`: the tree of `_target_`s of `sam2.modeling`.
+
+    Raises
+    ------
+    ConfigError
+        If a constructor refuses its arguments, or the image side is no multiple of 32.
+    """
+    import_sam2()
+    config = net if OmegaConf.is_config(net) else OmegaConf.create(dict(net))
+    side = config.get("image_size")
+    if not isinstance(side, int) or side <= 0 or side % _SIDE_MULTIPLE:
+        raise ConfigError(f"net.image_size={side}: the image side has to be a positive multiple of {_SIDE_MULTIPLE}.")
+    try:
+        return instantiate(config, _recursive_=True)
+    except (HydraException, TypeError, ValueError, AssertionError, AttributeError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(f"the network of the config group `net` cannot be built: {reason[-1]}") from error
+
+
+def build_tracker(net: Mapping[str, Any], weights: StageWeights) -> SliceTracker:
+    """A stage's network with its weights, ready to track slices.
+
+    Parameters
+    ----------
+    net
+        A config of the group `net`.
+    weights
+        Where the weights of this stage come from.
+
+    Raises
+    ------
+    ConfigError, CheckpointError
+        As `build_network` and `load_weights`.
+    """
+    import torch
+
+    if weights.path is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(weights.seed)
+            network = build_network(net)
+    else:
+        network = build_network(net)
+        load_weights(network, weights.path)
+    return SliceTracker(network)

@@ -1,0 +1,149 @@
+"""Checkpoint files -> weights of a network: safely, and completely or not at all.
+
+Accepted: `.pt` as SAM2 and ETSAM publish them (`{"model": {name: tensor}}`, or the plain dictionary), Lightning
+`.ckpt` (`{"state_dict": {prefix + name: tensor}}`), and `.safetensors`. Pickles are read with `weights_only=True`:
+code in them is refused, never run.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from etsam.errors import CheckpointError
+
+_ANCHOR = "maskmem_tpos_enc"  # a parameter every SAM2 network has at its root; tells the prefix in a Lightning checkpoint
+_SHOWN = 3  # names of each kind in an error message
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors of a checkpoint by name, on the CPU.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, unreadable, damaged, not a checkpoint, or holds anything but plain tensors.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"the weights {path} cannot be read: {error.strerror}.") from error
+    _refuse_text(path, start)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _tensors(path, _read_pickle(path))
+
+
+def _refuse_text(path: Path, start: bytes) -> None:
+    text = start.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html")):
+        raise CheckpointError(f"{path} is a web page, not weights: the download went wrong; download it again.")
+    if text.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a Git LFS pointer, not weights; run `git lfs pull`.")
+    if not start:
+        raise CheckpointError(f"{path} is empty, not weights; download or copy it again.")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or no safetensors file ({_first_line(error)}); copy it again."
+        ) from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        text = str(error)
+        if "Unsupported global" in text or "Unsupported class" in text or "Unsupported operand" in text:
+            raise CheckpointError(
+                f"{path} holds more than tensors, possibly code; it was refused and nothing in it was run. Export its "
+                "weights as .safetensors where you trust it."
+            ) from error
+        raise CheckpointError(f"{path} is damaged or no checkpoint ({_first_line(error)}); copy it again.") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged or no checkpoint ({_first_line(error)}); copy it again.") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def _tensors(path: Path, loaded: Any) -> dict[str, Tensor]:
+    """The dictionary of tensors in what a pickle held, without the prefix that a Lightning module gives."""
+    if isinstance(loaded, dict):
+        for key in ("model", "state_dict"):
+            if isinstance(loaded.get(key), dict):
+                loaded = loaded[key]
+                break
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise CheckpointError(
+            f"{path} holds no weights; expected a dictionary of tensors, or one under the key `model` (SAM2, ETSAM) or "
+            "`state_dict` (Lightning)."
+        )
+    prefixes = {name[: -len(_ANCHOR)] for name in loaded if name.endswith(_ANCHOR)}
+    if len(prefixes) > 1:
+        raise CheckpointError(
+            f"{path} holds {len(prefixes)} networks ({', '.join(sorted(prefixes))}); export the one you want."
+        )
+    prefix = prefixes.pop() if prefixes else ""
+    return {name[len(prefix) :]: value for name, value in loaded.items() if name.startswith(prefix)}
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Copy a checkpoint into a network: first the names are compared, then the shapes, and only then values copied.
+
+    Parameters
+    ----------
+    network
+        Its parameters and buffers are overwritten, in their own dtype and on their own device.
+    path
+        Checkpoint file.
+
+    Raises
+    ------
+    CheckpointError
+        As `read_state_dict`; or if names are missing or unexpected, shapes differ, or values are not finite. The
+        network is unchanged then.
+    """
+    state, expected = read_state_dict(path), network.state_dict()
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    misshapen = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if missing or unexpected or misshapen:
+        faults = [
+            _listing(kind, names)
+            for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+            if names
+        ]
+        raise CheckpointError(
+            f"{path} holds weights of another architecture than the chosen network: {'; '.join(faults)}. Choose the "
+            "net it was trained with (net=...)."
+        )
+    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{path} holds values that are not finite: {_listing('tensors', broken)}.")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(state[name])
+
+
+def _listing(kind: str, names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{more})"

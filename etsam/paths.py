@@ -1,0 +1,25 @@
+"""Where the files that belong to the program lie: in the installed package, or beside it in a checkout."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+_ROOTS = (_PACKAGE / "share", _PACKAGE.parent)  # wheel (pyproject.toml, force-include), then checkout
+
+
+def find_share(*parts: str) -> list[Path]:
+    """Existing paths of a shipped file or folder, the installed one first."""
+    return [path for path in (root.joinpath(*parts) for root in _ROOTS) if path.exists()]
+
+
+def share(*parts: str) -> Path:
+    """Path of a shipped file or folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the installation is incomplete.
+    """
+    found = find_share(*parts)
+    if not found:
+        raise FileNotFoundError(f"{'/'.join(parts)} is missing from this installation of etsam; reinstall it.")
+    return found[0]
