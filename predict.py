@@ -1,0 +1,71 @@
+"""Segment tomograms.
+
+    python predict.py input=tomogram.mrc
+    python predict.py input='data/*.mrc' output_dir=masks weights=etsam_v1 write_logits=true
+
+Every setting is in configs/predict.yaml; `python predict.py --help` lists them.
+"""
+
+import logging
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from etsam.entry import guarded, is_first_process, require
+
+log = logging.getLogger("etsam.predict")
+
+
+def run(cfg: DictConfig) -> None:
+    """Compose -> instantiate -> predict. Raises `EtsamError`s; what is written is in `output_dir`."""
+    require(cfg, "input", "FILE, FOLDER, 'PATTERN' or LIST.txt")
+    from hydra.utils import instantiate
+
+    inputs = instantiate(cfg.inputs)
+    writer = instantiate(cfg.writer)
+    writer.settings = settings_of(cfg)
+    if is_first_process():  # before the networks are built, and once for all processes
+        writer.check(inputs.check())
+
+    from etsam.inference.progress import SliceProgress
+
+    segmenter = instantiate(cfg.segmenter)
+    if is_first_process() and None in (cfg.weights.stage1, cfg.weights.stage2):
+        log.warning(
+            "the weights are RANDOM, so the mask MEANS NOTHING; it shows that the program runs. For real masks: "
+            "weights=etsam_v1, or weights.stage1=FILE weights.stage2=FILE"
+        )
+    trainer = instantiate(cfg.trainer, callbacks=[writer, SliceProgress()])
+    trainer.predict(segmenter, datamodule=inputs, return_predictions=False)
+    segmenter.raise_failures()
+
+
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
+    """What decides a mask, plain values: for the record and for `resume`."""
+    from etsam.weights import StageWeights
+
+    keys = ("net", "normalize", "nonfinite", "tiles", "postprocess", "resegment_prompted")
+    settings = {key: _plain(cfg[key]) for key in keys}
+    settings["precision"] = cfg.trainer.precision
+    settings["weights"] = {}
+    for stage in ("stage1", "stage2"):
+        tracker = cfg[stage].tracker
+        weights = StageWeights.resolve(tracker.checkpoint, tracker.seed)
+        settings[stage] = {"prompt": _plain(cfg[stage].prompt), "threshold": cfg[stage].threshold}
+        settings["weights"][stage] = {"name": weights.name, "sha256": weights.sha256()}
+    return settings
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="predict")
+def main(cfg: DictConfig) -> None:
+    """Command line."""
+    guarded(run, cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,3 +1,20 @@
-"""etsam segments cell membranes in cryo-electron tomograms with a two-stage SAM2 model."""
+"""etsam segments cell membranes in cryo-electron tomograms with a two-stage SAM2 model.
+
+`etsam.segment(array_or_path)` is the Python interface; importing the package itself is cheap and has no side effects.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["Segmentation", "__version__", "segment"]
+
+if TYPE_CHECKING:
+    from etsam.api import Segmentation, segment
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("segment", "Segmentation"):
+        from etsam import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'etsam' has no attribute '{name}'")

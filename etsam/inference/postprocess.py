@@ -67,7 +67,8 @@ class RemoveThinNoise:
     the span counts from the first to the last slice, both included.
 
     The mask is read twice, once by the call and once by reading the result. Memory: a few slices and a table of the 2D
-    components (see `StreamedComponents`). Measured at 500 x 928 x 960: MEASURED_THIN.
+    components (see `StreamedComponents`). Measured at 500 x 928 x 960, synthetic membranes with specks: 12 s on one
+    core, peak 80 MB.
 
     Parameters
     ----------
@@ -109,7 +110,8 @@ class RemoveSmallComponents:
     """Removes 3D components of few voxels.
 
     The mask is read twice, once by the call and once by reading the result. Memory: a few slices and a table of the 2D
-    components (see `StreamedComponents`). Measured at 500 x 928 x 960: MEASURED_SMALL.
+    components (see `StreamedComponents`). Measured at 500 x 928 x 960, synthetic membranes with specks: 12 s on one
+    core, peak 90 MB.
 
     Parameters
     ----------
@@ -160,7 +162,8 @@ class SeverMisconnections:
 
     Each slice is computed when it is asked for and the last one is kept. A step that reads its input twice computes
     every slice twice, so removing components goes before severing where the choice is free (the published order).
-    Memory: one slice and its skeleton. Measured at 500 x 928 x 960: MEASURED_SEVER.
+    Memory: one slice and its skeleton. Measured at 500 x 928 x 960, synthetic membranes with rungs: 33 s on one core
+    (30 ms of 67 ms a slice are scikit-image's skeleton), peak 20 MB.
 
     Parameters
     ----------
@@ -217,7 +220,7 @@ class InstanceLabels:
 
     The numbers are uint16, the widest integers that MRC knows (mode 6). The mask is read twice, once by the call and
     once by reading the result. Memory: a few slices and a table of the 2D components (see `StreamedComponents`).
-    Measured at 500 x 928 x 960: MEASURED_LABELS.
+    Measured at 500 x 928 x 960, synthetic membranes without specks: 9 s on one core, peak 20 MB.
 
     Parameters
     ----------
@@ -265,9 +268,7 @@ class InstanceLabels:
         return FilteredSlices(components.shape, lambda z: components.labels(z).astype(np.uint16))
 
 
-def apply_steps(
-    mask: Slices, steps: Iterable[Step] | Mapping[str, Step], progress: Progress | None = None
-) -> Slices:
+def apply_steps(mask: Slices, steps: Iterable[Step] | Mapping[str, Step], progress: Progress | None = None) -> Slices:
     """Apply steps to a mask, each to the result of the one before.
 
     Parameters

@@ -32,6 +32,7 @@ REFUSED_MODES = {  # IMOD's mrc_format.txt
 IMOD_STAMP = 1146047817  # IMOD's mrc_format.txt: the bytes "IMOD" at offset 152; flags follow at 156
 IMOD_STAMP_OFFSET = 152
 IMOD_SIGNED_BYTES = 1  # bit 0 of those flags: mode 0 means signed bytes
+IMOD_4_BIT = 16  # bit 4: mode 0 means two 4-bit numbers in a byte
 VOXEL_SIZES_ANGSTROM = (0.1, 1000.0)  # below an atom, above a cell organelle: neither is a tomogram's voxel
 
 # Bounds that tell a header read in the right byte order from one read in the wrong order (or from no header): a wrong
@@ -65,7 +66,7 @@ class MrcHeader:
     voxel_size_angstrom: tuple[float, float, float] | None
     """(z, y, x) in Å; None if the file does not say."""
     origin_angstrom: tuple[float, float, float]
-    """(z, y, x) in Å, the ORIGIN words."""
+    """(z, y, x) in Å, the ORIGIN words as they stand (IMOD often means the opposite sign; viewers do not agree)."""
     start: tuple[int, int, int]
     """(z, y, x) in voxels: nzstart, nystart, nxstart put into the order of space."""
     axis_order: tuple[int, int, int]
@@ -124,12 +125,15 @@ def parse_header(raw: bytes, file_size: int, name: str) -> MrcHeader:
     order = _choose_byte_order(raw, file_size, name)
     fields = _unpack(raw, order)
     mode, shape = int(fields["mode"]), (int(fields["nz"]), int(fields["ny"]), int(fields["nx"]))
-    _refuse_unusable(fields, mode, name)
+    imod_flags = _imod_flags(raw, order)
+    # bytes that hold two numbers each are what mode 101 says, too
+    packed = mode == 0 and imod_flags is not None and bool(imod_flags & IMOD_4_BIT)
+    _refuse_unusable(fields, 101 if packed else mode, name)
 
     oddities: list[str] = []
     _check_identification(fields, order, oddities)
     dtype = np.dtype(dtype_from_mode(mode)).newbyteorder(order)
-    if mode == 0 and _bytes_are_unsigned(raw, fields, order):
+    if mode == 0 and _bytes_are_unsigned(fields, imod_flags):
         dtype = np.dtype(np.uint8)
         oddities.append("mode 0 read as unsigned bytes")
     axis_order = _axis_order(fields, oddities)
@@ -234,11 +238,15 @@ def _check_identification(fields: Any, order: str, oddities: list[str]) -> None:
         oddities.append(f"{endian[order]} file with a {endian[stamp]} machine stamp")
 
 
-def _bytes_are_unsigned(raw: bytes, fields: Any, order: str) -> bool:
-    """MRC2014 has signed bytes only, but every program before 2010 or so, IMOD first, wrote unsigned ones."""
+def _imod_flags(raw: bytes, order: str) -> int | None:
     stamp, flags = struct.unpack_from(f"{order}ii", raw, IMOD_STAMP_OFFSET)
+    return int(flags) if stamp == IMOD_STAMP else None
+
+
+def _bytes_are_unsigned(fields: Any, imod_flags: int | None) -> bool:
+    """MRC2014 has signed bytes only, but IMOD wrote unsigned ones before 4.2.23 (its mrc_format.txt), others too."""
     dmin, dmax = float(fields["dmin"]), float(fields["dmax"])
-    says_unsigned = stamp == IMOD_STAMP and not flags & IMOD_SIGNED_BYTES
+    says_unsigned = imod_flags is not None and not imod_flags & IMOD_SIGNED_BYTES
     return dmin >= 0 and (dmax > 127 or says_unsigned)  # 127: the largest signed byte
 
 

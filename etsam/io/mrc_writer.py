@@ -13,6 +13,7 @@ import numpy as np
 from mrcfile.constants import MAP_ID, VOLUME_SPACEGROUP
 from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.utils import machine_stamp_from_byte_order, mode_from_dtype
+from numpy.typing import DTypeLike
 
 from etsam import __version__
 from etsam.errors import OutputError
@@ -23,7 +24,6 @@ from etsam.io.volume import Volume
 
 _MRC_VERSION = 20141  # MRC2014: year 2014, version 1; what mrcfile writes
 _LABELS, _LABEL_BYTES = 10, 80  # MRC2014
-_LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 
 
 class MrcWriter:
@@ -76,7 +76,7 @@ class MrcWriter:
         self,
         path: str | os.PathLike[str],
         shape: tuple[int, int, int],
-        dtype: np.typing.DTypeLike,
+        dtype: DTypeLike,
         like: Volume | None = None,
         voxel_size_angstrom: tuple[float, float, float] | None = None,
         label: str = "",
@@ -141,6 +141,19 @@ class MrcWriter:
         self._statistics[index] = _slice_statistics(converted)
         self._written[index] = True
 
+    def __getitem__(self, z: int) -> np.ndarray:
+        """Slice `z` (Y, X) as it was written, so that an output can be the input of a further step."""
+        index = operator.index(z)
+        if self._file is None or not self._written[index]:
+            raise ValueError(f"{self.path}: slice {index} has not been written")
+        plane = np.empty(self.shape[1:], dtype=self.dtype)
+        self._file.seek(HEADER_BYTES + index % self.shape[0] * plane.nbytes)
+        view = plane.reshape(-1).view(np.uint8)
+        filled = 0
+        while filled < view.size and (count := self._file.readinto(view[filled:].data)):  # type: ignore[attr-defined]
+            filled += count
+        return plane
+
     def _convert(self, plane: np.ndarray) -> np.ndarray:
         """To the file's dtype, contiguous; values that do not survive are an error, rounding of floats is not."""
         kind = plane.dtype.kind
@@ -150,12 +163,11 @@ class MrcWriter:
             limits = np.iinfo(self.dtype)
             if int(plane.min()) < limits.min or int(plane.max()) > limits.max:
                 raise ValueError(f"values {plane.min()} to {plane.max()} do not fit into {self.dtype}")
-        if self.dtype == np.float16 and kind != "b":
+        if self.dtype.kind == "f" and not np.can_cast(plane.dtype, self.dtype):
+            limit = float(np.finfo(self.dtype).max)
             finite = plane[np.isfinite(plane)]
-            if finite.size and max(-float(finite.min()), float(finite.max())) > _LARGEST_FLOAT16:
-                raise OutputError(
-                    f"{self.path}: values beyond {_LARGEST_FLOAT16:g} do not fit into float16; use float32"
-                )
+            if finite.size and max(-float(finite.min()), float(finite.max())) > limit:
+                raise OutputError(f"{self.path}: values beyond {limit:g} do not fit into {self.dtype}; use float32")
         return np.ascontiguousarray(plane, dtype=self.dtype)
 
     def _write_at(self, offset: int, data: np.ndarray) -> None:

@@ -81,11 +81,11 @@ def remove_in_process(scratch: Path, pid: int) -> None:
             scratch.unlink(missing_ok=True)
 
 
-def _open(path: Path, packing: str) -> IO[bytes]:
+def _open(path: Path, packing: str) -> bz2.BZ2File | gzip.GzipFile:
     return bz2.open(path) if packing == ".bz2" else gzip.open(path)
 
 
-def _read(source: IO[bytes], path: Path, packing: str) -> bytes:
+def _read(source: bz2.BZ2File | gzip.GzipFile, path: Path, packing: str) -> bytes:
     try:
         return source.read(_CHUNK_BYTES)
     except (OSError, EOFError, zlib.error) as error:

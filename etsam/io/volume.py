@@ -203,7 +203,9 @@ class Volume:
         return plane if along_y < along_x else plane.T
 
 
-def read_volume(path: str | os.PathLike[str], scratch_dir: str | os.PathLike[str] | None = None) -> Volume:
+def read_volume(
+    path: str | os.PathLike[str], scratch_dir: str | os.PathLike[str] | None = None, *, warn: bool = True
+) -> Volume:
     """Open a tomogram in MRC format, gzip- or bzip2-compressed or not, without reading its slices.
 
     What the file is, is decided by its content; the suffix decides only what to say about something unreadable.
@@ -215,6 +217,8 @@ def read_volume(path: str | os.PathLike[str], scratch_dir: str | os.PathLike[str
     scratch_dir
         Folder for the unpacked copy of a compressed file; by default the system's (`TMPDIR`). The copy is removed
         with the volume.
+    warn
+        Whether to log what is odd about the header.
 
     Raises
     ------
@@ -227,7 +231,7 @@ def read_volume(path: str | os.PathLike[str], scratch_dir: str | os.PathLike[str
     -----
     One line in the log, if the header is poor or the name is that of a tilt series.
     """
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))  # unlike Path.expanduser it leaves names such as ~$tomo.mrc alone
     _refuse_what_is_no_file(given)
     suffix = _suffix(given)
     try:
@@ -248,7 +252,7 @@ def read_volume(path: str | os.PathLike[str], scratch_dir: str | os.PathLike[str
             undo.pop_all()
     except OSError as error:
         raise InputError(f"{given}: cannot be read: {error.strerror or error}") from error
-    if header.oddities:
+    if header.oddities and warn:
         _log.warning("%s: %s", given, "; ".join(header.oddities))
     return volume
 

@@ -5,10 +5,10 @@ another config folder. The import is therefore guarded: Hydra is left as it was 
 The network configs are ours (`configs/net`), because sam2's own cannot be found from inside another Hydra program.
 """
 
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.utils import instantiate
@@ -21,8 +21,6 @@ from etsam.weights import StageWeights
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
-
-log = logging.getLogger(__name__)
 
 _SIDE_MULTIPLE = 32  # the coarsest level of the image encoder has stride 32
 
@@ -61,28 +59,27 @@ def build_network(net: Mapping[str, Any]) -> "SAM2Base":
         raise ConfigError(f"the network of the config group `net` cannot be built: {reason[-1]}") from error
 
 
-def build_tracker(net: Mapping[str, Any], weights: StageWeights) -> SliceTracker:
+def build_tracker(net: Mapping[str, Any], checkpoint: str | None = None, seed: int = 0) -> SliceTracker:
     """A stage's network with its weights, ready to track slices.
 
     Parameters
     ----------
     net
         A config of the group `net`.
-    weights
-        Where the weights of this stage come from.
+    checkpoint
+        Weights file, as `StageWeights.resolve` finds it; None: random weights.
+    seed
+        Of the random weights.
 
     Raises
     ------
     ConfigError, CheckpointError
-        As `build_network` and `load_weights`.
+        As `build_network`, `StageWeights.resolve` and `load_weights`.
     """
-    import torch
-
-    if weights.path is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(weights.seed)
-            network = build_network(net)
-    else:
+    weights = StageWeights.resolve(checkpoint, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         network = build_network(net)
+    if weights.path is not None:
         load_weights(network, weights.path)
-    return SliceTracker(network)
+    return SliceTracker(network).eval()

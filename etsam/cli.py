@@ -1,0 +1,203 @@
+"""Console command `etsam`: the flags of the published tool become Hydra overrides of the same run functions.
+
+Start-up imports nothing but the standard library; Hydra, torch and the rest come with the command that needs them.
+"""
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from etsam import __version__
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_OVERRIDE = re.compile(r"^[+~]{0,2}[A-Za-z_][\w./@]*(=|$)")
+_PROMPTS = {"zero": "zero", "grid": "grid", "grid_zero": "grid_zero", "etsam_stage1_partial": "stage1_mask"}
+_NORMALIZE = {"min_max_positive_values": "min_max_positive", "softplus_minmax": "softplus_minmax", "robust": "robust"}
+# numbers of the published post-processing flags -> step and argument
+_STEP_NUMBERS = {
+    "post_process_min_slices": ("thin_noise", "min_slices"),
+    "post_process_max_bridge_len": ("misconnections", "max_bridge_len"),
+    "post_process_max_spur_len": ("misconnections", "max_spur_len"),
+}
+
+
+def quote(text: str) -> str:
+    """A value as Hydra's override grammar takes it literally, whatever characters it has."""
+    return "'" + re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", text) + "'"
+
+
+def _add_postprocess_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("post-processing")
+    group.add_argument("--post-process", action="store_true", help="all steps: thin noise, then misconnections")
+    group.add_argument(
+        "--postprocess-remove-thin-noise", action="store_true", help="remove blobs that span too few slices"
+    )
+    group.add_argument(
+        "--postprocess-remove-parallel-membrane-misconnections",
+        action="store_true",
+        help="cut small bridges between parallel membranes, slice by slice",
+    )
+    group.add_argument("--post-process-min-slices", type=int, metavar="N", help="slices a blob has to span (10)")
+    group.add_argument("--post-process-max-bridge-len", type=int, metavar="N", help="longest bridge cut, voxels (5)")
+    group.add_argument("--post-process-max-spur-len", type=int, metavar="N", help="longest spur cut, voxels (0: none)")
+
+
+def postprocess_overrides(args: argparse.Namespace, default: str | None = None) -> list[str]:
+    """Overrides of the group `postprocess` for the published flags; `default` if none asks for a step."""
+    thin, bridges = args.postprocess_remove_thin_noise, args.postprocess_remove_parallel_membrane_misconnections
+    numbers = {name: getattr(args, name) for name in _STEP_NUMBERS if getattr(args, name) is not None}
+    group = default
+    if args.post_process or (thin and bridges):
+        group = "all"
+    elif thin or bridges:
+        group = "thin_noise" if thin else "misconnections"
+    if group is None and numbers:
+        flag = "--" + next(iter(numbers)).replace("_", "-")
+        raise ValueError(f"{flag} does nothing without post-processing; add --post-process")
+    if group is None:
+        return []
+    overrides = [f"postprocess={group}"]
+    for name, value in numbers.items():
+        step, argument = _STEP_NUMBERS[name]
+        if group not in ("all", step):
+            raise ValueError(f"--{name.replace('_', '-')} belongs to a step that is not run; add --post-process")
+        overrides.append(f"postprocess.{step}.{argument}={value}")
+    return overrides
+
+
+def predict_overrides(args: argparse.Namespace, rest: Sequence[str] = ()) -> list[str]:
+    """Hydra overrides for the flags and arguments of `etsam predict`; `rest` are overrides already."""
+    inputs, extra = [], list(rest)
+    for item in args.inputs:
+        is_override = not os.path.exists(item) and "=" in item and _OVERRIDE.match(item)
+        (extra if is_override else inputs).append(item)
+    overrides = []
+    if inputs:
+        overrides.append("input=[" + ",".join(quote(item) for item in inputs) + "]")
+    if args.output_dir is not None:
+        overrides.append(f"output_dir={quote(args.output_dir)}")
+    # groups first: what follows overrides their values
+    if args.weights is not None:
+        overrides.append(f"weights={args.weights}")
+    if args.normalize_method is not None:
+        overrides.append(f"normalize={_NORMALIZE[args.normalize_method]}")
+    for stage in ("stage1", "stage2"):
+        prompt = getattr(args, f"{stage}_prompt")
+        if prompt is not None:
+            overrides.append(f"prompt@{stage}.prompt={_PROMPTS[prompt]}")
+    if args.split_processing:
+        overrides.append("tiles=split2x2")
+    overrides += postprocess_overrides(args)
+    if args.logit_threshold is not None:
+        overrides.append(f"stage2.threshold={args.logit_threshold}")
+    for flag, key in (
+        ("store_logits", "write_logits"),
+        ("overwrite", "overwrite"),
+        ("resume", "resume"),
+        ("debug", "debug"),
+    ):
+        if getattr(args, flag):
+            overrides.append(f"{key}=true")
+    return overrides + extra
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends with status 1 and one line, as every error of the program does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(1, f"etsam: error: {message}; see `{self.prog} --help`.\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `etsam`."""
+    parser = _Parser("etsam", description="Segment cell membranes in cryo-electron tomograms.")
+    parser.add_argument("--version", action="version", version=f"etsam {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    predict = commands.add_parser(
+        "predict",
+        help="tomogram -> mask",
+        description="Segment tomograms. Any further KEY=VALUE sets what configs/predict.yaml lists.",
+    )
+    predict.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="TOMOGRAM",
+        help="files, folders, 'patterns' or text lists of MRC tomograms; KEY=VALUE settings may follow",
+    )
+    predict.add_argument("--output-dir", metavar="DIR", help="where outputs go (results)")
+    predict.add_argument("--weights", metavar="NAME", help="nano (default), etsam_v1 or files")
+    predict.add_argument("--logit-threshold", type=float, metavar="T", help="logits above are membrane (-0.25)")
+    predict.add_argument("--store-logits", action="store_true", help="also write the logits")
+    predict.add_argument(
+        "--split-processing", action="store_true", help="four quadrants for themselves, for closely apposed membranes"
+    )
+    predict.add_argument("--stage1-prompt", choices=[name for name in _PROMPTS if name != "etsam_stage1_partial"])
+    predict.add_argument("--stage2-prompt", choices=list(_PROMPTS))
+    predict.add_argument("--normalize-method", choices=list(_NORMALIZE))
+    _add_postprocess_flags(predict)
+    predict.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    predict.add_argument("--resume", action="store_true", help="skip tomograms that are complete")
+    predict.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    post = commands.add_parser("postprocess", help="mask -> cleaned mask")
+    post.add_argument("input_mask", type=Path, help="mask, MRC")
+    post.add_argument("output_mask", type=Path, help="where the cleaned mask goes")
+    _add_postprocess_flags(post)
+    post.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    post.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console command."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    unknown = [item for item in rest if not _OVERRIDE.match(item)]
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]}")
+    try:
+        if args.command == "predict":
+            _predict(predict_overrides(args, rest))
+        else:
+            _postprocess(args, postprocess_overrides(args, default="all") + rest)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _run(config: str, overrides: Sequence[str], run: "Callable[[DictConfig], object]") -> None:
+    """Compose a config with overrides and run it under the guard."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from etsam.api import compose_config
+    from etsam.entry import guarded, leave
+
+    try:
+        cfg = compose_config(config, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        leave(f"the settings do not fit together: {' '.join(str(error).split())}")
+    guarded(run, cfg)
+
+
+def _predict(overrides: Sequence[str]) -> None:
+    from etsam.entry import load_script
+
+    _run("predict", overrides, load_script("predict").run)
+
+
+def _postprocess(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    def run(cfg: "DictConfig") -> None:
+        from hydra.utils import instantiate
+
+        from etsam.inference.postprocess_file import postprocess_file
+
+        steps = list(instantiate(cfg.postprocess, _convert_="all").values())
+        postprocess_file(args.input_mask, args.output_mask, steps, overwrite=args.overwrite)
+
+    _run("postprocess", [*overrides, f"debug={str(args.debug).lower()}"], run)

@@ -1,0 +1,145 @@
+"""What a user names -> the list of tomograms, checked before anything heavy starts."""
+
+import glob
+import logging
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from etsam.errors import InputError
+from etsam.io import TOMOGRAM_SUFFIXES, read_volume, strip_suffix
+
+log = logging.getLogger(__name__)
+
+_LIST_SUFFIXES = (".txt", ".lst", ".list")
+_OUTPUT_MARK = "_etsam_predicted"  # our own outputs are never taken for inputs of a folder
+
+
+def find_tomograms(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Paths of tomograms: of a file, a folder, a pattern, a text file with a path a line, or several of these.
+
+    Paths in a text file are relative to it; empty lines and lines that start with # are skipped. In folders and
+    patterns, outputs of this program are left out.
+
+    Raises
+    ------
+    InputError
+        If something is missing or holds no tomogram, or a name occurs twice.
+    """
+    items = [given] if isinstance(given, str | os.PathLike) else list(given)
+    if not items:
+        raise InputError("no tomogram is named; give a file, a folder, a pattern like 'data/*.mrc' or a text list.")
+    found = [path for item in items for path in _expand(os.fspath(item))]
+    return list(dict.fromkeys(found))
+
+
+def _expand(item: str) -> list[Path]:
+    path = Path(item).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    if path.suffix.lower() in _LIST_SUFFIXES and path.is_file():
+        return _in_list(path)
+    if not path.exists() and glob.has_magic(item):
+        matches = [Path(match) for match in sorted(glob.glob(os.path.expanduser(item), recursive=True))]
+        tomograms = [match for match in matches if match.is_file() and _OUTPUT_MARK not in match.name]
+        if not tomograms:
+            raise InputError(f"no file matches the pattern {item}; check the folder and the pattern.")
+        return tomograms
+    return [path]
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    try:
+        files = sorted(entry for entry in folder.iterdir() if entry.is_file())
+    except PermissionError as error:
+        raise InputError(f"the folder {folder} cannot be read: permission denied.") from error
+    tomograms = [
+        file for file in files if file.name.lower().endswith(TOMOGRAM_SUFFIXES) and _OUTPUT_MARK not in file.name
+    ]
+    if not tomograms:
+        raise InputError(
+            f"the folder {folder} holds no tomogram ({len(files)} other files); expected names ending in "
+            f"{' '.join(TOMOGRAM_SUFFIXES[:3])} and the like."
+        )
+    return tomograms
+
+
+def _in_list(file: Path) -> list[Path]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{file} cannot be read as a text list of tomograms: {error}.") from error
+    paths = [Path(line).expanduser() for line in lines if line and not line.startswith("#")]
+    if not paths:
+        raise InputError(f"the list {file} names no tomogram; write one path a line.")
+    return [path if path.is_absolute() else file.parent / path for path in paths]
+
+
+class Tomograms(LightningDataModule):
+    """The tomograms of a prediction; Lightning shares them out over devices and machines.
+
+    Parameters
+    ----------
+    input
+        As for `find_tomograms`.
+    output_dir
+        Where outputs go; two tomograms of the same name would collide there.
+
+    Raises
+    ------
+    InputError
+        As `find_tomograms`.
+    """
+
+    def __init__(
+        self, input: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], output_dir: str | os.PathLike[str]
+    ) -> None:
+        super().__init__()
+        self.paths = find_tomograms(input)
+        self._refuse_collisions(Path(output_dir))
+
+    def _refuse_collisions(self, output_dir: Path) -> None:
+        by_name: dict[str, Path] = {}
+        for path in self.paths:
+            other = by_name.setdefault(strip_suffix(path), path)
+            if other != path:
+                raise InputError(
+                    f"{other} and {path} would both write {output_dir / strip_suffix(path)}_etsam_*; run them into "
+                    "different output folders."
+                )
+
+    def check(self) -> dict[Path, int]:
+        """Open each header; compressed files are looked at when their turn comes.
+
+        Returns
+        -------
+        dict
+            Path -> number of voxels, 0 where it is not known yet.
+
+        Raises
+        ------
+        InputError
+            Naming every file that cannot be used.
+        """
+        faults, voxels = [], {}
+        for path in self.paths:
+            voxels[path] = 0
+            if path.name.lower().endswith((".gz", ".bz2")) and path.is_file() and os.access(path, os.R_OK):
+                continue
+            try:
+                voxels[path] = math.prod(read_volume(path, warn=False).shape)
+            except InputError as error:
+                faults.append(str(error))
+        if len(faults) == 1:
+            raise InputError(faults[0])
+        if faults:
+            raise InputError(f"{len(faults)} of {len(self.paths)} tomograms cannot be used: {' | '.join(faults)}")
+        return voxels
+
+    def predict_dataloader(self) -> DataLoader:
+        """One path a batch; reading is part of the prediction, slice by slice."""
+        return DataLoader([str(path) for path in self.paths], batch_size=None)  # type: ignore[arg-type]

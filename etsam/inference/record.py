@@ -1,0 +1,120 @@
+"""The JSON record beside each mask: what was run, on what, with which result; its presence says `complete`."""
+
+import json
+import platform
+import resource
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from etsam import __version__
+from etsam.errors import OutputError
+from etsam.io import atomic_path
+
+_PACKAGES = ("torch", "sam2", "lightning", "numpy", "mrcfile")
+
+
+@dataclass(frozen=True)
+class OutputNames:
+    """Files of one tomogram, named as the published tool names them, so that scripts keep working."""
+
+    folder: Path
+    stem: str
+    infix: str = ""
+
+    def _path(self, ending: str) -> Path:
+        return self.folder / f"{self.stem}_etsam_predicted{self.infix}_{ending}"
+
+    @property
+    def mask(self) -> Path:
+        """Binary mask, MRC mode 0."""
+        return self._path("mask.mrc")
+
+    @property
+    def logits(self) -> Path:
+        """Logits of stage 2, MRC mode 2."""
+        return self._path("logits.mrc")
+
+    @property
+    def post_processed_mask(self) -> Path:
+        """Mask after post-processing, MRC mode 0."""
+        return self._path("post_processed_mask.mrc")
+
+    @property
+    def instances(self) -> Path:
+        """Connected membranes numbered by decreasing size, MRC mode 6."""
+        return self._path("instances.mrc")
+
+    @property
+    def preview(self) -> Path:
+        """Picture."""
+        return self._path("preview.png")
+
+    @property
+    def record(self) -> Path:
+        """JSON record, written last."""
+        return self._path("record.json")
+
+
+def write_record(path: Path, record: dict[str, Any], overwrite: bool = False) -> None:
+    """Write a record as indented JSON, whole or not at all."""
+    text = json.dumps(record, indent=2, default=_plain) + "\n"
+    with atomic_path(path, overwrite) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record, or None if there is none.
+
+    Raises
+    ------
+    OutputError
+        If the file is no record.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise OutputError(f"{path} is no readable record of a run ({error}); remove it or set overwrite=true.") from error
+
+
+def environment() -> dict[str, Any]:
+    """Program and library versions, machine and time."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "unknown"
+    return {
+        "etsam": __version__,
+        "python": platform.python_version(),
+        "packages": packages,
+        "platform": platform.platform(),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def peak_memory_mb() -> dict[str, float]:
+    """Largest resident memory of this process so far, and on the GPU if one was used, in MB."""
+    import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
+    peak = {"ram": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        peak["gpu"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    return peak
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} does not belong in a record")

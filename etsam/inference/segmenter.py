@@ -1,0 +1,143 @@
+"""The two stages as one LightningModule: `predict_step` takes a tomogram's path and gives its logits."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lightning import LightningModule
+
+from etsam.errors import EtsamError, InputError
+from etsam.inference.two_stage import Mask, TwoStage
+from etsam.io import Slices, Volume, read_volume
+from etsam.normalize import Normalization, normalize
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, slices done, slices in all)."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the two stages say of one tomogram; nothing of the size of the volume is held.
+
+    Attributes
+    ----------
+    volume
+        The tomogram.
+    stage1_logits, logits
+        (Z, Y, X) float32 of stage 1 and stage 2, computed slice by slice from the networks' low-resolution logits.
+    mask
+        (Z, Y, X) uint8: logits strictly above the threshold.
+    threshold
+        That of stage 2.
+    tiles
+        Number of tiles a slice was cut into.
+    seconds
+        By part: normalise (one pass over the file), stage 1, stage 2.
+    """
+
+    volume: Volume
+    stage1_logits: Slices
+    logits: Slices
+    mask: Slices
+    threshold: float
+    tiles: int
+    seconds: dict[str, float]
+
+
+class Segmenter(LightningModule):
+    """Runs the two stages on tomograms.
+
+    Parameters
+    ----------
+    two_stage
+        The networks and how they are used.
+    normalization
+        Grey values -> network input.
+    nonfinite
+        `error`, or `mean` to replace NaN and infinite voxels by the mean of the others.
+    scratch_folder
+        Where low-resolution logits wait between the stages; None: in memory.
+    """
+
+    def __init__(
+        self,
+        two_stage: TwoStage,
+        normalization: Normalization,
+        nonfinite: Literal["error", "mean"] = "error",
+        scratch_folder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.two_stage = two_stage
+        self.normalization = normalization
+        self.nonfinite = nonfinite
+        self.scratch_folder = None if scratch_folder is None else Path(scratch_folder)
+        self.progress: Progress | None = None
+        self.skip: Callable[[Path], bool] = lambda path: False
+        self.failures: list[tuple[Path, EtsamError]] = []
+
+    def predict_step(self, batch: str, batch_idx: int = 0) -> Prediction | None:
+        """Segment one tomogram.
+
+        A tomogram that cannot be used does not stop the others: it is logged, kept in `failures`, and gives None.
+        """
+        path = Path(batch)
+        if self.skip(path):
+            log.info("%s: complete, skipped", path.name)
+            return None
+        try:
+            return self.segment(read_volume(path))
+        except InputError as error:
+            self.failures.append((path, error))
+            return None
+
+    def segment(self, volume: Volume) -> Prediction:
+        """Segment a volume.
+
+        Raises
+        ------
+        InputError
+            If its grey values make no sense for the normalisation.
+        """
+        started = time.perf_counter()
+        report = self.progress
+        try:
+            normalized = normalize(
+                volume,
+                self.normalization,
+                nonfinite=self.nonfinite,
+                progress=None if report is None else lambda done, total: report("reading", done, total),
+            )
+        except InputError as error:
+            raise InputError(f"{volume.path or 'array'}: {error}") from error
+        seconds = {"normalize": time.perf_counter() - started}
+        out = self.two_stage(normalized, scratch_folder=self.scratch_folder, progress=report)
+        threshold = self.two_stage.stages[1].threshold
+        return Prediction(
+            volume=volume,
+            stage1_logits=out.stage1_logits,
+            logits=out.logits,
+            mask=Mask(out.logits, threshold),
+            threshold=threshold,
+            tiles=len(out.tiles),
+            seconds=seconds | out.seconds,
+        )
+
+    def raise_failures(self) -> None:
+        """To be called after a prediction.
+
+        Raises
+        ------
+        InputError
+            If a tomogram failed, naming each and why.
+        """
+        if len(self.failures) == 1:
+            raise self.failures[0][1]
+        if self.failures:
+            reasons = " | ".join(str(error) for _, error in self.failures)
+            raise InputError(f"{len(self.failures)} tomograms were not segmented: {reasons}")

@@ -1,0 +1,256 @@
+"""Predictions -> files: mask, logits, post-processed mask, instances, preview and record, whole or not at all."""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from etsam.errors import ConfigError, OutputError
+from etsam.inference.postprocess import InstanceLabels, Step, apply_steps
+from etsam.inference.preview import PreviewPlanes, write_preview
+from etsam.inference.record import OutputNames, environment, peak_memory_mb, read_record, write_record
+from etsam.inference.segmenter import Prediction, Segmenter
+from etsam.io import MrcWriter, strip_suffix
+from etsam.weights import file_sha256
+
+log = logging.getLogger(__name__)
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes each prediction as soon as it is there.
+
+    Parameters
+    ----------
+    output_dir
+        Made if need be.
+    infix
+        In the names of outputs, such as `_split_processing`.
+    write_logits, write_instances, write_preview
+        Further outputs.
+    postprocess
+        Steps in order, by name; with any, a post-processed mask is written beside the mask.
+    overwrite
+        Replace outputs that exist.
+    resume
+        Skip tomograms whose record says that they are complete, made with the same settings.
+
+    Attributes
+    ----------
+    settings
+        What decides the result, plain values; compared by `resume` and written to the record. Set by the entry script.
+
+    Raises
+    ------
+    ConfigError
+        If both `overwrite` and `resume` are set.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        *,
+        infix: str = "",
+        write_logits: bool = False,
+        write_instances: bool = False,
+        write_preview: bool = True,
+        postprocess: Mapping[str, Step] | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
+        super().__init__(write_interval="batch")
+        if overwrite and resume:
+            raise ConfigError("overwrite=true replaces what resume=true would keep; set one of them.")
+        self.output_dir = Path(output_dir)
+        self.infix = infix
+        self.write_logits, self.write_instances, self.write_preview = write_logits, write_instances, write_preview
+        self.steps = list((postprocess or {}).values())
+        self.overwrite, self.resume = overwrite, resume
+        self.settings: dict[str, Any] = {}
+        self.written: list[OutputNames] = []
+
+    def names(self, path: Path) -> OutputNames:
+        """Output files of the tomogram at `path`."""
+        return OutputNames(self.output_dir, strip_suffix(path), self.infix)
+
+    def wanted(self, path: Path) -> list[Path]:
+        """The outputs that this run writes for a tomogram."""
+        names = self.names(path)
+        wanted = [names.mask, names.record]
+        wanted += [names.logits] * self.write_logits + [names.instances] * self.write_instances
+        wanted += [names.preview] * self.write_preview + [names.post_processed_mask] * bool(self.steps)
+        return wanted
+
+    def check(self, voxels: Mapping[Path, int]) -> None:
+        """Make the folder, and refuse to touch what is there or to fill the disk, before anything is computed.
+
+        Parameters
+        ----------
+        voxels
+            Tomogram -> number of its voxels.
+
+        Raises
+        ------
+        OutputError
+            If the folder cannot be made or written, or an output exists and neither `overwrite` nor `resume` is set.
+        """
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"the output folder {self.output_dir} cannot be made: {error.strerror}.") from error
+        if not os.access(self.output_dir, os.W_OK | os.X_OK):
+            raise OutputError(f"the output folder {self.output_dir} cannot be written to; choose another output_dir.")
+        todo = [path for path in voxels if not self.complete(path)]
+        voxel_bytes = 1 + bool(self.steps) + 4 * self.write_logits + 2 * self.write_instances
+        needed, free = voxel_bytes * sum(voxels[path] for path in todo), shutil.disk_usage(self.output_dir).free
+        if needed > free:
+            raise OutputError(
+                f"the outputs need {needed / 1e9:.1f} GB, and {self.output_dir} has {free / 1e9:.1f} GB free; free some "
+                "space or choose another output_dir."
+            )
+        if self.overwrite:
+            return
+        existing = [file for path in todo for file in self.wanted(path) if file.exists()]
+        if existing and not self.resume:
+            more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
+            raise OutputError(
+                f"{existing[0]} exists already{more}; set overwrite=true to replace it, resume=true to keep what is "
+                "complete, or choose another output_dir."
+            )
+
+    def complete(self, path: Path) -> bool:
+        """Whether `resume` may skip this tomogram.
+
+        Raises
+        ------
+        OutputError
+            If its outputs were made with other settings.
+        """
+        if not self.resume:
+            return False
+        names = self.names(path)
+        record = read_record(names.record)
+        if record is None or not all(file.exists() for file in self.wanted(path)):
+            return False
+        different = sorted(
+            key for key in self.settings | record["settings"] if self.settings.get(key) != record["settings"].get(key)
+        )
+        if different:
+            raise OutputError(
+                f"{names.mask} was made with other settings ({', '.join(different)}); choose another output_dir, or set "
+                "overwrite=true to make it anew."
+            )
+        return True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell the Segmenter what to skip."""
+        assert isinstance(pl_module, Segmenter)
+        pl_module.skip = self.complete
+
+    def write_on_batch_end(  # type: ignore[override]
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Prediction | None,
+        *args: Any,
+    ) -> None:
+        """Lightning's hook; None is a tomogram that was skipped or failed."""
+        if prediction is not None:
+            self.write(prediction, pl_module.progress if isinstance(pl_module, Segmenter) else None)
+
+    def write(self, prediction: Prediction, progress: Any = None) -> OutputNames:
+        """Write all outputs of a prediction.
+
+        Raises
+        ------
+        OutputError
+            If an output cannot be written; none of this tomogram's is left then.
+        """
+        volume, started = prediction.volume, time.perf_counter()
+        assert volume.path is not None
+        names = self.names(volume.path)
+        replace = self.overwrite or self.resume  # what resume finds incomplete is made anew
+        if replace:
+            names.record.unlink(missing_ok=True)  # from here on the outputs are not complete
+        depth = volume.shape[0]
+        planes = PreviewPlanes(volume)
+
+        def writer(path: Path, dtype: type) -> MrcWriter:
+            return stack.enter_context(MrcWriter(path, volume.shape, dtype, like=volume, overwrite=replace))
+
+        with ExitStack() as stack:  # all files get their names at the end, or none
+            mask = writer(names.mask, np.int8)
+            logits = writer(names.logits, np.float32) if self.write_logits else None
+            for z in range(depth):
+                plane = prediction.logits[z]
+                mask[z] = plane > prediction.threshold
+                if logits is not None:
+                    logits[z] = plane
+                if progress is not None:
+                    progress("writing", z + 1, depth)
+            final = mask
+            if self.steps:
+                final = writer(names.post_processed_mask, np.int8)
+                cleaned = apply_steps(mask, self.steps)
+                for z in range(depth):
+                    final[z] = cleaned[z]
+                    if progress is not None:
+                        progress("post-processing", z + 1, depth)
+            if self.write_instances:
+                labels, instances = InstanceLabels()(final), writer(names.instances, np.uint16)
+                for z in range(depth):
+                    instances[z] = labels[z]
+            membrane = 0
+            for z in range(depth):
+                plane = final[z]
+                membrane += int(np.count_nonzero(plane))
+                planes.add(z, volume[z], plane)
+            share = membrane / float(np.prod(volume.shape))
+            if self.write_preview:
+                title = f"{volume.path.name}: {100 * share:.2f} % membrane" + self._caption()
+                write_preview(names.preview, planes, title, replace)
+        seconds = prediction.seconds | {"write": time.perf_counter() - started}
+        try:
+            write_record(names.record, self._record(prediction, share, seconds), replace)
+        except BaseException:
+            for file in self.wanted(volume.path):  # without their record they would be in the way of the next run
+                file.unlink(missing_ok=True)
+            raise
+        self.written.append(names)
+        log.info(
+            "%s: %.2f %% membrane, %.1f s -> %s", volume.path.name, 100 * share, sum(seconds.values()), names.mask
+        )
+        return names
+
+    def _caption(self) -> str:
+        weights = str(self.settings.get("weights", {}).get("stage2", {}).get("name", ""))
+        return f"\nweights: {weights}" + (" - MEANINGLESS" if weights.startswith("random") else "") if weights else ""
+
+    def _record(
+        self, prediction: Prediction, share: float, seconds: Mapping[str, float]
+    ) -> dict[str, Any]:
+        volume = prediction.volume
+        assert volume.path is not None
+        return {
+            "input": {
+                "path": str(volume.path.absolute()),
+                "sha256": file_sha256(volume.path),
+                "shape_zyx": list(volume.shape),
+                "dtype": str(volume.dtype),
+                "voxel_size_angstrom_zyx": volume.voxel_size_angstrom,
+            },
+            "outputs": [path.name for path in self.wanted(volume.path)],
+            "membrane_share": share,
+            "tiles": prediction.tiles,
+            "seconds": {part: round(value, 3) for part, value in seconds.items()},
+            "peak_memory_mb": peak_memory_mb(),
+            "settings": self.settings,
+            "environment": environment(),
+        }
