@@ -1,0 +1,104 @@
+"""Every shipped config composes, and its objects can be built."""
+
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from etsam.api import compose_config
+from etsam.inference import prompts
+from etsam.inference.segmenter import Segmenter
+from etsam.network.build import build_network
+from etsam.paths import share
+
+CONFIGS = Path(share("configs"))
+
+
+def options(group):
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+@pytest.mark.parametrize("group", ["normalize", "tiles", "postprocess"])
+def test_every_option_of_a_group_builds_a_segmenter_and_a_writer(group, tmp_path):
+    for option in options(group):
+        cfg = compose_config("predict", ["net=tiny_test", f"{group}={option}", f"output_dir='{tmp_path}'"])
+        assert isinstance(instantiate(cfg.segmenter), Segmenter)
+        instantiate(cfg.writer)
+
+
+@pytest.mark.parametrize("option", options("prompt"))
+def test_every_prompt_is_the_function_it_is_named_after(option):
+    cfg = compose_config("predict", [f"prompt@stage2.prompt={option}"])
+    assert instantiate(cfg.stage2.prompt).func is getattr(prompts, option)
+
+
+# parameters in millions, counted with the configs of sam2 1.1.0 itself
+@pytest.mark.parametrize(
+    ("option", "millions", "side"),
+    [
+        ("sam2.1_hiera_t", 38.96, 1024),
+        ("sam2.1_hiera_s", 46.06, 1024),
+        ("sam2.1_hiera_b+", 80.85, 1024),
+        pytest.param("sam2.1_hiera_l", 224.45, 1024, marks=pytest.mark.slow),
+        ("nano", 4.36, 256),
+        ("tiny_test", 0.66, 64),
+    ],
+)
+def test_every_network_builds_with_its_number_of_parameters(option, millions, side):
+    network = build_network(compose_config("predict", [f"net={option}"]).net)
+    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+    assert network.image_size == side
+
+
+def test_every_network_config_is_covered_above():
+    assert options("net") == sorted(
+        ["nano", "sam2.1_hiera_b+", "sam2.1_hiera_l", "sam2.1_hiera_s", "sam2.1_hiera_t", "tiny_test"]
+    )
+
+
+@pytest.mark.parametrize("size", ["t", "s", "b+", "l"])
+def test_the_published_sizes_have_the_hyper_parameters_of_the_official_package(size):
+    import sam2
+
+    official = OmegaConf.load(Path(sam2.__path__[0]) / f"configs/sam2.1/sam2.1_hiera_{size}.yaml").model
+    ours = compose_config("predict", [f"net=sam2.1_hiera_{size}"]).net
+
+    def compare(theirs, mine, key):
+        if OmegaConf.is_dict(theirs):
+            for name, value in theirs.items():
+                compare(value, mine[name], f"{key}.{name}")
+        else:
+            assert theirs == mine, key
+
+    compare(official, ours, "net")
+
+
+@pytest.mark.parametrize("option", options("trainer"))
+def test_every_trainer_composes_with_a_precision(option):
+    assert compose_config("predict", [f"trainer={option}"]).trainer.precision in ("32-true", "bf16-mixed")
+
+
+def test_the_published_weights_bring_their_network_and_normalisation():
+    cfg = compose_config("predict", ["weights=etsam_v1"])
+    assert cfg.net.image_encoder.trunk.embed_dim == 112
+    assert cfg.normalize._target_ == "etsam.normalize.MinMaxPositive"
+    assert cfg.stage1.tracker.checkpoint.endswith("etsam_stage1_v1.pt")
+    assert (cfg.stage1.threshold, cfg.stage2.threshold) == (-0.25, -0.25)
+
+
+def test_settings_on_the_command_line_win_over_those_of_a_group():
+    cfg = compose_config("predict", ["weights=etsam_v1", "normalize=robust", "tiles=split2x2", "grid_interval=7"])
+    assert cfg.normalize._target_ == "etsam.normalize.Robust"
+    assert cfg.stage1.prompt.interval == 7
+
+
+def test_split_processing_sets_interval_10_and_the_published_names():
+    cfg = compose_config("predict", ["tiles=split2x2"])
+    assert cfg.stage1.prompt.interval == 10
+    assert cfg.writer.infix == "_split_processing"
+
+
+def test_random_weights_of_the_two_stages_differ():
+    cfg = compose_config("predict", ["weights.seed=4"])
+    assert (cfg.stage1.tracker.seed, cfg.stage2.tracker.seed) == (4, 5)

@@ -1,0 +1,58 @@
+"""What an import does not do; each in a fresh interpreter, and each check shown to be able to fail."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout.strip(), done.stderr
+
+
+INITIALISED = "from hydra.core.global_hydra import GlobalHydra; print(GlobalHydra.instance().is_initialized())"
+
+
+def test_importing_etsam_loads_neither_torch_nor_hydra_nor_lightning_nor_sam2():
+    code = "import etsam, etsam.cli, sys; print([m for m in ('torch','hydra','lightning','sam2') if m in sys.modules])"
+    assert run(code)[1] == "[]"
+
+
+def test_importing_sam2_itself_initialises_hydra():
+    assert run(f"import sam2; {INITIALISED}")[1] == "True"
+
+
+def test_building_a_network_leaves_hydra_uninitialised():
+    code = "from etsam.network.build import import_sam2; import_sam2(); import sam2.modeling.sam2_base; "
+    assert run(code + INITIALISED)[1] == "False"
+
+
+def test_building_a_network_keeps_the_hydra_of_the_caller():
+    code = (
+        "from hydra import initialize_config_dir, compose; import os; from etsam.paths import share\n"
+        "from etsam.network.build import import_sam2\n"
+        "with initialize_config_dir(str(share('configs')), version_base='1.3'):\n"
+        "    import_sam2(); print(compose('predict').grid_interval)"
+    )
+    code = "from etsam.entry import register_resolvers; register_resolvers()\n" + code
+    assert run(code)[1] == "50"
+
+
+@pytest.mark.parametrize("module", ["etsam.inference.two_stage", "etsam.network.build", "etsam.normalize", "etsam.io"])
+def test_plain_inference_needs_no_lightning(module):
+    assert run(f"import {module}, sys; print('lightning' in sys.modules)")[1] == "False"
+
+
+def test_only_the_builder_names_sam2():
+    from etsam.paths import share
+
+    package = share("etsam") if (share("configs").parent / "etsam").exists() else None
+    if package is None:
+        pytest.skip("needs a checkout")
+    importing = [
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if any(line.strip().startswith(("import sam2", "from sam2")) for line in path.read_text().splitlines())
+    ]
+    assert importing == ["network/build.py"]
