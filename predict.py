@@ -12,7 +12,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from etsam.entry import guarded, is_first_process, require
+from etsam.entry import check_values, guarded, is_first_process, launch, require
 
 log = logging.getLogger("etsam.predict")
 
@@ -20,6 +20,7 @@ log = logging.getLogger("etsam.predict")
 def run(cfg: DictConfig) -> None:
     """Compose -> instantiate -> predict. Raises `EtsamError`s; what is written is in `output_dir`."""
     require(cfg, "input", "FILE, FOLDER, 'PATTERN' or LIST.txt")
+    check_values(cfg, "predict")
     from hydra.utils import instantiate
 
     inputs = instantiate(cfg.inputs)
@@ -68,4 +69,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -107,7 +107,7 @@ def segment(
         cfg.segmenter.scratch_folder = None if output_path is None else str(Path(output_path).absolute().parent)
         segmenter = instantiate(cfg.segmenter).to(target)
     segmenter.progress = progress
-    half = target.type == "cuda" and torch.cuda.is_bf16_supported()
+    half = target.type == "cuda" and cfg.trainer.precision == "bf16-mixed"
     with torch.autocast(target.type, torch.bfloat16, enabled=half):
         prediction = segmenter.segment(volume)
 

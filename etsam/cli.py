@@ -6,6 +6,7 @@ Start-up imports nothing but the standard library; Hydra, torch and the rest com
 import argparse
 import os
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -27,8 +28,9 @@ _STEP_NUMBERS = {
 
 
 def quote(text: str) -> str:
-    """A value as Hydra's override grammar takes it literally, whatever characters it has."""
-    return "'" + re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", text) + "'"
+    """Write a value so that Hydra's override grammar takes it literally, whatever characters it has."""
+    text = re.sub(r"(\\*)\$\{", lambda m: m.group(1) * 2 + r"\${", text)  # else OmegaConf would resolve it
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m.group(1) * 2 + r"\'" * bool(m.group(2)), text) + "'"
 
 
 def _add_postprocess_flags(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +50,7 @@ def _add_postprocess_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def postprocess_overrides(args: argparse.Namespace, default: str | None = None) -> list[str]:
-    """Overrides of the group `postprocess` for the published flags; `default` if none asks for a step."""
+    """Translate the published flags into overrides of the group `postprocess`; `default` if none asks for a step."""
     thin, bridges = args.postprocess_remove_thin_noise, args.postprocess_remove_parallel_membrane_misconnections
     numbers = {name: getattr(args, name) for name in _STEP_NUMBERS if getattr(args, name) is not None}
     group = default
@@ -71,9 +73,11 @@ def postprocess_overrides(args: argparse.Namespace, default: str | None = None) 
 
 
 def predict_overrides(args: argparse.Namespace, rest: Sequence[str] = ()) -> list[str]:
-    """Hydra overrides for the flags and arguments of `etsam predict`; `rest` are overrides already."""
-    inputs, extra = [], list(rest)
-    for item in args.inputs:
+    """Hydra overrides for the flags and arguments of `etsam predict`; `rest` are arguments between and after flags."""
+    inputs, extra = [], []
+    for item in [*args.inputs, *rest]:
+        if not item:
+            raise ValueError("a tomogram's name is empty (a variable of your shell or script that is not set?)")
         is_override = not os.path.exists(item) and "=" in item and _OVERRIDE.match(item)
         (extra if is_override else inputs).append(item)
     overrides = []
@@ -110,11 +114,11 @@ class _Parser(argparse.ArgumentParser):
     """Ends with status 1 and one line, as every error of the program does."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(1, f"etsam: error: {message}; see `{self.prog} --help`.\n")
+        self.exit(1, f"etsam: error: {' '.join(message.split())}; see `{self.prog} --help`.\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of `etsam`."""
+    """Describe the command line of `etsam`."""
     parser = _Parser("etsam", description="Segment cell membranes in cryo-electron tomograms.")
     parser.add_argument("--version", action="version", version=f"etsam {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -130,6 +134,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="TOMOGRAM",
         help="files, folders, 'patterns' or text lists of MRC tomograms; KEY=VALUE settings may follow",
     )
+    # a threshold may be -1e-3; argparse alone would take that for a flag
+    predict._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
     predict.add_argument("--output-dir", metavar="DIR", help="where outputs go (results)")
     predict.add_argument("--weights", metavar="NAME", help="nano (default), etsam_v1 or files")
     predict.add_argument("--logit-threshold", type=float, metavar="T", help="logits above are membrane (-0.25)")
@@ -158,16 +164,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console command."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    unknown = [item for item in rest if not _OVERRIDE.match(item)]
+    post = args.command == "postprocess"
+    unknown = [item for item in rest if item.startswith("-") or (post and not _OVERRIDE.match(item))]
     if unknown:
         parser.error(f"unknown argument {unknown[0]}")
     try:
-        if args.command == "predict":
-            _predict(predict_overrides(args, rest))
-        else:
-            _postprocess(args, postprocess_overrides(args, default="all") + rest)
+        overrides = postprocess_overrides(args, default="all") + rest if post else predict_overrides(args, rest)
     except ValueError as error:
         parser.error(str(error))
+    try:
+        if post:
+            _postprocess(args, overrides)
+        else:
+            _predict(overrides)
+    except KeyboardInterrupt:  # before the run, which has its own way, while libraries are imported
+        parser.exit(130, "etsam: error: interrupted before anything was written.\n")
 
 
 def _run(config: str, overrides: Sequence[str], run: "Callable[[DictConfig], object]") -> None:
@@ -176,12 +187,14 @@ def _run(config: str, overrides: Sequence[str], run: "Callable[[DictConfig], obj
     from omegaconf.errors import OmegaConfBaseException
 
     from etsam.api import compose_config
-    from etsam.entry import guarded, leave
+    from etsam.entry import explain, guarded, leave
 
     try:
         cfg = compose_config(config, overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        leave(f"the settings do not fit together: {' '.join(str(error).split())}")
+        if "debug=true" in overrides:
+            traceback.print_exc()
+        leave(explain(error, overrides))
     guarded(run, cfg)
 
 

@@ -1,23 +1,29 @@
 """What the entry scripts share: config resolvers, logging, and the way errors reach a person."""
 
+import difflib
 import importlib.util
 import logging
+import math
 import os
+import re
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from etsam.errors import ConfigError, EtsamError
 from etsam.paths import share
 
 log = logging.getLogger(__name__)
 
+_SIGTERM_STATUS = 128 + signal.SIGTERM  # what a shell reports of a process that ended by it
 _RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # set by torchrun, Slurm and Lightning's own launcher
 
 
@@ -46,48 +52,197 @@ def quiet() -> None:
     level = logging.INFO if is_first_process() else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("etsam").setLevel(level)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "torch.distributed"):
+    talkative = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
+    talkative += ("lightning.pytorch.trainer.connectors.signal_connector",)  # SIGTERM
+    for name in (*talkative, "lightning.fabric.utilities.distributed", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # one path a batch, read lazily: more loader workers would do nothing, and the writer needs no batch indices
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*infer the batch indices.*")
+    # the Segmenter gives None for a tomogram that was skipped, or failed and is named at the end
+    warnings.filterwarnings("ignore", message=".*predict returned None.*")
+    warnings.filterwarnings("ignore", message=".*Glyph .* missing from font.*")  # titles of previews: any file name
     warnings.filterwarnings("ignore", module="sam2")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
+def launch(main: Callable[[], Any], switch: str = "HYDRA_FULL_ERROR") -> None:
+    """Call a `@hydra.main` function; what Hydra itself refuses is told as one line, with status 1.
+
+    Hydra alone prints several lines, of which some are about its inside, and leaves with status 1 or 2.
+    """
+    from hydra._internal.utils import get_args_parser
+    from hydra.errors import HydraException
+
+    parser = get_args_parser()
+    hint = "settings are written KEY=VALUE, such as input=FILE; flags like those of the published tool: `etsam predict`"
+    parser.error = lambda message: leave(f"{message}; {hint}.")
+    given = parser.parse_args()
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"  # makes Hydra raise what it would print otherwise
+    try:
+        main()
+    except KeyboardInterrupt:
+        leave("interrupted before anything was written.", status=130)
+    except (HydraException, OmegaConfBaseException) as error:
+        if before or "debug=true" in given.overrides:
+            traceback.print_exc()
+        leave(explain(error, given.overrides))
+    finally:
+        os.environ.pop(switch) if before is None else os.environ.update({switch: before})
+
+
 def guarded(run: Callable[[DictConfig], Any], cfg: DictConfig) -> None:
     """Call `run(cfg)`; an error ends the process with status 1 and one line that says what to do.
 
-    With `debug=true` the traceback is shown.
+    With `debug=true` the traceback is shown. An interrupted run (Ctrl-C) ends with status 130, one that was told to
+    stop (SIGTERM, as from a cluster's queue) with 143; files that were being written are removed in any case.
     """
     quiet()
     register_resolvers()
     try:
-        run(cfg)
-    except KeyboardInterrupt:
-        leave("interrupted; outputs that were not complete have been removed.", status=130)
+        with _stopped_by_sigterm():
+            run(cfg)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns Ctrl-C into `sys.exit(1)`
+        if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+            leave("interrupted; outputs that were not complete have been removed.", status=130)
+        if stop.code == _SIGTERM_STATUS:
+            leave("told to stop (SIGTERM); outputs that were not complete have been removed.", _SIGTERM_STATUS)
+        raise
     except Exception as error:
-        if cfg.get("debug", False):
+        if cfg.get("debug", False) is True:
             traceback.print_exc()
         leave(explain(error))
 
 
-def explain(error: BaseException) -> str:
-    """One line for a person; errors inside Hydra's instantiation are traced to their cause."""
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the program, so that temporary files go; Lightning alone would only take note of it."""
+
+    def stop(*_: Any) -> NoReturn:
+        raise SystemExit(_SIGTERM_STATUS)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def explain(error: BaseException, overrides: Iterable[str] = ()) -> str:
+    """One line for a person; errors inside Hydra's instantiation are traced to their cause.
+
+    Parameters
+    ----------
+    error
+        What was raised.
+    overrides
+        Settings of the command, to name the one that does not fit.
+    """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, EtsamError):
-            return " ".join(str(cause).split())
-        if isinstance(cause, MissingMandatoryValue):
-            return f"a setting is not given: {str(cause).splitlines()[0]}; add KEY=VALUE to the command."
+            return _one_line(cause)
+        if isinstance(cause, MissingMandatoryValue | InterpolationToMissingValueError):
+            key = [*_one_line(cause).partition("issing mandatory value: ")[2].split(), "a setting"][0]
+            return f"{key} is not given; add {key}={'FILE' if key.startswith('weights.') else 'VALUE'} to the command."
         cause = cause.__cause__
-    text = " ".join(str(error).split()) or "no message"
-    if isinstance(error, OmegaConfBaseException) or type(error).__module__.startswith("hydra"):
-        return f"the settings do not fit together: {text}"
+    text = _one_line(error) or "no message"
     if "out of memory" in text.lower() or isinstance(error, MemoryError):
         return f"out of memory: {text[:200]} - use tile_batch_size=1, a smaller net, or tiles=auto tiles.size_voxels=N."
+    if isinstance(error, OmegaConfBaseException) or type(error).__module__.startswith("hydra"):
+        return _explain_config(error, str(error), list(overrides))
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check the file, its folder and its permissions."
     return f"unexpected {type(error).__name__}: {text} - this is a defect; run again with debug=true and report it."
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+def _explain_config(error: BaseException, text: str, overrides: list[str]) -> str:
+    """Say what Hydra 1.3 says of a setting in the words of someone who uses the program."""
+    cause = error.__cause__
+    if found := re.search(r"Could not find '(.*)/(.*?)'", text):
+        group, choice = found.groups()
+        listed = text.partition("Available options in")[2].partition("Config search path")[0].split()[1:]
+        names = ", ".join(name for name in listed if not name.startswith("_"))
+        more = " For checkpoints of your own: weights=files weights.stage1=FILE weights.stage2=FILE"
+        return f"{group}={choice} is unknown; allowed: {names}.{more if group == 'weights' else ''}"
+    if found := re.search(r"Could not override '(.*?)'", text):
+        key = found.group(1)
+        meant = re.findall(r"\w+@[\w.]+", text) or _similar_settings(key)
+        hint = f"did you mean {' or '.join(meant)}?" if meant else "`python predict.py --help` lists all."
+        written = next((item for item in overrides if item.startswith(f"{key}=")), f"{key}=...")
+        return f"there is no setting {key} ({written}); {hint} If a file is called so, check that it is there."
+    if found := re.search(r"Ambiguous value for argument '(.*)'", text):
+        key, _, value = found.group(1).partition("=")
+        return (
+            f"{key}={value} has commas; for several values write '{key}=[{value}]', for one name '{key}=\"{value}\"'."
+        )
+    if type(error).__name__ == "OverrideParseException":
+        item = str(getattr(error, "override", ""))
+        key, equals, value = item.partition("=")
+        if not equals:
+            return f"{item} is no setting, which is written KEY=VALUE; for a tomogram: input={item}"
+        value = value.replace('"', '\\"')
+        return (
+            f"{item} cannot be read; put text with spaces or special characters in double quotes: '{key}=\"{value}\"'"
+        )
+    if cause is not None and (place := re.search(r"full_key: (.*)", text)):
+        return f"the settings of {place.group(1).removeprefix('segmenter.')} do not fit: {_one_line(cause)}"
+    return f"the settings do not fit together: {_one_line(text)}"
+
+
+def _similar_settings(key: str) -> list[str]:
+    """Find settings of configs/predict.yaml, and groups, that are written like `key`."""
+    known = [folder.name for folder in share("configs").iterdir() if folder.is_dir()]
+    known += [name for name, _ in _shipped_values("predict")]
+    return [name for name in difflib.get_close_matches(key, known, n=2) if not key.startswith(f"{name}.")]
+
+
+def _shipped_values(name: str) -> list[tuple[str, Any]]:
+    """(`a.b.c`, value as written) of configs/NAME.yaml, without what its groups add."""
+
+    def walk(node: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+            elif key not in ("defaults", "_recursive_", "_convert_"):
+                yield f"{prefix}{key}", value
+
+    return list(walk(OmegaConf.to_container(OmegaConf.load(share("configs", f"{name}.yaml"))), ""))  # type: ignore[arg-type]
+
+
+def check_values(cfg: DictConfig, name: str) -> None:
+    """Compare switches and numbers with those written in configs/NAME.yaml.
+
+    Hydra takes `overwrite=no` for a text, and a text that is not empty for a yes.
+
+    Raises
+    ------
+    ConfigError
+        If a switch is neither true nor false, a number is none or not finite, a whole number has decimals.
+    """
+    for key, default in _shipped_values(name):
+        if not isinstance(default, bool | int | float):
+            continue
+        value = OmegaConf.select(cfg, key)
+        if isinstance(default, bool):
+            fits, allowed = isinstance(value, bool), "true or false"
+        elif isinstance(default, int):
+            fits, allowed = isinstance(value, int) and not isinstance(value, bool), "whole numbers"
+        else:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            fits, allowed = number and math.isfinite(value), "numbers"
+        if not fits:
+            raise ConfigError(f"{key}={value} does not fit; allowed: {allowed} (default {str(default).lower()}).")
 
 
 @contextmanager
@@ -115,10 +270,11 @@ def require(cfg: DictConfig, key: str, meaning: str) -> None:
 
 
 def load_script(name: str) -> Any:
-    """The entry script `NAME.py` as a module, from the installed package or the checkout."""
+    """Import the entry script `NAME.py`, from the installed package or the checkout."""
     path = share(f"{name}.py")
     spec = importlib.util.spec_from_file_location(f"etsam_script_{name}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

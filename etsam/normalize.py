@@ -89,8 +89,8 @@ def measure(slices: Slices, progress: Callable[[int, int], None] | None = None) 
         if values.size:
             low, high = min(low, float(values.min())), max(high, float(values.max()))
             total += float(values.sum(dtype=np.float64))
-        kept = plane[z % step :: step, (3 * z) % step :: step]  # the grid moves with z, so columns are not sampled twice
-        sample.append(kept[finite[z % step :: step, (3 * z) % step :: step]])
+        grid = np.s_[z % step :: step, (3 * z) % step :: step]  # moves with z, so columns are not sampled twice
+        sample.append(plane[grid][finite[grid]])
         moments += _block_moments(plane)
         if progress is not None:
             progress(z + 1, depth)
@@ -146,7 +146,7 @@ def _refuse_constant(statistics: Statistics) -> None:
 
 @dataclass(frozen=True)
 class MinMaxPositive:
-    """Negative voxels to 0, then divide by the maximum: 0..1 (published `min_max_positive_values`, the default there)."""
+    """Negative voxels to 0, then divide by the maximum: 0..1 (published `min_max_positive_values`, its default)."""
 
     def fit(self, statistics: Statistics) -> SliceTransform:
         """Raises `InputError` if no voxel is positive (the published code gives NaN and an empty mask)."""

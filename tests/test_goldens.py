@@ -1,8 +1,8 @@
 """Every array of the published code's outputs on random weights, within the limits its README suggests.
 
-`ETSAM_GOLDENS=DIR pytest tests/test_goldens.py` checks any folder of that form: `model.yaml`, `stage1.pt`, `stage2.pt` and
-the .npz files. Files and arrays that a folder lacks are skipped by name. The copy in `tests/goldens` (README.md there) is
-a part of the set, small enough for the repository.
+`ETSAM_GOLDENS=DIR pytest tests/test_goldens.py` checks any folder of that form: `model.yaml`, `stage1.pt`, `stage2.pt`
+and the .npz files. Files and arrays that a folder lacks are skipped by name. The copy in `tests/goldens` (README.md
+there) is a part of the set, small enough for the repository.
 """
 
 import os
@@ -111,7 +111,9 @@ def interval_of(name, key, file):
         return int(file["interval_dense"]) if dense else INTERVAL
     if name == "long.npz":
         return 10 if dense else INTERVAL
-    return int(file["flat_interval"]) if key.startswith("flat/") else 10 if key.startswith(("one/", "two/")) else INTERVAL
+    if key.startswith("flat/"):
+        return int(file["flat_interval"])
+    return 10 if key.startswith(("one/", "two/")) else INTERVAL
 
 
 def prompt_named(kind, interval, stage1_mask=None):
@@ -252,8 +254,10 @@ def traced(trackers):
             features = tracker.encode(image)
             if z == 1:
                 seen["image"], seen["features"] = image, features
-            state = tracker.prompt(z, features, seen["prompt"], memory) if z == 0 else tracker.track(z, features, memory)
-            seen["states"].append(state)
+            if z == 0:
+                seen["states"].append(tracker.prompt(z, features, seen["prompt"], memory))
+            else:
+                seen["states"].append(tracker.track(z, features, memory))
     for hook in hooks:
         hook.remove()
     return seen

@@ -79,7 +79,7 @@ def test_a_constant_volume_is_an_error(method, value):
 
 
 def test_an_all_negative_volume_is_an_error_of_min_max_positive_that_names_the_alternative(volume):
-    with pytest.raises(InputError, match="no voxel is positive.*normalize=robust"):
+    with pytest.raises(InputError, match=r"no voxel is positive.*normalize=robust"):
         normalize(volume - 1000, MinMaxPositive())
 
 

@@ -131,7 +131,8 @@ def test_each_slice_is_read_once_a_stage_however_many_tiles(tracker, volume):
     slices = Counting()
     tiles = Overlapping(size_voxels=40).plan(*SHAPE[1:], side=64)
     store = open_store((SHAPE[0], len(tiles), 16, 16), None)
-    propagate(tracker, slices, [prompts.zero((SHAPE[0], *t.shape)) for t in tiles], tiles, store, resegment_prompted=False)
+    empty = [prompts.zero((SHAPE[0], *tile.shape)) for tile in tiles]
+    propagate(tracker, slices, empty, tiles, store, resegment_prompted=False)
     assert slices.reads == list(range(SHAPE[0]))
 
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +43,7 @@ def test_overlapping_tiles_cover_every_voxel_and_are_never_larger_than_the_netwo
     assert covered(tiles, height, width).min() >= 1
     assert all(max(tile.shape) <= 64 for tile in tiles)
     rows = sorted({(tile.y0, tile.y1) for tile in tiles})
-    assert all(before[1] - after[0] >= overlap for before, after in zip(rows, rows[1:], strict=False))
+    assert all(before[1] - after[0] >= overlap for before, after in pairwise(rows))
 
 
 def test_the_tile_size_is_a_setting_in_voxels():

@@ -38,8 +38,12 @@ def find_tomograms(given: str | os.PathLike[str] | Iterable[str | os.PathLike[st
 
 
 def _expand(item: str) -> list[Path]:
+    if not item.strip():  # as a path it would be the current folder
+        raise InputError(
+            "a tomogram's name is empty (a variable of your shell or script that is not set?); give a file or folder."
+        )
     path = Path(item).expanduser()
-    if path.is_dir():
+    if path.is_dir() and path.suffix != ".zarr":  # which read_volume explains
         return _in_folder(path)
     if path.suffix.lower() in _LIST_SUFFIXES and path.is_file():
         return _in_list(path)
@@ -71,12 +75,26 @@ def _in_folder(folder: Path) -> list[Path]:
 def _in_list(file: Path) -> list[Path]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{file} cannot be read as a text list of tomograms: {error}.") from error
-    paths = [Path(line).expanduser() for line in lines if line and not line.startswith("#")]
-    if not paths:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is no list of tomograms: not text (UTF-8); write one path a line.") from error
+    except OSError as error:
+        raise InputError(f"the list {file} cannot be read: {error.strerror}.") from error
+    named = {number: line for number, line in enumerate(lines, 1) if line and not line.startswith("#")}
+    if not named:
         raise InputError(f"the list {file} names no tomogram; write one path a line.")
-    return [path if path.is_absolute() else file.parent / path for path in paths]
+    paths = {number: file.parent / Path(line).expanduser() for number, line in named.items()}  # absolute ones stay
+    missing = [f"line {number}: {path}" for number, path in paths.items() if not path.exists()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise InputError(
+            f"the list {file} names files that are not there ({', '.join(missing[:3])}{more}); correct the list. Paths "
+            "in it are relative to its own folder."
+        )
+    return list(paths.values())
+
+
+def _some(faults: Sequence[str], shown: int = 5) -> str:
+    return " | ".join(faults[:shown]) + (f" | and {len(faults) - shown} more" if len(faults) > shown else "")
 
 
 class Tomograms(LightningDataModule):
@@ -137,7 +155,7 @@ class Tomograms(LightningDataModule):
         if len(faults) == 1:
             raise InputError(faults[0])
         if faults:
-            raise InputError(f"{len(faults)} of {len(self.paths)} tomograms cannot be used: {' | '.join(faults)}")
+            raise InputError(f"{len(faults)} of {len(self.paths)} tomograms cannot be used: {_some(faults)}")
         return voxels
 
     def predict_dataloader(self) -> DataLoader:

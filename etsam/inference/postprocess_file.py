@@ -29,9 +29,12 @@ def postprocess_file(source: Path, target: Path, steps: Sequence[Step], *, overw
     values: set[float] = set()
     for z in range(mask.shape[0]):
         values.update(np.unique(mask[z])[:3].tolist())
-        if len(values) > 2:
+        if len(values) > 2 or (len(values) == 2 and 0 not in values):
+            more = " and perhaps others" if len(values) > 2 else ""
             shown = ", ".join(f"{value:g}" for value in sorted(values)[:3])
-            raise InputError(f"{source} is no mask: it holds {shown} and perhaps more; a mask has two values, 0 and 1.")
+            raise InputError(
+                f"{source} is no mask: it holds the values {shown}{more}; a mask has 0 and one other, such as 1."
+            )
     before = after = 0
     with MrcWriter(target, mask.shape, np.int8, like=mask, overwrite=overwrite) as writer:
         cleaned = apply_steps(mask, steps)

@@ -1,8 +1,8 @@
 """The four prompts: what the network is told before it tracks, as masks on some slices.
 
-Each takes the shape of the volume (or tile) and the stage-1 mask, and returns {slice index: (Y, X) bool mask}. A grid is
-single voxels at `[::interval, ::interval]`; the network sees the mask resized to its own side, where from about 1.4
-times that side on none of the points survives (as published: `grid_zero` becomes `zero` there).
+Each takes the shape of the volume (or tile) and the stage-1 mask, and returns {slice index: (Y, X) bool mask}. A grid
+is single voxels at `[::interval, ::interval]`; the network sees the mask resized to its own side, where from about
+1.4 times that side on none of the points survives (as published: `grid_zero` becomes `zero` there).
 """
 
 from typing import Protocol

@@ -68,9 +68,7 @@ def _neighbours_known(tracker: SliceTracker, memory: SliceMemory, prompted: int,
     return z - prompted >= tracker.network.num_maskmem - 1
 
 
-def _segment_again(
-    tracker: SliceTracker, z: int, image_at: Callable[[int], Tensor], memory: SliceMemory
-) -> SliceState:
+def _segment_again(tracker: SliceTracker, z: int, image_at: Callable[[int], Tensor], memory: SliceMemory) -> SliceState:
     features = tracker.encode(image_at(z))
     known = {other: state for other, state in memory.tracked.items() if state.memory is not None}
     before = {other: state for other, state in known.items() if other < z}
@@ -144,7 +142,9 @@ def propagate(
             for z in batch[0]
         }
 
-    batches = [range(start, min(start + tile_batch_size, len(tiles))) for start in range(0, len(tiles), tile_batch_size)]
+    batches = [
+        range(start, min(start + tile_batch_size, len(tiles))) for start in range(0, len(tiles), tile_batch_size)
+    ]
     runs = [
         track(
             tracker,

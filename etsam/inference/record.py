@@ -69,7 +69,7 @@ def write_record(path: Path, record: dict[str, Any], overwrite: bool = False) ->
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The record, or None if there is none.
+    """Read a record; None if there is none.
 
     Raises
     ------
@@ -77,11 +77,14 @@ def read_record(path: Path) -> dict[str, Any] | None:
         If the file is no record.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+            raise ValueError("no settings in it")
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:
-        raise OutputError(f"{path} is no readable record of a run ({error}); remove it or set overwrite=true.") from error
+        raise OutputError(f"{path} is no record of a run ({error}); remove it or set overwrite=true.") from error
+    return record
 
 
 def environment() -> dict[str, Any]:
@@ -105,11 +108,19 @@ def peak_memory_mb() -> dict[str, float]:
     """Largest resident memory of this process so far, and on the GPU if one was used, in MB."""
     import torch
 
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
-    peak = {"ram": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)}
+    peak = {"ram": round(_peak_resident_bytes() / 1e6, 1)}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         peak["gpu"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
     return peak
+
+
+def _peak_resident_bytes() -> int:
+    try:  # Linux: the high-water mark of this very program; ru_maxrss would include the process that started it
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _plain(value: Any) -> Any:

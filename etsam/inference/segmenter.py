@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from lightning import LightningModule
 
-from etsam.errors import EtsamError, InputError
+from etsam.errors import InputError
 from etsam.inference.two_stage import Mask, TwoStage
 from etsam.io import Slices, Volume, read_volume
 from etsam.normalize import Normalization, normalize
@@ -79,7 +80,7 @@ class Segmenter(LightningModule):
         self.scratch_folder = None if scratch_folder is None else Path(scratch_folder)
         self.progress: Progress | None = None
         self.skip: Callable[[Path], bool] = lambda path: False
-        self.failures: list[tuple[Path, EtsamError]] = []
+        self.failures: list[str] = []
 
     def predict_step(self, batch: str, batch_idx: int = 0) -> Prediction | None:
         """Segment one tomogram.
@@ -93,8 +94,17 @@ class Segmenter(LightningModule):
         try:
             return self.segment(read_volume(path))
         except InputError as error:
-            self.failures.append((path, error))
+            if sum(self.trainer.num_predict_batches) > 1:  # of a single one it is said at the end, once
+                log.warning("not segmented: %s", error)
+            self.failures.append(str(error))
             return None
+
+    def on_predict_end(self) -> None:
+        """Tell every process what failed in the others."""
+        if self.trainer.world_size > 1:
+            gathered: list[list[str]] = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(gathered, self.failures)
+            self.failures = [failure for failures in gathered for failure in failures]
 
     def segment(self, volume: Volume) -> Prediction:
         """Segment a volume.
@@ -129,15 +139,15 @@ class Segmenter(LightningModule):
         )
 
     def raise_failures(self) -> None:
-        """To be called after a prediction.
+        """To be called after a prediction; one process speaks for all.
 
         Raises
         ------
         InputError
             If a tomogram failed, naming each and why.
         """
+        if not self.failures or not self.trainer.is_global_zero:
+            return
         if len(self.failures) == 1:
-            raise self.failures[0][1]
-        if self.failures:
-            reasons = " | ".join(str(error) for _, error in self.failures)
-            raise InputError(f"{len(self.failures)} tomograms were not segmented: {reasons}")
+            raise InputError(self.failures[0])
+        raise InputError(f"{len(self.failures)} tomograms were not segmented: {' | '.join(self.failures)}")

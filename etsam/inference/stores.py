@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Protocol
 
@@ -42,12 +43,13 @@ class FileStore:
     """
 
     def __init__(self, shape: tuple[int, ...], folder: Path) -> None:
-        self.shape = shape
+        self.shape, self._folder = shape, folder
         self._slice_bytes = int(np.prod(shape[1:])) * 4
         try:
-            self._file = tempfile.TemporaryFile(dir=folder, prefix=".etsam-", suffix=".part")
+            self._file = tempfile.TemporaryFile(dir=folder, prefix=".etsam-", suffix=".part")  # noqa: SIM115 (finalize)
         except OSError as error:
             raise OutputError(f"no temporary file can be made in {folder}: {error.strerror}.") from error
+        weakref.finalize(self, self._file.close)
 
     def __getitem__(self, z: int, /) -> np.ndarray:
         """Logits of slice `z`, (tiles, s, s) float32."""
@@ -58,15 +60,11 @@ class FileStore:
     def __setitem__(self, z: int, value: np.ndarray, /) -> None:
         try:
             self._file.seek(z * self._slice_bytes)
-            self._file.write(np.ascontiguousarray(value, dtype=np.float32))
+            self._file.write(np.ascontiguousarray(value, dtype=np.float32).data)
         except OSError as error:
             raise OutputError(
-                f"intermediate logits cannot be written to {tempfile.gettempdir()}: {os.strerror(error.errno or 0)}."
+                f"intermediate logits cannot be written to {self._folder}: {os.strerror(error.errno or 0)}."
             ) from error
-
-    def close(self) -> None:
-        """Remove the file."""
-        self._file.close()
 
 
 def open_store(shape: tuple[int, ...], folder: Path | None) -> LogitStore:

@@ -107,7 +107,9 @@ class Overlapping:
             raise ConfigError(f"tiles.size_voxels={size} has to be at least 1.")
         overlap = size // 8 if self.overlap_voxels is None else self.overlap_voxels
         if not 0 <= overlap < size:
-            raise ConfigError(f"tiles.overlap_voxels={overlap} has to be from 0 to {size - 1}, below tiles.size_voxels.")
+            raise ConfigError(
+                f"tiles.overlap_voxels={overlap} has to be from 0 to {size - 1}, below tiles.size_voxels."
+            )
         rows, columns = _spread(height, size, overlap), _spread(width, size, overlap)
         return [Tile(*row, *column) for row in rows for column in columns]
 

@@ -24,6 +24,10 @@ from etsam.weights import file_sha256
 log = logging.getLogger(__name__)
 
 
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.3f} MB"
+
+
 class PredictionWriter(BasePredictionWriter):
     """Writes each prediction as soon as it is there.
 
@@ -81,7 +85,7 @@ class PredictionWriter(BasePredictionWriter):
         return OutputNames(self.output_dir, strip_suffix(path), self.infix)
 
     def wanted(self, path: Path) -> list[Path]:
-        """The outputs that this run writes for a tomogram."""
+        """List the outputs that this run writes for a tomogram."""
         names = self.names(path)
         wanted = [names.mask, names.record]
         wanted += [names.logits] * self.write_logits + [names.instances] * self.write_instances
@@ -103,17 +107,25 @@ class PredictionWriter(BasePredictionWriter):
         """
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            parents = (self.output_dir, *self.output_dir.parents)
+            file = next((path for path in parents if path.exists() and not path.is_dir()), self.output_dir)
+            raise OutputError(f"{file} is a file, not a folder for outputs; choose another output_dir.") from error
         except OSError as error:
-            raise OutputError(f"the output folder {self.output_dir} cannot be made: {error.strerror}.") from error
+            raise OutputError(
+                f"the output folder {self.output_dir} cannot be made ({error.strerror}); choose another output_dir."
+            ) from error
         if not os.access(self.output_dir, os.W_OK | os.X_OK):
-            raise OutputError(f"the output folder {self.output_dir} cannot be written to; choose another output_dir.")
+            raise OutputError(
+                f"no permission to write in the output folder {self.output_dir}; choose another output_dir."
+            )
         todo = [path for path in voxels if not self.complete(path)]
         voxel_bytes = 1 + bool(self.steps) + 4 * self.write_logits + 2 * self.write_instances
         needed, free = voxel_bytes * sum(voxels[path] for path in todo), shutil.disk_usage(self.output_dir).free
         if needed > free:
             raise OutputError(
-                f"the outputs need {needed / 1e9:.1f} GB, and {self.output_dir} has {free / 1e9:.1f} GB free; free some "
-                "space or choose another output_dir."
+                f"the outputs need {_size(needed)}, and {self.output_dir} has {_size(free)} free; free "
+                "some space or choose another output_dir."
             )
         if self.overwrite:
             return
@@ -137,17 +149,17 @@ class PredictionWriter(BasePredictionWriter):
             return False
         names = self.names(path)
         record = read_record(names.record)
-        if record is None or not all(file.exists() for file in self.wanted(path)):
+        if record is None:
             return False
         different = sorted(
             key for key in self.settings | record["settings"] if self.settings.get(key) != record["settings"].get(key)
         )
         if different:
             raise OutputError(
-                f"{names.mask} was made with other settings ({', '.join(different)}); choose another output_dir, or set "
-                "overwrite=true to make it anew."
+                f"{names.mask} was made with other settings ({', '.join(different)}); choose another output_dir, or "
+                "set overwrite=true to make it anew."
             )
-        return True
+        return all(file.exists() for file in self.wanted(path))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell the Segmenter what to skip."""
@@ -173,6 +185,16 @@ class PredictionWriter(BasePredictionWriter):
         OutputError
             If an output cannot be written; none of this tomogram's is left then.
         """
+        made: list[Path] = []
+        try:
+            return self._write(prediction, progress, made)
+        except BaseException:
+            for file in made:  # without their record they would be in the way of the next run
+                file.unlink(missing_ok=True)
+            raise
+
+    def _write(self, prediction: Prediction, progress: Any, made: list[Path]) -> OutputNames:
+        """Write all outputs; those that have got their names are in `made`, also when this fails."""
         volume, started = prediction.volume, time.perf_counter()
         assert volume.path is not None
         names = self.names(volume.path)
@@ -183,6 +205,8 @@ class PredictionWriter(BasePredictionWriter):
         planes = PreviewPlanes(volume)
 
         def writer(path: Path, dtype: type) -> MrcWriter:
+            # what is pushed before the writer runs after it: then the file has its name
+            stack.push(lambda kind, *_: made.append(path) if kind is None else None)
             return stack.enter_context(MrcWriter(path, volume.shape, dtype, like=volume, overwrite=replace))
 
         with ExitStack() as stack:  # all files get their names at the end, or none
@@ -215,18 +239,13 @@ class PredictionWriter(BasePredictionWriter):
             share = membrane / float(np.prod(volume.shape))
             if self.write_preview:
                 title = f"{volume.path.name}: {100 * share:.2f} % membrane" + self._caption()
-                write_preview(names.preview, planes, title, replace)
+                write_preview(names.preview, planes, title.replace("$", r"\$"), replace)  # $...$ would be a formula
+                made.append(names.preview)
+            checksum = file_sha256(volume.path)  # takes a while, so before the outputs get their names
         seconds = prediction.seconds | {"write": time.perf_counter() - started}
-        try:
-            write_record(names.record, self._record(prediction, share, seconds), replace)
-        except BaseException:
-            for file in self.wanted(volume.path):  # without their record they would be in the way of the next run
-                file.unlink(missing_ok=True)
-            raise
+        write_record(names.record, self._record(prediction, share, seconds, checksum), replace)
         self.written.append(names)
-        log.info(
-            "%s: %.2f %% membrane, %.1f s -> %s", volume.path.name, 100 * share, sum(seconds.values()), names.mask
-        )
+        log.info("%s: %.2f %% membrane, %.1f s -> %s", volume.path.name, 100 * share, sum(seconds.values()), names.mask)
         return names
 
     def _caption(self) -> str:
@@ -234,14 +253,14 @@ class PredictionWriter(BasePredictionWriter):
         return f"\nweights: {weights}" + (" - MEANINGLESS" if weights.startswith("random") else "") if weights else ""
 
     def _record(
-        self, prediction: Prediction, share: float, seconds: Mapping[str, float]
+        self, prediction: Prediction, share: float, seconds: Mapping[str, float], checksum: str
     ) -> dict[str, Any]:
         volume = prediction.volume
         assert volume.path is not None
         return {
             "input": {
                 "path": str(volume.path.absolute()),
-                "sha256": file_sha256(volume.path),
+                "sha256": checksum,
                 "shape_zyx": list(volume.shape),
                 "dtype": str(volume.dtype),
                 "voxel_size_angstrom_zyx": volume.voxel_size_angstrom,

@@ -6,6 +6,10 @@ code in them is refused, never run.
 """
 
 import pickle
+import pickletools
+import re
+import struct
+import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,8 +22,8 @@ from torch import Tensor, nn
 
 from etsam.errors import CheckpointError
 
-_ANCHOR = "maskmem_tpos_enc"  # a parameter every SAM2 network has at its root; tells the prefix in a Lightning checkpoint
-_SHOWN = 3  # names of each kind in an error message
+_ANCHOR = "maskmem_tpos_enc"  # a parameter at the root of every SAM2 network; tells the prefix that Lightning adds
+_SHOWN = 1  # names of each kind in an error message
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -43,7 +47,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def _refuse_text(path: Path, start: bytes) -> None:
     text = start.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html")):
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(f"{path} is a web page, not weights: the download went wrong; download it again.")
     if text.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not weights; run `git lfs pull`.")
@@ -55,33 +59,53 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, ValueError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or no safetensors file ({_first_line(error)}); copy it again."
-        ) from error
+        raise _damaged(path, error) from error
 
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols, which need not interest anybody
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         text = str(error)
-        if "Unsupported global" in text or "Unsupported class" in text or "Unsupported operand" in text:
+        # torch 2.5 to 2.15: "Unsupported global: GLOBAL a.b was not ...", "Trying to load unsupported GLOBAL a.b whose
+        # module a is blocked", "Trying to call reduce for unrecognized function", "Can only build Tensor, ..."
+        if re.search(
+            r"\bGLOBAL\b|Unsupported (global|class)|reduce for unrecogni|Can only (build|create)", text
+        ) or _calls(path):
+            found = re.search(r"GLOBAL ([\w.]+)", text)
             raise CheckpointError(
-                f"{path} holds more than tensors, possibly code; it was refused and nothing in it was run. Export its "
-                "weights as .safetensors where you trust it."
+                f"{path} holds more than tensors{f' ({found.group(1)})' if found else ''}, possibly code; it was "
+                "refused and nothing in it was run. Where you trust its origin, export its weights as .safetensors."
             ) from error
-        raise CheckpointError(f"{path} is damaged or no checkpoint ({_first_line(error)}); copy it again.") from error
+        raise _damaged(path, None) from error  # torch's text is about its settings, not about the file
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint ({_first_line(error)}); copy it again.") from error
+        raise _damaged(path, error) from error
+    except (IndexError, TypeError, AssertionError, struct.error, OverflowError, ImportError) as error:
+        raise _damaged(path, error) from error  # met when bytes of a good checkpoint were changed
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
+def _calls(path: Path) -> bool:
+    """Whether a whole plain pickle names functions or classes; read, not executed."""
+    try:
+        with open(path, "rb") as file:
+            names = {operation.name for operation, _, _ in pickletools.genops(file)}
+    except Exception:  # whatever it is, it is no whole pickle
+        return False
+    return bool(names & {"GLOBAL", "STACK_GLOBAL", "INST", "REDUCE"})
+
+
+def _damaged(path: Path, error: Exception | None) -> CheckpointError:
+    reason = "" if error is None else " ".join(str(error).split()).partition(". ")[0][:120]
+    return CheckpointError(
+        f"{path} is damaged, cut off or no checkpoint at all; download or copy it again."
+        + (f" The library that reads it says: {reason}." if reason else "")
+    )
 
 
 def _tensors(path: Path, loaded: Any) -> dict[str, Tensor]:
-    """The dictionary of tensors in what a pickle held, without the prefix that a Lightning module gives."""
+    """Take the dictionary of tensors out of what a pickle held, without the prefix that a Lightning module gives."""
     if isinstance(loaded, dict):
         for key in ("model", "state_dict"):
             if isinstance(loaded.get(key), dict):

@@ -1,0 +1,39 @@
+# Everything happens in .venv; the first target that needs it installs it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# torch first: sam2 is built against the torch that is there, without its CUDA extension, which we do not use.
+# Its own isolated build would download torch a second time.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "etsam needs Python 3.10 or newer; say which with: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
+	$(BIN)/pip install --quiet torch torchvision
+	SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --no-build-isolation 'sam2>=1.1,<1.2'
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $(INSTALLED)
+
+install: $(INSTALLED)  ## the program and its tools into .venv
+
+demo: install  ## segment a real tomogram, on the CPU, without network
+	$(BIN)/etsam predict data/demo/hiv_vlps.mrc --output-dir results/demo --post-process --overwrite
+	@echo "look at results/demo/hiv_vlps_etsam_predicted_preview.png"
+
+test: install  ## the fast tests
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: install  ## all tests, slow ones too
+	$(BIN)/python -m pytest -n 2
+
+lint: install  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: help install demo test test-all lint

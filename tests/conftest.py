@@ -1,0 +1,123 @@
+"""Fixtures that several files of tests share: small tomograms, and the console command run inside this process."""
+
+import os
+import signal
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+
+# The toy networks gain nothing from threads, and lose a factor of 30 where other processes keep the cores busy.
+# Before torch is imported, and for the processes that tests start, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+SHAPE = (6, 40, 56)  # three different sides, none a multiple of the toy network's 64
+VOXEL_SIZE_ZYX = (4.0, 3.0, 2.0)
+ORIGIN_ZYX = (7.0, 6.0, 5.0)
+START_ZYX = (3, 2, 1)
+
+
+def grey(shape=SHAPE, seed=0):
+    """Noise with a dark sheet, (Z, Y, X) float32, all positive."""
+    values = np.random.default_rng(seed).normal(10, 1, shape).astype(np.float32)
+    values[:, shape[1] // 2 : shape[1] // 2 + 3] -= 5
+    return values
+
+
+def write_mrc(path, data=None):
+    """Write an MRC file by mrcfile, not by us; what mrcfile thinks of odd data is no matter here."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with mrcfile.new(path, overwrite=True) as mrc:
+            mrc.set_data(grey() if data is None else data)
+            mrc.voxel_size = VOXEL_SIZE_ZYX[::-1]
+            for word, values in (("origin", ORIGIN_ZYX), ("start", START_ZYX)):
+                for axis, value in zip("zyx", values, strict=True):
+                    if word == "origin":
+                        mrc.header.origin[axis] = value
+                    else:
+                        mrc.header[f"n{axis}start"] = value
+    return Path(path)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    status: int
+    stderr: str
+    folder: Path
+
+    @property
+    def message(self):
+        """The line for the person, without `etsam: error: `; there has to be exactly one, and no traceback."""
+        errors = [line for line in self.stderr.splitlines() if line.startswith("etsam: error: ")]
+        assert len(errors) == 1, self.stderr
+        assert "Traceback" not in self.stderr
+        return errors[0].removeprefix("etsam: error: ")
+
+    @property
+    def files(self):
+        """Names of everything below the output folder, hidden files included."""
+        return sorted(path.name for path in self.folder.rglob("*")) if self.folder.is_dir() else []
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """An empty folder that is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tomogram(work):
+    """`tomo.mrc` in the current folder."""
+    return write_mrc(work / "tomo.mrc")
+
+
+@pytest.fixture
+def etsam(work, capsys):
+    """Call the console command in this process: `etsam("predict", "tomo.mrc") -> Outcome`."""
+
+    def call(*arguments):
+        from etsam.cli import main
+
+        before = signal.getsignal(signal.SIGINT)  # Lightning ignores further Ctrl-C for good
+        capsys.readouterr()
+        status = 0
+        try:
+            main([str(item) for item in arguments])
+        except SystemExit as end:
+            status = end.code
+        finally:
+            signal.signal(signal.SIGINT, before)
+        return Outcome(status, capsys.readouterr().err, work / "out")
+
+    return call
+
+
+@pytest.fixture
+def predict(etsam):
+    """`etsam predict` with the toy network on the CPU, into the folder `out`."""
+
+    def call(*arguments):
+        return etsam("predict", *arguments, "net=tiny_test", "trainer=cpu", "--output-dir", "out")
+
+    return call
+
+
+@pytest.fixture
+def refused(predict):
+    """Ask for a prediction that has to end with status 1, one line, and no file; gives the line."""
+
+    def call(*arguments):
+        outcome = predict(*arguments)
+        assert outcome.status == 1, outcome.stderr
+        assert outcome.files == []
+        return outcome.message
+
+    return call

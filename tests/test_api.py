@@ -1,0 +1,106 @@
+"""`etsam.segment`, the Python interface."""
+
+import numpy as np
+import pytest
+import torch
+
+import etsam
+from etsam.errors import ConfigError, InputError, OutputError
+from etsam.io import MrcWriter, read_volume
+
+TINY = ["net=tiny_test", "weights.seed=1"]
+SHAPE = (6, 40, 51)
+
+
+@pytest.fixture(scope="module")
+def array():
+    return np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def found(array):
+    return etsam.segment(array, voxel_size=(10.0, 11.0, 12.0), overrides=TINY)
+
+
+def test_an_array_gives_logits_mask_and_voxel_size(found):
+    assert (found.logits.shape, found.logits.dtype) == (SHAPE, np.float32)
+    assert (found.mask.shape, found.mask.dtype) == (SHAPE, np.uint8)
+    np.testing.assert_array_equal(found.mask, found.logits > found.threshold)
+    assert found.voxel_size == (10.0, 11.0, 12.0)
+
+
+def test_the_array_is_not_changed(array):
+    before = array.copy()
+    etsam.segment(array, overrides=TINY)
+    np.testing.assert_array_equal(array, before)
+
+
+def test_a_file_gives_what_its_array_gives(array, found, tmp_path):
+    with MrcWriter(tmp_path / "a.mrc", SHAPE, np.float32, voxel_size_angstrom=(8, 9, 10)) as writer:
+        for z in range(SHAPE[0]):
+            writer[z] = array[z]
+    of_file = etsam.segment(tmp_path / "a.mrc", overrides=TINY)
+    np.testing.assert_array_equal(of_file.logits, found.logits)
+    assert of_file.voxel_size == pytest.approx((8, 9, 10))
+
+
+def test_an_output_path_streams_the_same_logits_to_disk(array, found, tmp_path):
+    streamed = etsam.segment(array, voxel_size=(10, 11, 12), overrides=TINY, output_path=tmp_path / "logits.mrc")
+    np.testing.assert_array_equal(read_volume(tmp_path / "logits.mrc").read(), found.logits)
+    np.testing.assert_array_equal(streamed.mask[3], found.mask[3])
+    assert read_volume(tmp_path / "logits.mrc").voxel_size_angstrom == pytest.approx((10, 11, 12))
+    assert [path.name for path in tmp_path.iterdir()] == ["logits.mrc"]
+
+
+def test_an_existing_output_path_is_kept_unless_overwrite_is_set(array, tmp_path):
+    path = tmp_path / "logits.mrc"
+    path.write_text("precious")
+    with pytest.raises(OutputError, match="exists already"):
+        etsam.segment(array, overrides=TINY, output_path=path)
+    assert path.read_text() == "precious"
+
+
+def test_progress_counts_every_slice_of_every_part(array):
+    calls = []
+    etsam.segment(array, overrides=TINY, progress=lambda *call: calls.append(call))
+    for part in ("reading", "stage 1", "stage 2", "writing"):
+        assert [call for call in calls if call[0] == part] == [(part, done, 6) for done in range(1, 7)]
+
+
+def test_settings_are_overrides_as_on_the_command_line(array, found):
+    other = etsam.segment(array, overrides=[*TINY, "stage2.threshold=1e9"])
+    assert other.mask.max() == 0
+    np.testing.assert_array_equal(other.logits, found.logits)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros((5, 6)), "three axes"),
+        (np.zeros((2, 5, 6), complex), "real numbers"),
+        (np.zeros((2, 5, 6)), "every voxel has the value"),
+        ("missing.mrc", "no such file"),
+    ],
+    ids=["2D", "complex", "constant", "missing"],
+)
+def test_bad_input_is_an_input_error(bad, message):
+    with pytest.raises(InputError, match=message):
+        etsam.segment(bad, overrides=TINY)
+
+
+def test_a_voxel_size_beside_a_file_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="for arrays"):
+        etsam.segment(tmp_path / "a.mrc", voxel_size=(1, 1, 1))
+
+
+@pytest.mark.parametrize("override", ["no_such_key=3", "normalize=foo", "prompt@stage1.prompt=stage1_mask"])
+def test_a_setting_that_does_not_fit_is_a_config_error(array, override):
+    with pytest.raises(ConfigError):
+        etsam.segment(array, overrides=[*TINY, override])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_float32_on_a_gpu_is_close_to_float32_on_a_cpu(array, found):
+    on_gpu = etsam.segment(array, overrides=[*TINY, "trainer.precision=32-true"], device="cuda")
+    assert np.abs(on_gpu.logits - found.logits).mean() < 1e-3
