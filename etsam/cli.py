@@ -16,7 +16,7 @@ from etsam import __version__
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-_OVERRIDE = re.compile(r"^[+~]{0,2}[A-Za-z_][\w./@]*(=|$)")
+_OVERRIDE = re.compile(r"^[+~]{0,2}[A-Za-z_][\w./@]*=")
 _PROMPTS = {"zero": "zero", "grid": "grid", "grid_zero": "grid_zero", "etsam_stage1_partial": "stage1_mask"}
 _NORMALIZE = {"min_max_positive_values": "min_max_positive", "softplus_minmax": "softplus_minmax", "robust": "robust"}
 # numbers of the published post-processing flags -> step and argument
@@ -74,11 +74,12 @@ def postprocess_overrides(args: argparse.Namespace, default: str | None = None) 
 
 def predict_overrides(args: argparse.Namespace, rest: Sequence[str] = ()) -> list[str]:
     """Hydra overrides for the flags and arguments of `etsam predict`; `rest` are arguments between and after flags."""
-    inputs, extra = [], []
+    inputs: list[str] = []
+    extra: list[str] = []
     for item in [*args.inputs, *rest]:
         if not item:
             raise ValueError("a tomogram's name is empty (a variable of your shell or script that is not set?)")
-        is_override = not os.path.exists(item) and "=" in item and _OVERRIDE.match(item)
+        is_override = not os.path.exists(item) and _OVERRIDE.match(item)
         (extra if is_override else inputs).append(item)
     overrides = []
     if inputs:

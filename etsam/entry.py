@@ -53,8 +53,12 @@ def quiet() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("etsam").setLevel(level)
     talkative = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
-    talkative += ("lightning.pytorch.trainer.connectors.signal_connector",)  # SIGTERM
-    for name in (*talkative, "lightning.fabric.utilities.distributed", "torch.distributed"):
+    for name in (
+        *talkative,
+        "lightning.pytorch.trainer.connectors.signal_connector",
+        "lightning.fabric.utilities.distributed",
+        "torch.distributed",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     # one path a batch, read lazily: more loader workers would do nothing, and the writer needs no batch indices
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -77,7 +81,8 @@ def launch(main: Callable[[], Any], switch: str = "HYDRA_FULL_ERROR") -> None:
 
     parser = get_args_parser()
     hint = "settings are written KEY=VALUE, such as input=FILE; flags like those of the published tool: `etsam predict`"
-    parser.error = lambda message: leave(f"{message}; {hint}.")
+    # its own way is several lines and status 2
+    parser.error = lambda message: leave(f"{message}; {hint}.")  # type: ignore[method-assign]
     given = parser.parse_args()
     before = os.environ.get(switch)
     os.environ[switch] = "1"  # makes Hydra raise what it would print otherwise

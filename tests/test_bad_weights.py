@@ -3,7 +3,6 @@
 import os
 import pickle
 import warnings
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -180,7 +179,7 @@ def test_reading_a_good_checkpoint_warns_of_nothing(work, state):
         (["--post-process-min-slices", "many"], "invalid int value: 'many'"),
         (["--threshold", "3"], "unknown argument --threshold; see `etsam --help`"),
         (["--stage1-prompt", "etsam_stage1_partial"], "invalid choice"),
-        (["stage1=grid"], "stage1"),
+        (["output_infix=a/b"], "output_infix=a/b is a part of file names, without /; for a folder use output_dir"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(refused, tomogram, arguments, part):
@@ -201,10 +200,3 @@ def test_an_incomplete_command_points_to_the_help(etsam, arguments):
     outcome = etsam(*arguments)
     assert outcome.status == 1
     assert "--help`" in outcome.message
-
-
-def test_no_weights_file_is_left_open_or_changed(weights_refused, work, state):
-    torch.save({"model": [1]}, work / "w.pt")
-    before = (work / "w.pt").read_bytes()
-    weights_refused("w.pt")
-    assert Path("w.pt").read_bytes() == before

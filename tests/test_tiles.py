@@ -51,10 +51,10 @@ def test_the_tile_size_is_a_setting_in_voxels():
     assert {tile.shape for tile in tiles} == {(20, 20)}
 
 
-@pytest.mark.parametrize("tiling", [Overlapping(size_voxels=0), Overlapping(10, 10), Overlapping(10, -1)], ids=str)
-def test_impossible_sizes_are_an_error(tiling):
+@pytest.mark.parametrize("sizes", [(0, None), ("abc", None), (10, 10), (10, -1), (10, 2.5)])
+def test_impossible_sizes_are_an_error(sizes):
     with pytest.raises(ConfigError, match="has to be"):
-        tiling.plan(50, 30, side=64)
+        Overlapping(*sizes).plan(50, 30, side=64)
 
 
 def test_enlarging_equals_torch_bilinear_without_antialiasing():

@@ -229,7 +229,7 @@ def test_full_scratch_disk_is_an_output_error_and_leaves_nothing(packed, scratch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("etsam.io.unpack.write_all", full)
-    with pytest.raises(OutputError, match="No space left on device; set scratch_dir or TMPDIR"):
+    with pytest.raises(OutputError, match="No space left on device; set TMPDIR"):
         read_volume(packed, scratch_dir=scratch)
     assert list(scratch.iterdir()) == []
 

@@ -94,7 +94,7 @@ class _LastSlice:
         return self._plane
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: sam2 caches position encodings, which training then needs as ordinary tensors
 def propagate(
     tracker: SliceTracker,
     slices: Slices,

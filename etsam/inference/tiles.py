@@ -103,10 +103,10 @@ class Overlapping:
     def plan(self, height: int, width: int, side: int) -> list[Tile]:
         """Tiles row by row."""
         size = side if self.size_voxels is None else self.size_voxels
-        if size < 1:
-            raise ConfigError(f"tiles.size_voxels={size} has to be at least 1.")
+        if not isinstance(size, int) or size < 1:
+            raise ConfigError(f"tiles.size_voxels={size} has to be a whole number of at least 1.")
         overlap = size // 8 if self.overlap_voxels is None else self.overlap_voxels
-        if not 0 <= overlap < size:
+        if not isinstance(overlap, int) or not 0 <= overlap < size:
             raise ConfigError(
                 f"tiles.overlap_voxels={overlap} has to be from 0 to {size - 1}, below tiles.size_voxels."
             )

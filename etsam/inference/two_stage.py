@@ -118,6 +118,57 @@ class Stage:
     threshold: float = DEFAULT_THRESHOLD
 
 
+def run_stage(
+    stage: Stage,
+    slices: Slices,
+    tiles: Sequence[Tile],
+    *,
+    stage1_mask: Slices | None = None,
+    store: LogitStore | None = None,
+    resegment_prompted: bool = True,
+    tile_batch_size: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Stitched:
+    """Run one stage over a volume: inference, validation and the inputs of stage-2 training all come through here.
+
+    Parameters
+    ----------
+    stage
+        Network and prompt.
+    slices
+        Network input (Z, Y, X) float32.
+    tiles
+        How slices are cut.
+    stage1_mask
+        For the prompt `stage1_mask`.
+    store
+        Where low-resolution logits go, (Z, tiles, S/4, S/4); default: in memory.
+    resegment_prompted, tile_batch_size, progress
+        As for `propagate`.
+
+    Returns
+    -------
+    Stitched
+        Logits (Z, Y, X), put together slice by slice as they are read.
+    """
+    depth, height, width = slices.shape
+    side = stage.tracker.low_res_side
+    if store is None:
+        store = open_store((depth, len(tiles), side, side), None)
+    masks = [None if stage1_mask is None else _Crop(stage1_mask, tile) for tile in tiles]
+    propagate(
+        stage.tracker,
+        slices,
+        [stage.prompt((depth, *tile.shape), mask) for tile, mask in zip(tiles, masks, strict=True)],
+        tiles,
+        store,
+        resegment_prompted=resegment_prompted,
+        tile_batch_size=tile_batch_size,
+        progress=progress,
+    )
+    return Stitched(store, tiles, (depth, height, width))
+
+
 @dataclass
 class TwoStageOutput:
     """Logits of both stages, read slice by slice from what the networks left in `stores`.
@@ -194,22 +245,18 @@ class TwoStage(nn.Module):
         def run(name: str, stage: Stage, slices: Slices, mask: Slices | None) -> Slices:
             started = time.perf_counter()
             side = stage.tracker.low_res_side
-            store: LogitStore = open_store((depth, len(tiles), side, side), scratch_folder)
-            prompts = [
-                stage.prompt((depth, *tile.shape), None if mask is None else _Crop(mask, tile)) for tile in tiles
-            ]
-            propagate(
-                stage.tracker,
+            logits = run_stage(
+                stage,
                 slices,
-                prompts,
                 tiles,
-                store,
+                stage1_mask=mask,
+                store=open_store((depth, len(tiles), side, side), scratch_folder),
                 resegment_prompted=self.resegment_prompted,
                 tile_batch_size=self.tile_batch_size,
                 progress=None if progress is None else lambda done, total: progress(name, done, total),
             )
             seconds[name] = time.perf_counter() - started
-            return Stitched(store, tiles, (depth, height, width))
+            return logits
 
         logits1 = run("stage 1", stage1, normalized, None)
         fused = fuse(normalized, logits1, tiles if self.tiling.fuse_per_tile else None)

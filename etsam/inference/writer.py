@@ -54,7 +54,7 @@ class PredictionWriter(BasePredictionWriter):
     Raises
     ------
     ConfigError
-        If both `overwrite` and `resume` are set.
+        If both `overwrite` and `resume` are set, or `infix` names a folder.
     """
 
     def __init__(
@@ -72,6 +72,8 @@ class PredictionWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         if overwrite and resume:
             raise ConfigError("overwrite=true replaces what resume=true would keep; set one of them.")
+        if os.path.basename(infix) != infix:
+            raise ConfigError(f"output_infix={infix} is a part of file names, without /; for a folder use output_dir.")
         self.output_dir = Path(output_dir)
         self.infix = infix
         self.write_logits, self.write_instances, self.write_preview = write_logits, write_instances, write_preview
@@ -143,13 +145,20 @@ class PredictionWriter(BasePredictionWriter):
         Raises
         ------
         OutputError
-            If its outputs were made with other settings.
+            If its outputs were made with other settings, or of another content of the input file, or are there
+            without a record: then nobody knows whose they are.
         """
         if not self.resume:
             return False
         names = self.names(path)
         record = read_record(names.record)
         if record is None:
+            unknown = next((file for file in self.wanted(path) if file.exists()), None)
+            if unknown is not None:
+                raise OutputError(
+                    f"{unknown} is there without the record of a complete run; is it another program's? Move it away, "
+                    "choose another output_dir, or set overwrite=true to replace it."
+                )
             return False
         different = sorted(
             key for key in self.settings | record["settings"] if self.settings.get(key) != record["settings"].get(key)
@@ -159,14 +168,21 @@ class PredictionWriter(BasePredictionWriter):
                 f"{names.mask} was made with other settings ({', '.join(different)}); choose another output_dir, or "
                 "set overwrite=true to make it anew."
             )
-        return all(file.exists() for file in self.wanted(path))
+        if not all(file.exists() for file in self.wanted(path)):
+            return False
+        if record["input"].get("sha256") != file_sha256(path):
+            raise OutputError(
+                f"{path} has changed since {names.mask} was made; choose another output_dir, or set overwrite=true to "
+                "make it anew."
+            )
+        return True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell the Segmenter what to skip."""
         assert isinstance(pl_module, Segmenter)
         pl_module.skip = self.complete
 
-    def write_on_batch_end(  # type: ignore[override]
+    def write_on_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,

@@ -94,4 +94,4 @@ def _read(source: bz2.BZ2File | gzip.GzipFile, path: Path, packing: str) -> byte
 
 def _no_place(path: Path, folder: Path, error: OSError) -> OutputError:
     reason = error.strerror or error
-    return OutputError(f"{folder}: no place to unpack {path}: {reason}; set scratch_dir or TMPDIR to another folder")
+    return OutputError(f"{folder}: no place to unpack {path}: {reason}; set TMPDIR to another folder")

@@ -1,0 +1,121 @@
+"""What is there already: kept, replaced when asked for, completed by `--resume`."""
+
+import json
+
+import pytest
+from conftest import grey, write_mrc
+
+FAST = "write_preview=false"
+MASK, RECORD = "tomo_etsam_predicted_mask.mrc", "tomo_etsam_predicted_record.json"
+LOGITS = "tomo_etsam_predicted_logits.mrc"
+
+
+@pytest.fixture
+def states(work):
+    """Content and time of change of each output: equal as long as nobody touched them."""
+    return lambda: {p.name: (p.read_bytes(), p.stat().st_mtime_ns, p.stat().st_ino) for p in (work / "out").iterdir()}
+
+
+@pytest.fixture
+def first(predict, tomogram):
+    """Outputs of a first run."""
+    outcome = predict("tomo.mrc", FAST)
+    assert outcome.status == 0, outcome.stderr
+    return tomogram
+
+
+def test_a_second_run_fails_and_touches_nothing(predict, first, states):
+    before = states()
+    outcome = predict("tomo.mrc", FAST)
+    assert outcome.status == 1
+    assert f"out/{MASK} exists already (and 1 more); set overwrite=true to replace it, resume=true" in outcome.message
+    assert states() == before
+
+
+def test_overwrite_replaces(predict, first, states):
+    before = states()
+    assert predict("tomo.mrc", FAST, "--overwrite", "--logit-threshold", "-100").status == 0
+    assert all(states()[name] != before[name] for name in (MASK, RECORD))
+
+
+def test_resume_leaves_what_is_complete(predict, first, states):
+    before = states()
+    assert predict("tomo.mrc", FAST, "--resume").status == 0
+    assert states() == before
+
+
+def test_resume_makes_anew_what_has_lost_its_mask(predict, first, states, work):
+    before = states()
+    (work / "out" / MASK).unlink()
+    assert predict("tomo.mrc", FAST, "--resume").status == 0
+    assert states().keys() == before.keys()
+    assert states()[MASK][0][1024:] == before[MASK][0][1024:]  # but for the date in the header
+
+
+def test_resume_does_not_touch_a_mask_without_a_record(predict, first, states, work):
+    (work / "out" / RECORD).unlink()
+    before = states()
+    outcome = predict("tomo.mrc", FAST, "--resume")
+    assert outcome.status == 1
+    assert f"out/{MASK} is there without the record of a complete run" in outcome.message
+    assert states() == before
+
+
+def test_resume_notices_that_the_input_has_changed(predict, first, states):
+    write_mrc("tomo.mrc", grey(seed=5))
+    before = states()
+    outcome = predict("tomo.mrc", FAST, "--resume")
+    assert outcome.status == 1
+    assert f"tomo.mrc has changed since out/{MASK} was made" in outcome.message
+    assert states() == before
+
+
+def test_resume_completes_a_batch(predict, first, states):
+    write_mrc("second.mrc")
+    before = states()
+    assert predict("tomo.mrc", "second.mrc", FAST, "--resume").status == 0
+    after = states()
+    assert {name: after[name] for name in before} == before
+    assert {name for name in after if name not in before} == {
+        "second_etsam_predicted_mask.mrc",
+        "second_etsam_predicted_record.json",
+    }
+
+
+def test_resume_adds_an_output_that_is_wanted_now(predict, first, states):
+    assert predict("tomo.mrc", FAST, "--resume", "--store-logits").status == 0
+    assert set(states()) == {MASK, RECORD, LOGITS}
+
+
+@pytest.mark.parametrize("more", [[], ["--store-logits"]])
+def test_resume_refuses_what_was_made_with_other_settings(predict, first, states, more):
+    before = states()
+    outcome = predict("tomo.mrc", FAST, "--resume", "--logit-threshold", "1", *more)
+    assert outcome.status == 1
+    assert f"out/{MASK} was made with other settings (stage2); choose another output_dir, or set" in outcome.message
+    assert states() == before
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"settings": 3}', ""])
+def test_resume_refuses_a_record_that_is_none(predict, first, states, work, content):
+    (work / "out" / RECORD).write_text(content)
+    before = states()
+    outcome = predict("tomo.mrc", FAST, "--resume")
+    assert outcome.status == 1
+    assert f"out/{RECORD} is no record of a run" in outcome.message
+    assert "overwrite=true" in outcome.message
+    assert states() == before
+
+
+def test_outputs_are_not_taken_for_inputs_of_their_folder(predict, first, work):
+    (work / "tomo.mrc").rename(work / "out" / "tomo.mrc")
+    assert predict("out", FAST, "--resume").status == 0
+    assert json.loads((work / "out" / RECORD).read_text())["input"]["path"].endswith("/tomo.mrc")
+
+
+def test_a_run_that_fails_while_it_replaces_keeps_no_half_of_it(predict, first, work, monkeypatch):
+    monkeypatch.setattr("etsam.inference.writer.file_sha256", lambda path: 1 / 0)
+    before = (work / "out" / MASK).read_bytes()
+    assert predict("tomo.mrc", FAST, "--overwrite", "--logit-threshold", "-100").status == 1
+    assert (work / "out" / MASK).read_bytes() == before
+    assert [path.name for path in (work / "out").iterdir() if path.name.startswith(".")] == []
