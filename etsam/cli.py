@@ -8,6 +8,7 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -158,6 +159,18 @@ def build_parser() -> argparse.ArgumentParser:
     _add_postprocess_flags(post)
     post.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     post.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    train = commands.add_parser(
+        "train", help="clips -> weights", description="Train one stage. KEY=VALUE sets what configs/train.yaml lists."
+    )
+    train.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="such as experiment=nano_stage1")
+
+    export = commands.add_parser("export", help="checkpoint of a training run -> small weights file")
+    export.add_argument("checkpoint", type=Path, help="a .ckpt of a run, or any other checkpoint")
+    export.add_argument("weights", type=Path, help="where the weights go, a .safetensors file")
+    export.add_argument("--half", action="store_true", help="store 16 bits a number: half the size, slightly rounded")
+    export.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    export.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -165,24 +178,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console command."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    post = args.command == "postprocess"
-    unknown = [item for item in rest if item.startswith("-") or (post and not _OVERRIDE.match(item))]
-    if unknown:
-        parser.error(f"unknown argument {unknown[0]}")
+    items = [*rest, *getattr(args, "settings", [])]
+    only_settings = args.command != "predict"
+    unknown = [item for item in items if item.startswith("-") or (only_settings and not _OVERRIDE.match(item))]
+    if unknown or (args.command == "export" and rest):
+        parser.error(f"unknown argument {[*unknown, *rest][0]}")
     try:
-        overrides = postprocess_overrides(args, default="all") + rest if post else predict_overrides(args, rest)
+        if args.command == "predict":
+            run = partial(_predict, predict_overrides(args, rest))
+        elif args.command == "postprocess":
+            run = partial(_postprocess, args, postprocess_overrides(args, default="all") + rest)
+        else:
+            run = partial(_train, items) if args.command == "train" else partial(_export, args)
     except ValueError as error:
         parser.error(str(error))
     try:
-        if post:
-            _postprocess(args, overrides)
-        else:
-            _predict(overrides)
+        run()
     except KeyboardInterrupt:  # before the run, which has its own way, while libraries are imported
         parser.exit(130, "etsam: error: interrupted before anything was written.\n")
 
 
-def _run(config: str, overrides: Sequence[str], run: "Callable[[DictConfig], object]") -> None:
+def _run(
+    config: str, overrides: Sequence[str], run: "Callable[[DictConfig], object]", *, stop_at_once: bool = True
+) -> None:
     """Compose a config with overrides and run it under the guard."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -196,7 +214,26 @@ def _run(config: str, overrides: Sequence[str], run: "Callable[[DictConfig], obj
         if "debug=true" in overrides:
             traceback.print_exc()
         leave(explain(error, overrides))
-    guarded(run, cfg)
+    guarded(run, cfg, stop_at_once=stop_at_once)
+
+
+def _train(overrides: Sequence[str]) -> None:
+    from etsam.entry import load_script
+
+    _run("train", overrides, load_script("train").run, stop_at_once=False)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from omegaconf import OmegaConf
+
+    from etsam.entry import guarded
+
+    def run(cfg: "DictConfig") -> None:
+        from etsam.network.checkpoint import export_weights
+
+        export_weights(args.checkpoint, args.weights, half=args.half, overwrite=args.overwrite)
+
+    guarded(run, OmegaConf.create({"debug": args.debug}))
 
 
 def _predict(overrides: Sequence[str]) -> None:

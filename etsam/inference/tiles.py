@@ -48,7 +48,10 @@ class Tiling(Protocol):
     by those of the whole volume (no seams).
     """
 
-    fuse_per_tile: bool
+    @property
+    def fuse_per_tile(self) -> bool:
+        """See above."""
+        ...
 
     def plan(self, height: int, width: int, side: int) -> list[Tile]:
         """Tiles that cover slices of (height, width) voxels for a network of image side `side`."""

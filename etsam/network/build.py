@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from etsam.errors import ConfigError
 from etsam.network.checkpoint import load_weights
@@ -83,3 +84,42 @@ def build_tracker(net: Mapping[str, Any], checkpoint: str | None = None, seed: i
     if weights.path is not None:
         load_weights(network, weights.path)
     return SliceTracker(network).eval()
+
+
+def random_click(truth: Tensor, prediction: Tensor | None) -> tuple[Tensor, Tensor]:
+    """SAM2's own choice of a click: any pixel of the error, by torch's global random state.
+
+    Parameters
+    ----------
+    truth, prediction
+        (B, 1, H, W) bool; None: an empty prediction, hence a click on the truth.
+
+    Returns
+    -------
+    Tensor, Tensor
+        (B, 1, 2) float32 points (x, y) in pixels; (B, 1) int32 labels: 1 missed, 0 wrongly marked. Without any error it
+        is a background pixel.
+    """
+    import_sam2()
+    from sam2.modeling.sam2_utils import get_next_point
+
+    return get_next_point(gt_masks=truth, pred_masks=prediction, method="uniform")
+
+
+def random_box(truth: Tensor) -> tuple[Tensor, Tensor]:
+    """SAM2's own box prompt: corners of the box around the truth, jittered by a tenth, by torch's global random state.
+
+    Parameters
+    ----------
+    truth
+        (B, 1, H, W) bool, not empty.
+
+    Returns
+    -------
+    Tensor, Tensor
+        (B, 2, 2) float32 corners (x, y) in pixels; (B, 2) int32 labels 2 and 3.
+    """
+    import_sam2()
+    from sam2.modeling.sam2_utils import sample_box_points
+
+    return sample_box_points(truth)

@@ -5,6 +5,7 @@ Accepted: `.pt` as SAM2 and ETSAM publish them (`{"model": {name: tensor}}`, or 
 code in them is refused, never run.
 """
 
+import logging
 import pickle
 import pickletools
 import re
@@ -21,6 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from etsam.errors import CheckpointError
+from etsam.io.atomic import atomic_path
+
+log = logging.getLogger(__name__)
 
 _ANCHOR = "maskmem_tpos_enc"  # a parameter at the root of every SAM2 network; tells the prefix that Lightning adds
 _SHOWN = 1  # names of each kind in an error message
@@ -165,6 +169,41 @@ def load_weights(network: nn.Module, path: Path) -> None:
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(state[name])
+
+
+def export_weights(source: Path, target: Path, *, half: bool = False, overwrite: bool = False) -> None:
+    """Write the weights of a checkpoint alone, as safetensors: small, and nothing in it can be run.
+
+    Parameters
+    ----------
+    source
+        Any checkpoint that `read_state_dict` reads; of a training run with moving average, the averaged weights.
+    target
+        A `.safetensors` file.
+    half
+        Store float16 instead of float32.
+    overwrite
+        Replace an existing file.
+
+    Raises
+    ------
+    CheckpointError
+        If the source holds no network, or the target has another suffix.
+    OutputError
+        If the target exists or cannot be written.
+    """
+    if target.suffix != ".safetensors":
+        raise CheckpointError(f"{target} has to end in .safetensors.")
+    state = read_state_dict(source)
+    if _ANCHOR not in state:
+        raise CheckpointError(f"{source} holds no SAM2 network: there is no {_ANCHOR} in it.")
+    tensors = {
+        name: (value.half() if half and value.is_floating_point() else value).contiguous().clone()
+        for name, value in state.items()
+    }
+    with atomic_path(target, overwrite) as part:
+        safetensors.torch.save_file(tensors, part, metadata={"format": "pt"})
+    log.info("%d tensors, %.1f MB -> %s", len(tensors), target.stat().st_size / 1e6, target)
 
 
 def _listing(kind: str, names: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""SAM2 as a tracker of slices: encode a slice, track it with the memory of others, remember it.
+"""SAM2 as a tracker of slices: encode a slice, decode it with the memory of others, remember it.
 
 Training and inference use this one class. What is remembered is bounded: dropping what SAM2's memory attention can no
 longer reach leaves the output exactly that of SAM2's own video predictor (tests/test_upstream_parity.py).
@@ -7,86 +7,19 @@ Axes: B tiles or clips, C channels of the network (d_model), M channels of a mem
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from etsam.network.slice_state import Clicks, Decoded, SliceFeatures, SliceMemory, SliceState
+
 # ImageNet statistics, with which SAM2's encoder was trained
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 LOW_RES_STRIDE = 4  # the mask decoder's logits have a quarter of the image side
-
-
-@dataclass(frozen=True)
-class SliceFeatures:
-    """What the image encoder gives for one slice position of B tiles, finest level first.
-
-    Attributes
-    ----------
-    levels
-        Flattened feature maps, each (H*W, B, channels).
-    positions
-        Their position encodings, same shapes.
-    sizes
-        (H, W) of each level.
-    """
-
-    levels: list[Tensor]
-    positions: list[Tensor]
-    sizes: list[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class SliceState:
-    """What is remembered of one slice.
-
-    Attributes
-    ----------
-    low_res_logits
-        (B, 1, S/4, S/4) float32: the prompt at +-10 on a prompted slice, else the prediction; -1024 where the network
-        says that there is no object.
-    object_score
-        (B, 1) logit of there being an object at all.
-    pointer
-        (B, C) object pointer.
-    memory
-        (B, M, S/16, S/16) memory features, bfloat16 in inference, or None once out of reach.
-    """
-
-    low_res_logits: Tensor
-    object_score: Tensor
-    pointer: Tensor
-    memory: Tensor | None
-
-
-class SliceMemory:
-    """Memory bank of one pass over the slices: all prompted slices, and as many others as attention can reach.
-
-    Parameters
-    ----------
-    num_slices
-        Number of slices of the volume; SAM2 divides the distance of pointers by min(num_slices, 16) - 1.
-    pointer_reach, feature_reach
-        How many slices back pointers and memory features are used; older ones are dropped.
-    """
-
-    def __init__(self, num_slices: int, pointer_reach: int, feature_reach: int) -> None:
-        self.num_slices = num_slices
-        self.prompted: dict[int, SliceState] = {}
-        self.tracked: dict[int, SliceState] = {}
-        self._pointer_reach, self._feature_reach = pointer_reach, feature_reach
-
-    def remember(self, z: int, state: SliceState) -> None:
-        """Add a tracked slice and drop what is out of reach of the slices that follow."""
-        self.tracked[z] = state
-        for old in [other for other in self.tracked if other < z - self._pointer_reach]:
-            del self.tracked[old]
-        for old, kept in self.tracked.items():
-            if old < z - self._feature_reach and kept.memory is not None:
-                self.tracked[old] = SliceState(kept.low_res_logits, kept.object_score, kept.pointer, None)
+MEMORY_DTYPE = torch.bfloat16  # SAM2's predictor rounds memory features to it, whatever the precision of the rest
 
 
 class SliceTracker(nn.Module):
@@ -185,19 +118,9 @@ class SliceTracker(nn.Module):
         memory
             Gets the slice under `prompted`.
         """
-        out = self._track_step(z, features, self._bank({}, {}), memory.num_slices, prompt=prompt)
-        # as SAM2's predictor does: what is remembered of a prompt comes from its logits at a quarter of the side
-        masks = F.interpolate(out["pred_masks"], (self.side, self.side), mode="bilinear", align_corners=False)
-        features_out, _ = self.network._encode_new_memory(
-            current_vision_feats=features.levels,
-            feat_sizes=features.sizes,
-            pred_masks_high_res=masks,
-            object_score_logits=out["object_score_logits"],
-            is_mask_from_pts=True,
-        )
-        state = self._state(out, features_out)
-        memory.prompted[z] = state
-        return state
+        decoded = self.decode(z, features, memory.num_slices, prompt=prompt)
+        memory.prompted[z] = self.remember_prompt(features, decoded)
+        return memory.prompted[z]
 
     def track(self, z: int, features: SliceFeatures, memory: SliceMemory) -> SliceState:
         """Segment slice `z` from the memory of others, and remember it.
@@ -236,48 +159,120 @@ class SliceTracker(nn.Module):
         remember
             Whether the state gets memory features.
         """
-        bank = self._bank(conditioning, others)
-        out = self._track_step(z, features, bank, num_slices, reverse=reverse, encode_memory=remember)
-        return self._state(out, out["maskmem_features"])
+        if not conditioning:
+            raise ValueError("a slice is segmented from the memory of at least one other")
+        decoded = self.decode(z, features, num_slices, conditioning, others, reverse=reverse)
+        if remember:
+            return self.remember(features, decoded)
+        return SliceState(decoded.low_res_logits, decoded.object_score, decoded.pointer, None)
 
-    def _track_step(
+    def decode(
         self,
         z: int,
         features: SliceFeatures,
-        bank: dict[str, dict[int, Any]],
         num_slices: int,
+        conditioning: Mapping[int, SliceState] | None = None,
+        others: Mapping[int, SliceState] | None = None,
         *,
         prompt: Tensor | None = None,
+        clicks: Clicks | None = None,
         reverse: bool = False,
-        encode_memory: bool = False,
-    ) -> dict[str, Any]:
-        return self.network.track_step(
+    ) -> Decoded:
+        """What the network says of slice `z`; nothing is remembered, and gradients flow where they are enabled.
+
+        Parameters
+        ----------
+        z, features, num_slices, others, reverse
+            As in `segment`.
+        conditioning
+            As in `segment`; none: the slice is decoded by its prompt alone.
+        prompt
+            (B, 1, S, S), 0 or 1: given back as +-10 (`candidates` has K = 1, `ious` are 1).
+        clicks
+            Clicks on this slice.
+        """
+        bank = {
+            "cond_frame_outputs": dict(self._entries((conditioning or {}).items())),
+            "non_cond_frame_outputs": dict(self._entries((others or {}).items())),
+        }
+        _, heads, fine, coarse = self.network._track_step(
             frame_idx=z,
-            is_init_cond_frame=prompt is not None,
+            is_init_cond_frame=not conditioning,
             current_vision_feats=features.levels,
             current_vision_pos_embeds=features.positions,
             feat_sizes=features.sizes,
-            point_inputs=None,
+            point_inputs=_point_inputs(clicks),
             mask_inputs=prompt,
             output_dict=bank,
             num_frames=num_slices,
             track_in_reverse=reverse,
-            run_mem_encoder=encode_memory,
+            prev_sam_mask_logits=None,
         )
+        return _decoded(heads, fine, coarse)
 
-    def _state(self, out: Mapping[str, Any], memory: Tensor | None) -> SliceState:
-        # SAM2's predictor rounds memory features to bfloat16, whatever the precision of the rest
-        rounded = None if memory is None else memory.to(torch.bfloat16)
-        return SliceState(out["pred_masks"], out["object_score_logits"], out["obj_ptr"], rounded)
+    def correct(self, decoded: Decoded, clicks: Clicks, *, initial: bool) -> Decoded:
+        """Decode a slice again with all clicks so far and its own logits.
 
-    def _bank(
-        self, conditioning: Mapping[int, SliceState], others: Mapping[int, SliceState]
-    ) -> dict[str, dict[int, Any]]:
-        """Memories in the form that SAM2's `track_step` reads."""
-        return {
-            "cond_frame_outputs": dict(self._entries(conditioning.items())),
-            "non_cond_frame_outputs": dict(self._entries(others.items())),
-        }
+        Parameters
+        ----------
+        decoded
+            The slice as it was before the last click.
+        clicks
+            All clicks on it.
+        initial
+            Whether it was decoded without memory.
+        """
+        inputs = _point_inputs(clicks)
+        heads = self.network._forward_sam_heads(
+            backbone_features=decoded.coarse,
+            point_inputs=inputs,
+            mask_inputs=decoded.low_res_logits,
+            high_res_features=decoded.fine,
+            multimask_output=self.network._use_multimask(initial, inputs),
+        )
+        return _decoded(heads, decoded.fine, decoded.coarse)
+
+    def remember(
+        self,
+        features: SliceFeatures,
+        decoded: Decoded,
+        *,
+        clicked: bool = False,
+        dtype: torch.dtype | None = MEMORY_DTYPE,
+    ) -> SliceState:
+        """The state of a decoded slice with its memory features.
+
+        Parameters
+        ----------
+        features, decoded
+            The slice.
+        clicked
+            Whether clicks were given on it (some SAM2 configs binarise such masks).
+        dtype
+            Of the memory features; None: as computed, for training.
+        """
+        return self._remember(features, decoded, decoded.logits, clicked, dtype)
+
+    def remember_prompt(
+        self, features: SliceFeatures, decoded: Decoded, *, dtype: torch.dtype | None = MEMORY_DTYPE
+    ) -> SliceState:
+        """As `remember`, for a mask prompt, as SAM2's predictor does: from its logits at a quarter of the side."""
+        side = (self.side, self.side)
+        logits = F.interpolate(decoded.low_res_logits, side, mode="bilinear", align_corners=False)
+        return self._remember(features, decoded, logits, True, dtype)
+
+    def _remember(
+        self, features: SliceFeatures, decoded: Decoded, logits: Tensor, is_prompt: bool, dtype: torch.dtype | None
+    ) -> SliceState:
+        memory, _ = self.network._encode_new_memory(
+            current_vision_feats=features.levels,
+            feat_sizes=features.sizes,
+            pred_masks_high_res=logits,
+            object_score_logits=decoded.object_score,
+            is_mask_from_pts=is_prompt,
+        )
+        memory = memory if dtype is None else memory.to(dtype)
+        return SliceState(decoded.low_res_logits, decoded.object_score, decoded.pointer, memory)
 
     def _entries(self, states: Iterable[tuple[int, SliceState]]) -> Iterable[tuple[int, dict[str, Any]]]:
         for z, state in states:
@@ -288,3 +283,12 @@ class SliceTracker(nn.Module):
                 positions = self.network.memory_encoder.position_encoding(features).to(features.dtype)
                 entry |= {"maskmem_features": features, "maskmem_pos_enc": [positions]}
             yield z, entry
+
+
+def _point_inputs(clicks: Clicks | None) -> dict[str, Tensor] | None:
+    return None if clicks is None else {"point_coords": clicks.points, "point_labels": clicks.labels}
+
+
+def _decoded(heads: tuple[Tensor, ...], fine: list[Tensor] | None, coarse: Tensor) -> Decoded:
+    _, candidates, ious, low_res_logits, logits, pointer, object_score = heads
+    return Decoded(candidates, ious, low_res_logits, logits, pointer, object_score, fine, coarse)

@@ -1,0 +1,296 @@
+"""Training clips: T neighbouring slices cut straight from the volume files, normalised as in prediction."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from etsam.data.batch import Clip
+from etsam.data.manifest import Sample
+from etsam.data.measured import IGNORE, labels, mask_summary, statistics
+from etsam.errors import ConfigError, InputError
+from etsam.inference.two_stage import fuse
+from etsam.io import Slices, Volume, read_volume
+from etsam.normalize import Normalization, Normalized, SliceTransform
+
+_TRANSPOSE = {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 0, 1)}  # slices first, the other two in their order
+
+
+@dataclass(frozen=True)
+class LogitsFolder:
+    """Stage-1 logits that lie in one folder as `DATASET_RUN_stage1_logits.mrc`, for `ClipDataset`."""
+
+    folder: str | Path
+
+    def __call__(self, sample: Sample) -> Volume:
+        """Logits (Z, Y, X) of a sample; raises `InputError` if there are none."""
+        name = f"{sample.dataset_id}_{sample.run_id}_stage1_logits.mrc"
+        return read_volume(Path(self.folder).expanduser() / name, warn=False)
+
+
+class _Window:
+    """A box of a volume as slices, cut before anything else is computed."""
+
+    def __init__(self, slices: Slices, box: Sequence[slice]) -> None:
+        self._slices, self._box = slices, box
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(side.stop - side.start for side in self._box)
+
+    def __getitem__(self, z: int, /) -> np.ndarray:
+        return self._slices[self._box[0].start + z][self._box[1], self._box[2]]
+
+
+def _stack(slices: Slices) -> np.ndarray:
+    return np.stack([slices[z] for z in range(slices.shape[0])])
+
+
+class ClipDataset(Dataset[Clip]):
+    """Clips of the tomograms of one source; nothing of the size of a volume is ever held.
+
+    Clip `index` shows sample `index % len(samples)`; where it is cut is drawn from a generator seeded by (seed, epoch,
+    index). So workers, processes and resumed runs give the same clips without further seeding.
+
+    Along z a clip costs reading its T slices; along y and x it costs reading the slices of its whole extent in z.
+
+    Parameters
+    ----------
+    samples
+        Checked ones (`check_samples`), of one split.
+    normalization
+        The method of prediction, fitted to each whole tomogram.
+    num_slices
+        T.
+    crop
+        (Y, X) or one number for both, in voxels; None: whole slices. Where a tomogram is smaller, the image is
+        continued by reflection and the labels there are 255.
+    clips_per_tomogram
+        Clips of each tomogram in an epoch (published as `multiplier`).
+    axes
+        Axes that slices may follow each other along, drawn with equal probability.
+    reverse_probability
+        Of clips that run backwards.
+    foreground_probability
+        Of clips that are cut so that they hold a membrane voxel, drawn from all of the tomogram's, in the middle half
+        of the crop (nearer to its edge only where the tomogram ends); the others lie anywhere.
+    stage1_logits
+        For stage 2: gives the stage-1 logits (Z, Y, X) of a sample, which are fused with its tomogram by
+        `etsam.inference.two_stage.fuse`.
+    nonfinite
+        What to do about NaN and infinite voxels: `error`, or `mean`, as in prediction.
+    cache_folder
+        Where statistics of tomograms and masks are kept for other processes and runs; None: in this process only.
+    seed
+        Of all random choices.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is out of range.
+    InputError
+        If a file cannot be opened, or a clip is longer than a tomogram.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        normalization: Normalization,
+        *,
+        num_slices: int,
+        crop: int | Sequence[int] | None = None,
+        clips_per_tomogram: int = 1,
+        axes: Sequence[str] = ("z",),
+        reverse_probability: float = 0.0,
+        foreground_probability: float = 0.0,
+        stage1_logits: Callable[[Sample], Slices] | None = None,
+        nonfinite: Literal["error", "mean"] = "error",
+        cache_folder: Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.samples, self.normalization, self.seed, self.epoch = list(samples), normalization, seed, 0
+        self.num_slices, self.clips_per_tomogram, self.axes = num_slices, clips_per_tomogram, tuple(axes)
+        self.crop = None if crop is None else (crop, crop) if isinstance(crop, int) else (int(crop[0]), int(crop[1]))
+        self.reverse_probability, self.foreground_probability = reverse_probability, foreground_probability
+        self.stage1_logits, self.nonfinite, self.cache_folder = stage1_logits, nonfinite, cache_folder
+        self._check_settings()
+        self._tomograms = [read_volume(sample.tomogram, warn=False) for sample in self.samples]
+        self._masks = [read_volume(sample.target_mask, warn=False) for sample in self.samples]
+        self._forget()
+        for sample, volume in zip(self.samples, self._tomograms, strict=True):
+            side, axis = min((volume.shape["zyx".index(axis)], axis) for axis in self.axes)
+            if side < num_slices:
+                raise InputError(f"{sample.name}: a clip of {num_slices} slices is longer than {side} along {axis}")
+
+    def _check_settings(self) -> None:
+        if self.num_slices < 1 or self.clips_per_tomogram < 1 or (self.crop is not None and min(self.crop) < 1):
+            raise ConfigError(
+                f"data.num_slices={self.num_slices}, data.clips_per_tomogram={self.clips_per_tomogram} and "
+                f"data.crop={self.crop} have to be at least 1."
+            )
+        if not self.axes or not set(self.axes) <= set("zyx"):
+            raise ConfigError(f"data.axes={list(self.axes)} is not one or more of z, y, x.")
+        for name in ("reverse_probability", "foreground_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"data.{name}={getattr(self, name)} is no probability between 0 and 1.")
+        if self.nonfinite not in ("error", "mean"):
+            raise ConfigError(f"nonfinite={self.nonfinite} is unknown; allowed: error, mean.")
+
+    def _forget(self) -> None:
+        self._transforms: dict[int, tuple[SliceTransform, float | None]] = {}
+        self._fused: dict[int, Slices] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # fitted transforms are functions that cannot be pickled; a worker that was not forked makes them again
+        return {**self.__dict__, "_transforms": {}, "_fused": {}}
+
+    def __len__(self) -> int:
+        return len(self.samples) * self.clips_per_tomogram
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch's clips `dataset[index]` gives."""
+        self.epoch = epoch
+
+    def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Read every file once now, so that processes started later share what was found and workers do not wait.
+
+        Parameters
+        ----------
+        progress
+            Called with (tomograms done, tomograms in all).
+        """
+        for number, sample in enumerate(self.samples):
+            self._transform(number)
+            if self.foreground_probability:
+                mask_summary(sample.target_mask, self.cache_folder)
+            if self.stage1_logits is not None:
+                self._stage2_input(number)
+            if progress is not None:
+                progress(number + 1, len(self.samples))
+
+    def __getitem__(self, index: int) -> Clip:
+        if not 0 <= index < len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
+        return self.clip(index, self.epoch)
+
+    def clip(self, index: int, epoch: int) -> Clip:
+        """Cut clip `index` of `epoch`; unlike `dataset[index]` without a limit on how many an epoch may have."""
+        rng = np.random.default_rng([self.seed, epoch, index])
+        number = index % len(self.samples)
+        axis = self.axes[rng.integers(len(self.axes))]
+        box = self._box(number, axis, rng)
+        images = _stack(self._network_input(number, box)).transpose(_TRANSPOSE[axis])
+        values = _stack(_Window(self._masks[number], box))
+        masks, odd = labels(values)
+        if odd.any():
+            raise InputError(f"{self.samples[number].target_mask}: mask not binary: it has {values[odd][0]:g}")
+        images, masks = self._pad(images, masks.transpose(_TRANSPOSE[axis]))
+        backwards = bool(rng.random() < self.reverse_probability)
+        if backwards:
+            images, masks = images[::-1], masks[::-1]
+        return Clip(
+            images=torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)),
+            masks=torch.from_numpy(np.ascontiguousarray(masks)),
+            name=self.samples[number].name,
+            axis=axis,
+            start=(box[0].start, box[1].start, box[2].start),
+            reversed=backwards,
+            key=(self.seed, epoch, index),
+        )
+
+    def _box(self, number: int, axis: str, rng: np.random.Generator) -> list[slice]:
+        """Draw the part of the tomogram to cut: slices of z, y and x."""
+        shape = self._tomograms[number].shape
+        slice_axis, *plane_axes = _TRANSPOSE[axis]
+        sizes = list(shape)
+        sizes[slice_axis] = self.num_slices
+        if self.crop is not None:
+            for plane_axis, side in zip(plane_axes, self.crop, strict=True):
+                sizes[plane_axis] = min(side, shape[plane_axis])
+        voxel = self._membrane_voxel(number, rng) if rng.random() < self.foreground_probability else None
+        box = []
+        for i, (size, side) in enumerate(zip(sizes, shape, strict=True)):
+            if voxel is None:
+                start = rng.integers(side - size + 1)
+            else:
+                margin = 0 if i == slice_axis else size // 4
+                start = np.clip(voxel[i] - rng.integers(margin, size - margin), 0, side - size)
+            box.append(slice(int(start), int(start) + size))
+        return box
+
+    def _membrane_voxel(self, number: int, rng: np.random.Generator) -> tuple[int, int, int]:
+        """Draw one of all membrane voxels, each as likely as another, by reading a single slice of the mask."""
+        per_slice = mask_summary(self.samples[number].target_mask, self.cache_folder).membrane
+        count = int(per_slice.sum())
+        if count == 0:
+            raise InputError(f"{self.samples[number].target_mask}: mask empty: no voxel is 1")
+        ends = np.cumsum(per_slice)
+        chosen = int(rng.integers(count))
+        z = int(np.searchsorted(ends, chosen, side="right"))
+        rows, columns = np.nonzero(self._masks[number][z] == 1)
+        within = chosen - int(ends[z] - per_slice[z])
+        return z, int(rows[within]), int(columns[within])
+
+    def _pad(self, images: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.crop is None:
+            return images, masks
+        missing = [max(0, side - have) for side, have in zip(self.crop, images.shape[1:], strict=True)]
+        if not any(missing):
+            return images, masks
+        pad = [(0, 0)] + [(count // 2, count - count // 2) for count in missing]
+        return np.pad(images, pad, mode="reflect"), np.pad(masks, pad, constant_values=IGNORE)
+
+    def _network_input(self, number: int, box: list[slice]) -> Slices:
+        if self.stage1_logits is not None:
+            return _Window(self._stage2_input(number), box)
+        # cut first, normalise then: methods of normalisation treat every voxel alike
+        return Normalized(_Window(self._tomograms[number], box), *self._transform(number))
+
+    def _stage2_input(self, number: int) -> Slices:
+        if number not in self._fused:
+            assert self.stage1_logits is not None
+            sample = self.samples[number]
+            normalized = Normalized(self._tomograms[number], *self._transform(number))
+            logits = self.stage1_logits(sample)
+            try:
+                self._fused[number] = fuse(normalized, logits)
+            except ConfigError as error:  # of another shape
+                raise InputError(f"{sample.name}: {error}") from error
+        return self._fused[number]
+
+    def _transform(self, number: int) -> tuple[SliceTransform, float | None]:
+        """Fit the normalisation to a whole tomogram; the second value stands for its NaN and infinite voxels."""
+        if number not in self._transforms:
+            path = self.samples[number].tomogram
+            try:
+                found = statistics(path, self._tomograms[number], self.cache_folder)
+                if found.nonfinite and self.nonfinite == "error":
+                    raise InputError(
+                        f"{found.nonfinite} of {found.voxels} voxels are NaN or infinite; repair the tomogram, or set "
+                        "nonfinite=mean to replace them by the mean of the others."
+                    )
+                with _quiet("etsam.normalize"):
+                    transform = self.normalization.fit(found)
+            except InputError as error:
+                message = str(error)
+                raise InputError(message if str(path) in message else f"{path}: {message}") from error
+            self._transforms[number] = transform, found.mean if found.nonfinite else None
+        return self._transforms[number]
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Hold back what is worth a line in a prediction of one tomogram, but not for each of a hundred."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,285 @@
+"""Named sources of tomograms mixed by weight, shared out over processes, resumable in the middle of an epoch."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from etsam.data.batch import collate
+from etsam.data.clips import ClipDataset
+from etsam.data.manifest import Sample, check_samples, read_manifest
+from etsam.data.sampling import ClipLoader, ClipSampler, MixedClips, ValidationSampler
+from etsam.errors import ConfigError, InputError
+from etsam.io import Slices
+from etsam.normalize import Normalization
+
+
+@dataclass(frozen=True)
+class Source:
+    """One named source of tomograms.
+
+    Attributes
+    ----------
+    manifest
+        CSV file, see `etsam.data.manifest`.
+    weight
+        Share of the clips, relative to the other sources; 0: for validation only.
+    root
+        Folder that relative file names in the manifest start from; default: the manifest's own.
+    """
+
+    manifest: str | os.PathLike[str]
+    weight: float = 1.0
+    root: str | os.PathLike[str] | None = None
+
+
+class ValidationItem(NamedTuple):
+    """One tomogram to validate on, by the place it has in `TomogramClips.val_samples`.
+
+    Attributes
+    ----------
+    number
+        -1 for a process that has run out of tomograms while others still work: nothing to do.
+    source
+        Name of the source.
+    dataset_id, run_id, tomogram, target_mask
+        As in `Sample`, which Lightning would refuse as a batch because it is frozen.
+    """
+
+    number: int
+    source: str
+    dataset_id: str
+    run_id: str
+    tomogram: Path
+    target_mask: Path
+
+
+class _Validation(Dataset[ValidationItem]):
+    def __init__(self, items: Sequence[ValidationItem]) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> ValidationItem:
+        return self._items[index] if index >= 0 else ValidationItem(-1, "", "", "", Path(), Path())
+
+
+class TomogramClips(LightningDataModule):
+    """Training clips and validation tomograms of several sources.
+
+    Parameters
+    ----------
+    sources
+        Name -> `Source`, or its fields.
+    normalization
+        The method of prediction.
+    num_slices, crop, clips_per_tomogram, axes, reverse_probability, foreground_probability, stage1_logits, nonfinite
+        See `ClipDataset`.
+    epoch_clips
+        Clips in an epoch; default: `clips_per_tomogram` for every training tomogram of all sources.
+    batch_size
+        Clips in a batch of one device. The global batch, which the learning rate belongs to, is this times the number
+        of devices (times accumulated batches); a resumed or compared run should keep the product.
+    num_workers
+        Processes that cut clips, for each device.
+    pin_memory
+        Faster copies to a GPU.
+    cache_folder
+        Where statistics of the files are kept; with several devices this saves reading every file once for each.
+    seed
+        Of all random choices.
+
+    Raises
+    ------
+    ConfigError, InputError
+        If settings contradict each other, or a manifest cannot be read. The files are looked at in `check`.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source | Mapping[str, Any]],
+        normalization: Normalization,
+        *,
+        num_slices: int = 8,
+        crop: int | Sequence[int] | None = None,
+        clips_per_tomogram: int = 1,
+        epoch_clips: int | None = None,
+        axes: Sequence[str] = ("z",),
+        reverse_probability: float = 0.0,
+        foreground_probability: float = 0.0,
+        stage1_logits: Callable[[Sample], Slices] | None = None,
+        nonfinite: Literal["error", "mean"] = "error",
+        batch_size: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        cache_folder: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.sources = {name: _source(name, given) for name, given in sources.items()}
+        if not any(source.weight > 0 for source in self.sources.values()):
+            raise ConfigError(f"data.sources has no source with a weight above 0 (sources: {', '.join(sources)}).")
+        if batch_size < 1 or num_workers < 0 or (epoch_clips is not None and epoch_clips < 1):
+            raise ConfigError(
+                f"data.batch_size={batch_size} and data.epoch_clips={epoch_clips} have to be at least 1, "
+                f"data.num_workers={num_workers} at least 0."
+            )
+        self.samples = {name: read_manifest(source.manifest, source.root) for name, source in self.sources.items()}
+        self.batch_size, self.num_workers, self.pin_memory, self.seed = batch_size, num_workers, pin_memory, seed
+        self.epoch_clips = epoch_clips
+        self.cache_folder = None if cache_folder is None else Path(cache_folder).expanduser()
+        self._clip_settings: dict[str, Any] = {
+            "normalization": normalization,
+            "num_slices": num_slices,
+            "crop": crop,
+            "clips_per_tomogram": clips_per_tomogram,
+            "axes": tuple(axes),
+            "reverse_probability": reverse_probability,
+            "foreground_probability": foreground_probability,
+            "stage1_logits": stage1_logits,
+            "nonfinite": nonfinite,
+            "cache_folder": self.cache_folder,
+        }
+        ClipDataset([], **self._clip_settings)  # refuses settings that make no sense, before any file is looked at
+        self._mixed: MixedClips | None = None
+
+    @property
+    def val_samples(self) -> list[Sample]:
+        """Validation samples of all sources, in the order of configuration."""
+        return [sample for samples in self.samples.values() for sample in samples if sample.split == "val"]
+
+    @property
+    def train_samples(self) -> dict[str, list[Sample]]:
+        """Training samples of each source that has a weight."""
+        return {
+            name: [sample for sample in self.samples[name] if sample.split == "train"]
+            for name, source in self.sources.items()
+            if source.weight > 0
+        }
+
+    @property
+    def all_samples(self) -> list[Sample]:
+        """What a run reads: `train_samples` of all sources, then `val_samples`."""
+        return [sample for samples in self.train_samples.values() for sample in samples] + self.val_samples
+
+    @property
+    def clips_per_epoch(self) -> int:
+        """Clips in an epoch, of all processes together, before what fills no batch is left out."""
+        samples = sum(len(group) for group in self.train_samples.values())
+        return self.epoch_clips or samples * int(self._clip_settings["clips_per_tomogram"])
+
+    def check(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Find everything that is wrong with the files; raises `InputError` with all of it (see `check_samples`)."""
+        empty = [name for name, samples in self.train_samples.items() if not samples]
+        if empty:
+            raise InputError(f"no train split in {', '.join(empty)}; set its weight to 0 to only validate on it")
+        check_samples(
+            [sample for samples in self.samples.values() for sample in samples],
+            clip_slices=self._clip_settings["num_slices"],
+            axes=self._clip_settings["axes"],
+            cache_folder=self.cache_folder,
+            progress=progress,
+        )
+
+    def prepare_data(self) -> None:
+        """Check all files, and measure them if there is a cache folder; in one process of each machine, for the others.
+
+        Called by a trainer it keeps faults to itself: `setup` finds them again in every process alike, so that none
+        waits for another that has ended.
+        """
+        try:
+            self.check()
+            if self.cache_folder is not None:
+                for dataset in self._datasets(stage1_logits=None):
+                    dataset.prepare()
+        except InputError:
+            if self.trainer is None:
+                raise
+
+    def setup(self, stage: str | None = None) -> None:
+        """Check all files and measure the tomograms, for `fit`; nothing for other stages."""
+        if stage not in (None, "fit") or self._mixed is not None:
+            return
+        self.check()
+        datasets = self._datasets()
+        for dataset in datasets:
+            dataset.prepare()
+        self._mixed = MixedClips(datasets, self.epoch_clips or sum(len(dataset) for dataset in datasets))
+
+    def _datasets(self, **changed: Any) -> list[ClipDataset]:
+        # sources draw independently of each other
+        seeds = [int(s) for s in np.random.SeedSequence(self.seed).generate_state(len(self.train_samples))]
+        return [
+            ClipDataset(samples, seed=seed, **{**self._clip_settings, **changed})
+            for samples, seed in zip(self.train_samples.values(), seeds, strict=True)
+        ]
+
+    def train_dataloader(self) -> ClipLoader:
+        """`ClipBatch` after `ClipBatch`; the last, incomplete batch of an epoch is left out."""
+        self.setup("fit")
+        assert self._mixed is not None
+        weights = [self.sources[name].weight for name in self.train_samples]
+        sampler = ClipSampler(self._mixed, weights, self.batch_size, self.seed, *self._processes())
+        return self._loader(ClipLoader, self._mixed, sampler, batch_size=self.batch_size, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> DataLoader:
+        """One `ValidationItem` a batch; reading the tomogram is part of the validation, slice by slice."""
+        named = [(source, sample) for source, samples in self.samples.items() for sample in samples]
+        items = [
+            ValidationItem(number, source, sample.dataset_id, sample.run_id, sample.tomogram, sample.target_mask)
+            for number, (source, sample) in enumerate(pair for pair in named if pair[1].split == "val")
+        ]
+        replicas, rank = self._processes()
+        dataset = _Validation(items)
+        sampler = ValidationSampler(dataset, num_replicas=replicas, rank=rank, shuffle=False)
+        return self._loader(DataLoader, dataset, sampler, batch_size=None, num_workers=0)
+
+    def _processes(self) -> tuple[int, int]:
+        """Number of processes, and which this is."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def _loader(
+        self,
+        kind: type[Any],
+        dataset: Dataset,
+        sampler: DistributedSampler,
+        *,
+        batch_size: int | None,
+        num_workers: int,
+    ) -> Any:
+        return kind(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=batch_size is not None,
+            collate_fn=collate if batch_size is not None else _as_it_is,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=self.pin_memory,
+            generator=torch.Generator(),  # or each epoch would take a number from torch's global one
+        )
+
+
+def _as_it_is(item: ValidationItem) -> ValidationItem:
+    return item
+
+
+def _source(name: str, given: Source | Mapping[str, Any]) -> Source:
+    if not isinstance(given, Source):
+        unknown = set(given) - set(Source.__dataclass_fields__)
+        if unknown or "manifest" not in given:
+            raise ConfigError(
+                f"data.sources.{name} has {', '.join(map(str, given)) or 'no fields'}; allowed are manifest (needed), "
+                "weight and root."
+            )
+        given = Source(**{str(key): value for key, value in given.items()})
+    if not 0 <= given.weight < float("inf"):
+        raise ConfigError(f"data.sources.{name}.weight={given.weight} has to be 0 or more.")
+    return given

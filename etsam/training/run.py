@@ -1,0 +1,137 @@
+"""The folder of a run: whose it is, where it goes on, what it needs before the first step."""
+
+import logging
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from etsam.data.datamodule import TomogramClips
+from etsam.errors import CheckpointError, ConfigError, OutputError
+from etsam.inference.record import environment
+from etsam.io import atomic_path
+from etsam.paths import share
+
+log = logging.getLogger(__name__)
+
+_SETTINGS = "config.yaml"
+# may differ when a run goes on: where and how long it trains, not what it trains
+_FREE = (
+    "ckpt_path",
+    "debug",
+    "overwrite",
+    "prepare_only",
+    "trainer",
+    "logger",
+    "callbacks",
+    "output_dir",
+    "paths",
+    "encode_batch_size",
+    "checkpoint_encoder",
+)
+
+
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
+    """All settings as plain values; secrets are not among them."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def claim_folder(cfg: DictConfig) -> None:
+    """Make the run's folder and write its settings, unless it belongs to another run.
+
+    Raises
+    ------
+    OutputError
+        If the folder holds another run: other settings, or the same ones without `ckpt_path` to go on.
+    """
+    folder = Path(cfg.output_dir)
+    file = folder / _SETTINGS
+    settings = settings_of(cfg)
+    if file.exists() and not cfg.overwrite:
+        before = OmegaConf.to_container(OmegaConf.load(file))
+        assert isinstance(before, dict)
+        different = sorted(
+            str(key)
+            for key in set(before) | set(settings)
+            if key not in _FREE and before.get(key) != settings.get(str(key))
+        )
+        if cfg.ckpt_path is None:
+            raise OutputError(
+                f"{folder} holds a run already; set ckpt_path=last to go on with it, name=OTHER for a new one, or "
+                "overwrite=true to replace it."
+            )
+        if different:
+            raise OutputError(
+                f"{folder} holds a run with other settings ({', '.join(different)}); a run goes on with its own. Set "
+                "name=OTHER (and start=CHECKPOINT to use its weights)."
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the run folder {folder} cannot be made: {error.strerror}.") from error
+    if cfg.overwrite:
+        for old in (folder / "checkpoints").glob("*.ckpt"):
+            old.unlink()
+    with atomic_path(file, overwrite=True) as part:
+        part.write_text(OmegaConf.to_yaml(OmegaConf.create(settings)), encoding="utf-8")
+
+
+def checkpoint_to_resume(cfg: DictConfig) -> str | None:
+    """Path of the checkpoint that `ckpt_path` names; None to start anew.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none.
+    """
+    if cfg.ckpt_path is None:
+        return None
+    path = Path(cfg.output_dir) / "checkpoints" / "last.ckpt" if cfg.ckpt_path == "last" else Path(cfg.ckpt_path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; leave ckpt_path out to start the run.")
+    return str(path)
+
+
+def prepare_stage1_logits(cfg: DictConfig, data: TomogramClips) -> None:
+    """For stage 2: compute the stage-1 logits of all its tomograms that are not in the cache."""
+    if cfg.stage1 is None:
+        return
+    import torch
+    from hydra.utils import instantiate
+
+    cache = instantiate(cfg.stage1)
+    accelerated = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    samples = [sample for group in data.train_samples.values() for sample in group] + data.val_samples
+    made = cache.prepare(samples, "cuda" if accelerated else "cpu")
+    log.info("stage-1 logits: %d computed, %d were there", made, len(samples) - made)
+
+
+def description(cfg: DictConfig) -> dict[str, Any]:
+    """Settings, versions and git state, for loggers."""
+    return {**settings_of(cfg), "environment": environment(), "git": _git_state()}
+
+
+def _git_state() -> dict[str, str]:
+    """Commit and whether files differ from it, of a checkout; empty for an installed package."""
+    root = share("configs").parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return {"commit": commit, "changed": git("status", "--porcelain")[:2000]} if commit else {}
+    except OSError:  # no git
+        return {}
+
+
+def require_same_side(cfg: DictConfig) -> None:
+    """Raise `ConfigError` if stage 2 is to see images of another side than stage 1 gave."""
+    if cfg.stage1 is not None and cfg.stage1.net.image_size != cfg.net.image_size:
+        raise ConfigError(
+            f"stage 1 has image side {cfg.stage1.net.image_size} and stage 2 {cfg.net.image_size}; they share tiles."
+        )

@@ -1,0 +1,179 @@
+"""Stage-1 logits of tomograms, computed once by the prediction code, along Z as in prediction, and cached.
+
+Stage 2 trains on what stage 1 says. A file of the cache is named after everything that decides its content: tomogram,
+weights, network, prompt, tiles, normalisation. Other weights make other files, so nothing stale is ever used; what is
+there is not computed again, so an interrupted run goes on where it stopped.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from etsam.errors import ConfigError
+from etsam.inference.stores import open_store
+from etsam.inference.tiles import Overlapping, Stitched, Tiling
+from etsam.inference.two_stage import Stage, run_stage
+from etsam.io import Slices, atomic_path, read_volume
+from etsam.normalize import Normalization, normalize
+from etsam.training.validation import Annotated
+
+log = logging.getLogger(__name__)
+
+
+class _Half:
+    """Low-resolution logits on disk, float16, handed out as float32; each access opens and closes the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.shape = tuple(np.load(path, mmap_mode="r").shape)
+
+    def __getitem__(self, z: int, /) -> np.ndarray:
+        return np.array(np.load(self._path, mmap_mode="r")[z], dtype=np.float32)
+
+
+class Stage1Logits:
+    """Cache of stage-1 logits.
+
+    Parameters
+    ----------
+    folder
+        Of the cache; S/4 x S/4 float16 a slice and tile.
+    stage
+        Builds stage 1 when something has to be computed; not called otherwise.
+    normalization
+        As in inference.
+    identity
+        Plain values that, with tomogram and tiling, decide the logits: weights' checksum, network, prompt, ...
+    side
+        Image side of the network.
+    tiling
+        How slices are cut.
+    resegment_prompted
+        As in inference.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        stage: Callable[[], Stage],
+        normalization: Normalization,
+        identity: Mapping[str, Any],
+        side: int,
+        tiling: Tiling | None = None,
+        *,
+        resegment_prompted: bool = True,
+    ) -> None:
+        self.folder = Path(folder)
+        self._build = stage
+        self._normalization = normalization
+        self._tiling = tiling or Overlapping()
+        self._side, self._resegment = side, resegment_prompted
+        described = {
+            **identity,
+            "normalization": repr(normalization),
+            "tiling": repr(self._tiling),
+            "resegment_prompted": resegment_prompted,
+        }
+        self._identity = json.dumps(described, sort_keys=True, default=str)
+
+    def path(self, sample: Annotated) -> Path:
+        """File of a tomogram's logits."""
+        file = Path(sample.tomogram).resolve()
+        stat = file.stat()
+        key = f"{file}|{stat.st_size}|{stat.st_mtime_ns}|{self._identity}"
+        return self.folder / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+
+    def prepare(self, samples: Iterable[Annotated], device: str | torch.device = "cpu") -> int:
+        """Compute what is missing; returns how many tomograms that were.
+
+        Raises
+        ------
+        InputError, CheckpointError
+            If a tomogram or the stage-1 weights cannot be used.
+        """
+        missing = [sample for sample in samples if not self.path(sample).exists()]
+        if not missing:
+            return 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stage = self._build()
+        if stage.tracker.side != self._side:
+            raise ConfigError(f"stage 1 has image side {stage.tracker.side}, not {self._side}.")
+        stage.tracker.to(device).eval()
+        for done, sample in enumerate(missing, start=1):
+            volume = read_volume(sample.tomogram, warn=False)
+            tiles = self._tiling.plan(*volume.shape[1:], self._side)
+            side = stage.tracker.low_res_side
+            store = open_store((volume.shape[0], len(tiles), side, side), None)
+            normalized = normalize(volume, self._normalization)
+            run_stage(stage, normalized, tiles, store=store, resegment_prompted=self._resegment)
+            with atomic_path(self.path(sample), overwrite=True) as part, part.open("wb") as file:
+                np.save(file, np.asarray(store).astype(np.float16))
+            log.info("stage-1 logits %d of %d: %s", done, len(missing), Path(sample.tomogram).name)
+        return len(missing)
+
+    def __call__(self, sample: Annotated) -> Slices:
+        """Logits (Z, Y, X) of a tomogram, read slice by slice.
+
+        Raises
+        ------
+        ConfigError
+            If they have not been computed.
+        """
+        path = self.path(sample)
+        if not path.exists():
+            raise ConfigError(f"no stage-1 logits for {sample.tomogram} in {self.folder}; they are made by `prepare`.")
+        volume = read_volume(sample.tomogram, warn=False)
+        tiles = self._tiling.plan(*volume.shape[1:], self._side)
+        return Stitched(_Half(path), tiles, volume.shape)
+
+
+def stage1_logits(
+    folder: str | Path,
+    net: Mapping[str, Any],
+    checkpoint: str | None,
+    prompt: Any,
+    normalization: Any,
+    tiling: Any,
+    *,
+    seed: int = 0,
+    resegment_prompted: bool = True,
+) -> Stage1Logits:
+    """`Stage1Logits` from configs; the network is built only if something has to be computed.
+
+    Parameters
+    ----------
+    folder
+        Of the cache.
+    net, checkpoint, seed
+        As for `build_tracker`.
+    prompt, normalization, tiling
+        Configs of the groups of these names.
+    resegment_prompted
+        As in inference.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such checkpoint.
+    """
+    from hydra.utils import instantiate
+
+    from etsam.network.build import build_tracker
+    from etsam.weights import StageWeights
+
+    weights = StageWeights.resolve(checkpoint, seed)
+    return Stage1Logits(
+        folder,
+        lambda: Stage(build_tracker(net, checkpoint, seed), instantiate(prompt)),
+        instantiate(normalization),
+        {"weights": weights.sha256() or weights.name, "net": net, "prompt": prompt},
+        net["image_size"],
+        instantiate(tiling),
+        resegment_prompted=resegment_prompted,
+    )

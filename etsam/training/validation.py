@@ -1,0 +1,179 @@
+"""Validation of a stage: the streaming inference that prediction uses, on whole tomograms or a stated part of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torchmetrics.functional.classification import binary_stat_scores
+
+from etsam.data.measured import IGNORE
+from etsam.errors import ConfigError
+from etsam.inference.prompts import Prompt
+from etsam.inference.tiles import Overlapping, Tiling
+from etsam.inference.two_stage import DEFAULT_THRESHOLD, Mask, Stage, fuse, run_stage
+from etsam.io import Slices, read_volume
+from etsam.network.tracker import SliceTracker
+from etsam.normalize import Normalization, normalize
+
+
+class Annotated(Protocol):
+    """A tomogram with its mask: a `Sample` of a manifest, or a `ValidationItem`."""
+
+    @property
+    def tomogram(self) -> str | Path:
+        """File."""
+        ...
+
+    @property
+    def target_mask(self) -> str | Path:
+        """File."""
+        ...
+
+
+SampleLogits = Callable[[Any], Slices]
+"""Annotated tomogram -> its stage-1 logits (Z, Y, X)."""
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """Scores of one tomogram, and the slice with the most membrane to look at.
+
+    Attributes
+    ----------
+    dice, iou, precision, recall
+        Over all annotated voxels; 1 where truth and prediction are both empty, 0 where only one of them is.
+    z
+        The slice shown.
+    grey, logits
+        (Y, X) float32.
+    truth
+        (Y, X) uint8: 0, 1, 255 = not annotated.
+    """
+
+    dice: float
+    iou: float
+    precision: float
+    recall: float
+    z: int
+    grey: np.ndarray
+    logits: np.ndarray
+    truth: np.ndarray
+
+
+class _Part:
+    """Slices z0..z1 of a volume."""
+
+    def __init__(self, slices: Slices, first: int, last: int) -> None:
+        self._slices, self._first = slices, first
+        self.shape = (last - first, *slices.shape[1:])
+
+    def __getitem__(self, z: int, /) -> np.ndarray:
+        return self._slices[self._first + z]
+
+
+@dataclass(frozen=True)
+class Validator:
+    """Segments a validation tomogram with the network as it is, and compares.
+
+    Attributes
+    ----------
+    prompt
+        That of this stage's inference.
+    normalization
+        That of inference.
+    threshold
+        Logits strictly above are membrane.
+    tiling
+        How slices are cut.
+    max_slices
+        Take so many slices from the middle; None: all.
+    resegment_prompted
+        As in inference.
+    stage1_logits
+        For stage 2: logits of stage 1 that are fused with the tomogram.
+    """
+
+    prompt: Prompt
+    normalization: Normalization
+    threshold: float = DEFAULT_THRESHOLD
+    tiling: Tiling = field(default_factory=Overlapping)
+    max_slices: int | None = None
+    resegment_prompted: bool = True
+    stage1_logits: SampleLogits | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_slices is not None and self.max_slices < 2:
+            raise ConfigError(f"validation max_slices={self.max_slices} has to be at least 2, or null for all slices.")
+
+    def __call__(self, tracker: SliceTracker, sample: Annotated) -> ValidationResult:
+        """Scores of `tracker` on one tomogram.
+
+        Raises
+        ------
+        InputError
+            If the tomogram or its mask cannot be used.
+        """
+        tomogram, target = read_volume(sample.tomogram, warn=False), read_volume(sample.target_mask, warn=False)
+        network_input: Slices = normalize(tomogram, self.normalization)
+        stage1_mask: Slices | None = None
+        if self.stage1_logits is not None:
+            logits1 = self.stage1_logits(sample)
+            network_input, stage1_mask = fuse(network_input, logits1), Mask(logits1, self.threshold)
+        first, last = self._range(tomogram.shape[0])
+        network_input, truth = _Part(network_input, first, last), _Part(target, first, last)
+        if stage1_mask is not None:
+            stage1_mask = _Part(stage1_mask, first, last)
+        tiles = self.tiling.plan(*tomogram.shape[1:], tracker.side)
+        logits = run_stage(
+            Stage(tracker, self.prompt, self.threshold),
+            network_input,
+            tiles,
+            stage1_mask=stage1_mask,
+            resegment_prompted=self.resegment_prompted,
+        )
+        return self._compare(logits, truth, network_input)
+
+    def _range(self, depth: int) -> tuple[int, int]:
+        if self.max_slices is None or self.max_slices >= depth:
+            return 0, depth
+        first = (depth - self.max_slices) // 2
+        return first, first + self.max_slices
+
+    def _compare(self, logits: Slices, truth: Slices, grey: Slices) -> ValidationResult:
+        counts, most, shown = np.zeros(4), -1, 0
+        for z in range(truth.shape[0]):
+            target = truth[z].astype(np.uint8)
+            counts += stat_counts(logits[z] > self.threshold, target)
+            membrane = int(np.count_nonzero(target == 1))
+            if membrane > most:
+                most, shown = membrane, z
+        true_positive, false_positive, false_negative, _ = counts
+        return ValidationResult(
+            dice=_ratio(2 * true_positive, 2 * true_positive + false_positive + false_negative),
+            iou=_ratio(true_positive, true_positive + false_positive + false_negative),
+            precision=_ratio(true_positive, true_positive + false_positive, empty=float(false_negative == 0)),
+            recall=_ratio(true_positive, true_positive + false_negative, empty=float(false_positive == 0)),
+            z=shown,
+            grey=np.asarray(grey[shown], dtype=np.float32),
+            logits=logits[shown],
+            truth=truth[shown].astype(np.uint8),
+        )
+
+
+def stat_counts(mask: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """True positives, false positives, false negatives and true negatives of a slice, without ignored voxels, (4,)."""
+    scores = binary_stat_scores(
+        torch.from_numpy(np.ascontiguousarray(mask)).int(),
+        torch.from_numpy(np.ascontiguousarray(target)).int(),
+        ignore_index=IGNORE,
+        validate_args=False,
+    )
+    true_positive, false_positive, true_negative, false_negative, _ = scores.tolist()
+    return np.array([true_positive, false_positive, false_negative, true_negative], dtype=np.float64)
+
+
+def _ratio(part: float, whole: float, empty: float = 1.0) -> float:
+    return float(part / whole) if whole > 0 else empty

@@ -1,0 +1,63 @@
+"""Train one stage.
+
+    python train.py experiment=nano_stage1 name=first data.sources.own.manifest=manifest.csv
+    python train.py experiment=nano_stage1 name=first data.sources.own.manifest=manifest.csv ckpt_path=last
+
+Every setting is in configs/train.yaml; `python train.py --help` lists them.
+"""
+
+import logging
+
+import hydra
+from omegaconf import DictConfig
+
+from etsam.entry import guarded, is_first_process, launch, require
+
+log = logging.getLogger("etsam.train")
+
+
+def run(cfg: DictConfig) -> None:
+    """Compose -> instantiate -> fit. Raises `EtsamError`s; what is written is in `output_dir`."""
+    require(cfg, "name", "NAME_OF_THE_RUN")
+    import lightning
+    from hydra.utils import instantiate
+
+    from etsam.training.run import (
+        checkpoint_to_resume,
+        claim_folder,
+        description,
+        prepare_stage1_logits,
+        require_same_side,
+    )
+
+    logging.getLogger("etsam.normalize").setLevel(logging.WARNING)  # else it tells the contrast at every validation
+    require_same_side(cfg)
+    if is_first_process():
+        claim_folder(cfg)
+    ckpt_path = checkpoint_to_resume(cfg)
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    data = instantiate(cfg.data)
+    if is_first_process():  # before anything heavy, and once for all processes
+        data.prepare_data()
+        prepare_stage1_logits(cfg, data)
+    if cfg.prepare_only:
+        return
+    stage = instantiate(cfg.stage, _convert_="all")
+    callbacks = list(instantiate(cfg.callbacks).values())
+    loggers = list(instantiate(cfg.logger).values())
+    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    for logger in loggers:
+        logger.log_hyperparams(description(cfg))
+    trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    if trainer.received_sigterm:
+        log.warning("stopped by SIGTERM; go on with ckpt_path=last")
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(cfg: DictConfig) -> None:
+    """Command line."""
+    guarded(run, cfg, stop_at_once=False)
+
+
+if __name__ == "__main__":
+    launch(main)
