@@ -53,7 +53,6 @@ def stack(slices):
 
 @pytest.fixture(scope="module")
 def trackers():
-    torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
     model = FOLDER / "model.yaml"
     if not model.exists():
         pytest.skip("model.yaml is not in this set")
