@@ -11,7 +11,7 @@ import logging
 import hydra
 from omegaconf import DictConfig
 
-from etsam.entry import guarded, is_first_process, launch, require
+from etsam.entry import SIGTERM_STATUS, guarded, is_first_process, launch, require
 
 log = logging.getLogger("etsam.train")
 
@@ -21,6 +21,7 @@ def run(cfg: DictConfig) -> None:
     require(cfg, "name", "NAME_OF_THE_RUN")
     import lightning
     from hydra.utils import instantiate
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from etsam.training.run import (
         checkpoint_to_resume,
@@ -48,9 +49,11 @@ def run(cfg: DictConfig) -> None:
     trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
     for logger in loggers:
         logger.log_hyperparams(description(cfg))
-    trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    if trainer.received_sigterm:
-        log.warning("stopped by SIGTERM; go on with ckpt_path=last")
+    try:
+        trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    except SIGTERMException:
+        log.warning("the state is saved in %s/checkpoints/last.ckpt; go on with ckpt_path=last", cfg.output_dir)
+        raise SystemExit(SIGTERM_STATUS) from None
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")

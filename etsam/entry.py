@@ -27,7 +27,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 log = logging.getLogger(__name__)
 
-_SIGTERM_STATUS = 128 + signal.SIGTERM  # what a shell reports of a process that ended by it
+SIGTERM_STATUS = 128 + signal.SIGTERM  # what a shell reports of a process that ended by it
 _RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # set by torchrun, Slurm and Lightning's own launcher
 
 
@@ -37,8 +37,9 @@ def is_first_process() -> bool:
 
 
 def register_resolvers() -> None:
-    """Make `${etsam.precision:...}` and `${etsam.next:...}` known to the configs."""
+    """Make `${etsam.precision:...}`, `${etsam.next:...}` and `${etsam.not:...}` known to the configs."""
     OmegaConf.register_new_resolver("etsam.precision", _precision, replace=True)
+    OmegaConf.register_new_resolver("etsam.not", lambda switch: not switch, replace=True)
     OmegaConf.register_new_resolver("etsam.next", lambda number: number + 1, replace=True)
 
 
@@ -118,8 +119,8 @@ def guarded(run: Callable[[DictConfig], Any], cfg: DictConfig, *, stop_at_once: 
         # Lightning turns Ctrl-C into `sys.exit(1)`
         if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
             leave("interrupted; outputs that were not complete have been removed.", status=130)
-        if stop.code == _SIGTERM_STATUS:
-            leave("told to stop (SIGTERM); outputs that were not complete have been removed.", _SIGTERM_STATUS)
+        if stop.code == SIGTERM_STATUS:
+            leave("told to stop (SIGTERM); outputs that were not complete have been removed.", SIGTERM_STATUS)
         raise
     except Exception as error:
         if cfg.get("debug", False) is True:
@@ -132,7 +133,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
     """Let SIGTERM unwind the program, so that temporary files go; Lightning alone would only take note of it."""
 
     def stop(*_: Any) -> NoReturn:
-        raise SystemExit(_SIGTERM_STATUS)
+        raise SystemExit(SIGTERM_STATUS)
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -202,7 +202,7 @@ def export_weights(source: Path, target: Path, *, half: bool = False, overwrite:
         for name, value in state.items()
     }
     with atomic_path(target, overwrite) as part:
-        safetensors.torch.save_file(tensors, part, metadata={"format": "pt"})
+        part.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
     log.info("%d tensors, %.1f MB -> %s", len(tensors), target.stat().st_size / 1e6, target)
 
 

@@ -50,7 +50,8 @@ def claim_folder(cfg: DictConfig) -> None:
     folder = Path(cfg.output_dir)
     file = folder / _SETTINGS
     settings = settings_of(cfg)
-    if file.exists() and not cfg.overwrite:
+    begun = any((folder / "checkpoints").glob("*.ckpt"))  # else it failed before anything was learned
+    if file.exists() and begun and not cfg.overwrite:
         before = OmegaConf.to_container(OmegaConf.load(file))
         assert isinstance(before, dict)
         different = sorted(

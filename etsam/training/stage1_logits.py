@@ -163,16 +163,20 @@ def stage1_logits(
         If there is no such checkpoint.
     """
     from hydra.utils import instantiate
+    from omegaconf import OmegaConf
 
     from etsam.network.build import build_tracker
     from etsam.weights import StageWeights
+
+    def plain(config: Any) -> Any:  # the same settings give the same name, whichever way they came
+        return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
 
     weights = StageWeights.resolve(checkpoint, seed)
     return Stage1Logits(
         folder,
         lambda: Stage(build_tracker(net, checkpoint, seed), instantiate(prompt)),
         instantiate(normalization),
-        {"weights": weights.sha256() or weights.name, "net": net, "prompt": prompt},
+        {"weights": weights.sha256() or weights.name, "net": plain(net), "prompt": plain(prompt)},
         net["image_size"],
         instantiate(tiling),
         resegment_prompted=resegment_prompted,

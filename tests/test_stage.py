@@ -1,0 +1,186 @@
+"""Parts of training that need no run: rates, schedule, scores, the cache of stage-1 logits."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import random_tracker, score_bias
+
+from etsam.errors import ConfigError
+from etsam.inference import prompts
+from etsam.inference.two_stage import Stage as InferenceStage
+from etsam.io import MrcWriter
+from etsam.network.parameter_groups import freeze_encoder, parameter_groups
+from etsam.normalize import MinMaxPositive, Robust
+from etsam.training.callbacks import comparison_picture
+from etsam.training.stage import CosineToFraction
+from etsam.training.stage1_logits import Stage1Logits
+from etsam.training.validation import ValidationResult, Validator, stat_counts
+
+RATES = {"lr": 1e-3, "encoder_lr": 5e-4, "layer_decay": 0.9, "weight_decay": 0.1}
+
+
+@pytest.fixture
+def network():
+    return random_tracker().network
+
+
+def test_every_parameter_is_in_exactly_one_group(network):
+    names = [name for group in parameter_groups(network, **RATES) for name in group["names"]]
+    assert sorted(names) == sorted(name for name, _ in network.named_parameters())
+
+
+def test_rates_fall_by_the_layer_decay_from_the_last_block_of_the_encoder_down(network):
+    rate = {name: group["lr"] for group in parameter_groups(network, **RATES) for name in group["names"]}
+    trunk = "image_encoder.trunk"
+    depth = len(network.image_encoder.trunk.blocks)
+    assert rate["memory_attention.norm.weight"] == 1e-3
+    assert rate["image_encoder.neck.convs.0.conv.weight"] == 5e-4
+    assert rate[f"{trunk}.pos_embed"] == 5e-4
+    for block in range(depth):
+        expected = 5e-4 * 0.9 ** (depth - block)
+        assert rate[f"{trunk}.blocks.{block}.attn.qkv.weight"] == pytest.approx(expected)
+    assert rate[f"{trunk}.patch_embed.proj.weight"] == pytest.approx(5e-4 * 0.9 ** (depth + 1))
+
+
+def test_biases_and_norms_do_not_decay(network):
+    decay = {name: group["weight_decay"] for group in parameter_groups(network, **RATES) for name in group["names"]}
+    assert decay["memory_attention.norm.weight"] == decay["memory_attention.layers.0.linear1.bias"] == 0
+    assert decay["memory_attention.layers.0.linear1.weight"] == 0.1
+
+
+def test_a_frozen_encoder_is_left_out(network):
+    freeze_encoder(network)
+    names = [name for group in parameter_groups(network, **RATES) for name in group["names"]]
+    assert names
+    assert not [name for name in names if name.startswith("image_encoder")]
+
+
+@pytest.mark.parametrize("change", [{"lr": -1}, {"layer_decay": 0}, {"layer_decay": 1.1}, {"weight_decay": -0.1}])
+def test_impossible_rates_are_an_error(network, change):
+    with pytest.raises(ConfigError, match="have to be"):
+        parameter_groups(network, **{**RATES, **change})
+
+
+def test_the_schedule_warms_up_and_ends_at_the_fraction():
+    schedule = CosineToFraction(total=110, fraction=0.1, warmup=10)
+    assert schedule(0) == pytest.approx(1 / 11)
+    assert schedule(10) == 1
+    assert schedule(60) == pytest.approx(0.55)
+    assert schedule(110) == schedule(500) == pytest.approx(0.1)
+
+
+def test_counts_leave_out_voxels_that_nobody_annotated():
+    mask = np.array([[1, 1, 0], [0, 1, 0]], bool)
+    target = np.array([[1, 0, 1], [0, 255, 255]], np.uint8)
+    assert stat_counts(mask, target).tolist() == [1, 1, 1, 1]
+
+
+@dataclass(frozen=True)
+class Pair:
+    tomogram: Path
+    target_mask: Path
+
+
+@pytest.fixture
+def pair(tmp_path):
+    rng = np.random.default_rng(0)
+    grey, mask = rng.normal(size=(7, 50, 61)).astype(np.float32), rng.integers(0, 2, (7, 50, 61)).astype(np.int8)
+    for name, data in (("t", grey), ("m", mask)):
+        with MrcWriter(tmp_path / f"{name}.mrc", data.shape, data.dtype) as writer:
+            for z in range(7):
+                writer[z] = data[z]
+    return Pair(tmp_path / "t.mrc", tmp_path / "m.mrc"), mask
+
+
+@pytest.fixture
+def tracker():
+    tracker = random_tracker()
+    score_bias(tracker, 20.0)
+    return tracker
+
+
+def test_validation_scores_equal_a_direct_count(pair, tracker):
+    import etsam.training.validation as module
+
+    sample, truth = pair
+    validator = Validator(prompts.zero, Robust(membranes="dark"), threshold=0.0)
+    kept = {}
+    original = module.run_stage
+
+    def keep(*args, **kwargs):
+        kept["logits"] = original(*args, **kwargs)
+        return kept["logits"]
+
+    module.run_stage = keep
+    try:
+        result = validator(tracker, sample)
+    finally:
+        module.run_stage = original
+    mask = np.stack([kept["logits"][z] for z in range(7)]) > 0
+    both = (mask & (truth == 1)).sum()
+    assert result.dice == pytest.approx(2 * both / (mask.sum() + truth.sum()))
+    assert result.iou == pytest.approx(both / (mask | (truth == 1)).sum())
+    assert result.precision == pytest.approx(both / mask.sum())
+    assert result.recall == pytest.approx(both / truth.sum())
+    assert result.truth.sum() == truth.sum(axis=(1, 2)).max()
+
+
+def test_validation_on_a_part_takes_the_middle_slices(pair, tracker):
+    sample, truth = pair
+    result = Validator(prompts.zero, Robust(membranes="dark"), max_slices=3)(tracker, sample)
+    assert result.truth.sum() == truth[2:5].sum(axis=(1, 2)).max()
+
+
+def cache(folder, tracker, weights, built, normalization=None):
+    def build():
+        built.append(weights)
+        return InferenceStage(tracker, partial(prompts.grid_zero, interval=10))
+
+    return Stage1Logits(folder, build, normalization or MinMaxPositive(), {"weights": weights}, tracker.side)
+
+
+def test_stage_1_logits_are_computed_once_and_equal_those_of_prediction(pair, tracker, tmp_path):
+    from etsam.inference.two_stage import run_stage
+    from etsam.io import read_volume
+    from etsam.normalize import normalize
+
+    built = []
+    first = cache(tmp_path / "cache", tracker, "a", built)
+    assert first.prepare([pair[0]]) == 1
+    assert cache(tmp_path / "cache", tracker, "a", built).prepare([pair[0]]) == 0
+    assert built == ["a"]
+    normalized = normalize(read_volume(pair[0].tomogram), MinMaxPositive())
+    stage = InferenceStage(tracker, partial(prompts.grid_zero, interval=10))
+    expected = run_stage(stage, normalized, first._tiling.plan(50, 61, tracker.side))
+    np.testing.assert_allclose(first(pair[0])[4], expected[4], rtol=1e-3, atol=1e-2)
+
+
+def test_other_weights_normalisation_or_tomogram_make_other_logits(pair, tracker, tmp_path):
+    sample, built = pair[0], []
+    folder = tmp_path / "cache"
+    paths = {cache(folder, tracker, "a", built).path(sample), cache(folder, tracker, "b", built).path(sample)}
+    paths.add(cache(folder, tracker, "a", built, Robust()).path(sample))
+    with MrcWriter(sample.tomogram, (7, 50, 61), np.float32, overwrite=True) as writer:
+        for z in range(7):
+            writer[z] = np.full((50, 61), z, np.float32)
+    paths.add(cache(folder, tracker, "a", built).path(sample))
+    assert len(paths) == 4
+
+
+def test_logits_that_were_not_computed_are_an_error(pair, tracker, tmp_path):
+    with pytest.raises(ConfigError, match="no stage-1 logits"):
+        cache(tmp_path, tracker, "a", [])(pair[0])
+
+
+def test_the_picture_shows_hits_misses_and_false_membrane_in_three_colours():
+    truth = np.array([[1, 1, 0, 0, 255]], np.uint8)
+    logits = np.array([[5, -5, 5, -5, 5]], np.float32)
+    result = ValidationResult(0, 0, 0, 0, 0, np.zeros((1, 5), np.float32), logits, truth)
+    picture = comparison_picture(result, 0.0)
+    assert picture.shape == (1, 10, 3)
+    colours = {tuple(picture[0, 5 + x]) for x in range(3)}
+    assert len(colours) == 3
+    assert tuple(picture[0, 8]) == tuple(picture[0, 9]) == tuple(picture[0, 3])  # true negative, not annotated

@@ -1,0 +1,238 @@
+"""Training through the real entry points, with the toy network."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from etsam.api import compose_config
+from etsam.data.datamodule import TomogramClips
+from etsam.io import MrcWriter
+from etsam.network.checkpoint import read_state_dict
+from etsam.paths import share
+from etsam.training.stage import Stage
+
+SHAPE = (8, 72, 80)
+TINY = ["net=tiny_test", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "validation.tiling.size_voxels=null"]
+TINY += ["data.crop=64", "data.epoch_clips=8", "data.batch_size=1", "trainer=cpu"]
+NO_DROPOUT = [f"net.memory_attention.layer.{part}dropout=0" for part in ("", "self_attention.", "cross_attention.")]
+
+
+def tomogram(seed):
+    """Noise with a dark shell, and the mask of the shell; (Z, Y, X)."""
+    z, y, x = np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij")
+    mask = abs(np.sqrt((z - 4.0) ** 2 + (y - 35) ** 2 + (x - 40) ** 2) - 25) < 2
+    return (np.random.default_rng(seed).normal(size=SHAPE) - 2.0 * mask).astype(np.float32), mask.astype(np.int8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    rows = ["dataset_id,run_id,split,tomogram,target_mask"]
+    for seed, split in enumerate(["train", "train", "val"]):
+        for name, data in zip((f"t{seed}", f"m{seed}"), tomogram(seed), strict=True):
+            with MrcWriter(folder / f"{name}.mrc", SHAPE, data.dtype, voxel_size_angstrom=(10, 10, 10)) as writer:
+                for z in range(SHAPE[0]):
+                    writer[z] = data[z]
+        rows.append(f"sim,{seed},{split},t{seed}.mrc,m{seed}.mrc")
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def command(*overrides, experiment="nano_stage1"):
+    script = [sys.executable, str(share("train.py")), f"experiment={experiment}"]
+    return [*script, "data.sources.own.manifest=manifest.csv", *TINY, *overrides]
+
+
+def train(folder, *overrides, experiment="nano_stage1", status=0):
+    done = subprocess.run(
+        command(*overrides, experiment=experiment), cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == status, done.stderr
+    return done.stderr
+
+
+def curve(folder, name):
+    """{step: training loss} and {`val` + epoch: Dice} over all parts of a run."""
+    found = {}
+    for file in sorted((folder / "runs" / name / "csv").glob("version_*/metrics.csv")):
+        for row in csv.DictReader(file.read_text().splitlines()):
+            if row.get("train/loss"):
+                found[int(row["step"])] = float(row["train/loss"])
+            if row.get("val/dice"):
+                found[f"val{row['epoch']}"] = float(row["val/dice"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """An uninterrupted run."""
+    train(folder, "name=whole")
+    return curve(folder, "whole")
+
+
+EXPERIMENTS = sorted(path.stem for path in (share("configs") / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_builds_with_a_tiny_network(folder, experiment, tmp_path):
+    overrides = [f"experiment={experiment}", f"data.sources.own.manifest='{folder / 'manifest.csv'}'", *TINY]
+    cfg = compose_config("train", [*overrides, "start=null", "trainer.precision=32-true"])
+    if cfg.stage1 is not None:
+        cfg.stage1.checkpoint, cfg.stage1.folder = None, str(tmp_path)
+    assert isinstance(instantiate(cfg.data), TomogramClips)
+    assert isinstance(instantiate(cfg.stage, _convert_="all"), Stage)
+    assert {"best", "last"} <= set(instantiate(cfg.callbacks))
+    instantiate(cfg.trainer, logger=False)
+
+
+def test_a_run_learns_validates_and_saves(folder, whole):
+    assert [key for key in whole if isinstance(key, int)] == list(range(16))
+    assert {"val0", "val1"} <= set(whole)
+    assert all(np.isfinite(value) for value in whole.values())
+    saved = {path.name for path in (folder / "runs/whole/checkpoints").iterdir()}
+    assert "last.ckpt" in saved
+    assert any(name.startswith("best_") for name in saved)
+    assert list((folder / "runs/whole/slices").glob("*.png"))
+
+
+def test_a_killed_run_goes_on_as_if_it_had_never_stopped(folder, whole):
+    """Kill -9 in the middle of an epoch; the same losses to the last digit afterwards."""
+    often = "callbacks.last.every_n_train_steps=3"
+    process = subprocess.Popen(
+        command("name=killed", often), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    checkpoint = folder / "runs/killed/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    step = torch.load(checkpoint, weights_only=True)["global_step"]
+    assert 0 < step < 16
+    train(folder, "name=killed", often, "ckpt_path=last")
+    after = {key: value for key, value in curve(folder, "killed").items() if isinstance(key, str) or key >= step}
+    assert after == {key: whole[key] for key in after}
+    assert max(key for key in after if isinstance(key, int)) == 15
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(folder):
+    train(folder, "name=one", *NO_DROPOUT, "data.batch_size=2")
+    stderr = train(folder, "name=two", *NO_DROPOUT, "trainer=ddp_cpu", "data.batch_size=1")
+    assert "GLOBAL_RANK" not in stderr
+    one, two = curve(folder, "one"), curve(folder, "two")
+    assert one.keys() == two.keys()
+    assert two[0] == pytest.approx(one[0], rel=1e-5)
+    assert [two[key] for key in two] == pytest.approx([one[key] for key in one], rel=1e-2)
+    train(folder, "name=two", *NO_DROPOUT, "trainer=ddp_cpu", "ckpt_path=last", "trainer.max_epochs=3")
+    assert "val2" in curve(folder, "two")
+
+
+@pytest.mark.slow
+def test_nano_stage_1_learns_one_clip_to_a_dice_of_0_9_in_minutes(folder):
+    """Validated on the same shells under other noise."""
+    truth = tomogram(0)[1]
+    with MrcWriter(folder / "again.mrc", SHAPE, np.float32, voxel_size_angstrom=(10, 10, 10), overwrite=True) as writer:
+        for z, plane in enumerate(np.random.default_rng(9).normal(size=SHAPE) - 2.0 * truth):
+            writer[z] = plane.astype(np.float32)
+    rows = ["dataset_id,run_id,split,tomogram,target_mask", "a,1,train,t0.mrc,m0.mrc", "a,2,val,again.mrc,m1.mrc"]
+    (folder / "one.csv").write_text("\n".join(rows) + "\n")
+    settings = ["net=nano", "augment=none", "data.crop=null", "data.epoch_clips=25", "trainer.max_epochs=4"]
+    settings += ["data.sources.own.manifest=one.csv", "callbacks=default", "optimizer.warmup_steps=10"]
+    train(folder, "name=overfit", *settings, "validation.tiling.size_voxels=128")
+    scores = [value for key, value in curve(folder, "overfit").items() if str(key).startswith("val")]
+    assert max(scores) >= 0.9
+
+
+def test_sigterm_saves_the_state_and_leaves(folder):
+    process = subprocess.Popen(
+        command("name=told", "trainer.max_epochs=500"), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    metrics = folder / "runs/told/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert b"go on with ckpt_path=last" in stderr
+    assert torch.load(metrics, weights_only=True)["global_step"] > 0
+
+
+def test_a_run_of_the_same_name_is_refused_and_of_other_settings_not_continued(folder, whole):
+    assert "holds a run already; set ckpt_path=last" in train(folder, "name=whole", status=1)
+    stderr = train(folder, "name=whole", "ckpt_path=last", "optimizer.lr=1", status=1)
+    assert "holds a run with other settings (optimizer, stage)" in stderr
+
+
+def test_checkpoints_hold_plain_values_and_the_averaged_weights_first(folder, whole):
+    path = folder / "runs/whole/checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    averaged = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("tracker.network.")}
+    read = read_state_dict(path)
+    assert all(torch.equal(value, read[key.removeprefix("tracker.network.")]) for key, value in averaged.items())
+    current = checkpoint["current_model_state"]
+    assert any(not torch.equal(value, current[key]) for key, value in averaged.items())
+
+
+def test_stage_2_trains_on_the_logits_of_stage_1_and_prediction_reads_both(folder, whole, predict_with):
+    stage1 = "runs/whole/checkpoints/last.ckpt"
+    train(folder, "name=second", f"stage1.checkpoint={stage1}", experiment="nano_stage2")
+    cached = list((folder / "runs/stage1_logits").glob("*.npy"))
+    assert len(cached) == 3
+    before = {path: path.stat().st_mtime_ns for path in cached}
+    train(folder, "name=third", f"stage1.checkpoint={stage1}", "prepare_only=true", experiment="nano_stage2")
+    assert {path: path.stat().st_mtime_ns for path in cached} == before
+    logits = predict_with(folder / stage1, folder / "runs/second/checkpoints/last.ckpt", folder / "t0.mrc")
+    assert logits.shape == SHAPE
+    assert np.isfinite(logits).all()
+
+
+@pytest.fixture
+def predict_with():
+    import etsam
+
+    def predict(stage1, stage2, path):
+        weights = ["weights=files", f"weights.stage1='{stage1}'", f"weights.stage2='{stage2}'"]
+        return etsam.segment(path, overrides=["net=tiny_test", *weights]).logits
+
+    return predict
+
+
+def test_export_writes_a_small_file_that_prediction_reads(folder, whole, predict_with):
+    from etsam.cli import main
+
+    source, target = folder / "runs/whole/checkpoints/last.ckpt", folder / "small.safetensors"
+    main(["export", str(source), str(target), "--overwrite"])
+    assert target.stat().st_size < source.stat().st_size / 3
+    by_file = predict_with(target, target, folder / "t0.mrc")
+    np.testing.assert_array_equal(by_file, predict_with(source, source, folder / "t0.mrc"))
+
+
+def test_wandb_offline_writes_config_metrics_and_images(folder):
+    train(folder, "name=tracked", "logger=wandb", "logger.wandb.offline=true", "trainer.max_epochs=1")
+    (run,) = (folder / "runs/tracked/wandb").glob("offline-run-*")
+    assert list((run / "files/media/images").rglob("*.png"))
+    recorded = next(run.glob("*.wandb")).read_bytes()
+    for word in (b"train/loss", b"val/dice", b"encoder_lr", b"commit"):
+        assert word in recorded
+
+
+def test_wandb_is_not_imported_unless_asked_for(folder):
+    code = (
+        "import sys, etsam.training.stage; from etsam.api import compose_config; from hydra.utils import instantiate\n"
+        "cfg = compose_config('train', ['experiment=nano_stage1', 'data.sources.own.manifest=x'])\n"
+        "instantiate(cfg.logger)\n"
+        "print('wandb' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True, env={**os.environ}
+    )
+    assert done.stdout.strip() == "False"
