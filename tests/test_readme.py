@@ -31,6 +31,12 @@ def test_every_predict_command_composes(line):
     assert cfg.input
 
 
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("etsam train")])
+def test_every_train_command_composes(line):
+    cfg = compose_config("train", shlex.split(line)[2:])
+    assert cfg.name.startswith("first")
+
+
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python predict.py")])
 def test_every_script_command_composes(line):
     assert compose_config("predict", shlex.split(line)[2:]).input == "tomogram.mrc"
