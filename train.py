@@ -24,6 +24,7 @@ def run(cfg: DictConfig) -> None:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from etsam.training.run import (
+        check_memory,
         checkpoint_to_resume,
         claim_folder,
         description,
@@ -44,6 +45,8 @@ def run(cfg: DictConfig) -> None:
     if cfg.prepare_only:
         return
     stage = instantiate(cfg.stage, _convert_="all")
+    if is_first_process():
+        check_memory(cfg, stage)
     callbacks = list(instantiate(cfg.callbacks).values())
     loggers = list(instantiate(cfg.logger).values())
     trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)

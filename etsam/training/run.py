@@ -12,6 +12,8 @@ from etsam.errors import CheckpointError, ConfigError, OutputError
 from etsam.inference.record import environment
 from etsam.io import atomic_path
 from etsam.paths import share
+from etsam.training.footprint import estimate, require_room
+from etsam.training.stage import Stage
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +110,22 @@ def prepare_stage1_logits(cfg: DictConfig, data: TomogramClips) -> None:
     samples = [sample for group in data.train_samples.values() for sample in group] + data.val_samples
     made = cache.prepare(samples, "cuda" if accelerated else "cpu")
     log.info("stage-1 logits: %d computed, %d were there", made, len(samples) - made)
+
+
+def check_memory(cfg: DictConfig, stage: Stage) -> None:
+    """Estimate what a step needs; raises `ConfigError` if the device has not got it."""
+    import torch
+
+    footprint = estimate(
+        stage.tracker,
+        num_slices=cfg.data.num_slices,
+        batch_size=cfg.data.batch_size,
+        checkpoint_encoder=cfg.checkpoint_encoder,
+        encode_batch_size=cfg.encode_batch_size,
+        half=str(cfg.trainer.precision).startswith(("bf16", "16")),
+        averaged="ema" in cfg.callbacks,
+    )
+    require_room(footprint, cfg.trainer.accelerator != "cpu" and torch.cuda.is_available())
 
 
 def description(cfg: DictConfig) -> dict[str, Any]:

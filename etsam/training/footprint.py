@@ -1,0 +1,133 @@
+"""Estimate, before the first step, of the memory that a training step needs, and a clear error if it cannot fit.
+
+What autograd keeps is measured on this very network: one image through the encoder, and one slice tracked from a full
+memory, both on the CPU and at the network's own side. The rest is arithmetic.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from etsam.errors import ConfigError
+from etsam.network.tracker import SliceTracker
+
+log = logging.getLogger(__name__)
+
+_STATE_COPIES = 4  # float32 weights, gradients, and AdamW's two moments
+_HEADROOM = 1.15  # buffers of kernels and fragmentation; our choice
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one training step on one device.
+
+    Attributes
+    ----------
+    state
+        Weights, gradients, optimiser, moving average.
+    encoder
+        What the image encoder keeps for the backward pass.
+    tracking
+        What memory attention, decoder and memory encoder keep.
+    """
+
+    state: int
+    encoder: int
+    tracking: int
+
+    @property
+    def total(self) -> int:
+        """With headroom."""
+        return int(_HEADROOM * (self.state + self.encoder + self.tracking))
+
+
+class _Saved:
+    """Counts the bytes that autograd saves inside the block, each storage once, those of the weights not at all."""
+
+    def __init__(self, tracker: SliceTracker) -> None:
+        self.bytes = 0
+        weights = (*tracker.parameters(), *tracker.buffers())
+        self._seen = {tensor.untyped_storage().data_ptr() for tensor in weights}
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
+
+    def __enter__(self) -> "_Saved":
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hooks.__exit__(*exception)
+
+
+def estimate(
+    tracker: SliceTracker,
+    *,
+    num_slices: int,
+    batch_size: int,
+    checkpoint_encoder: bool = False,
+    encode_batch_size: int | None = None,
+    half: bool = False,
+    averaged: bool = False,
+) -> Footprint:
+    """Measure one slice and extrapolate; costs a forward pass or two on the CPU.
+
+    Parameters
+    ----------
+    tracker
+        On the CPU.
+    num_slices, batch_size
+        T slices of B clips.
+    checkpoint_encoder, encode_batch_size
+        As in `forward_clip`; with checkpointing the encoder keeps one group of images at a time.
+    half
+        Whether activations have 16 bits (bf16).
+    averaged
+        Whether a moving average of the weights is kept.
+    """
+    memory = tracker.new_memory(num_slices)
+    image = torch.zeros(1, 3, tracker.side, tracker.side)
+    with _Saved(tracker) as encoder:
+        features = tracker.encode(image)
+    with torch.no_grad():
+        empty = torch.zeros(1, 1, tracker.side, tracker.side)
+        state = tracker.prompt(0, features, empty, memory)
+    reach = min(num_slices - 1, tracker.network.num_maskmem - 1)
+    others = {z: state for z in range(1, 1 + reach)}
+    with _Saved(tracker) as tracking:
+        tracker.segment(1 + reach, features, {0: state}, others, num_slices, remember=True)
+    images = num_slices * batch_size
+    kept = min(images, encode_batch_size or images) if checkpoint_encoder else images
+    size = 0.5 if half else 1.0
+    weights = sum(parameter.nbytes for parameter in tracker.parameters())
+    return Footprint(
+        state=weights * (_STATE_COPIES + averaged),
+        encoder=int(encoder.bytes * kept * size),
+        tracking=int(tracking.bytes * images * size),
+    )
+
+
+def require_room(footprint: Footprint, accelerated: bool) -> None:
+    """Log the estimate.
+
+    Raises
+    ------
+    ConfigError
+        If it is more than the device has free; names the settings that help.
+    """
+    free = torch.cuda.mem_get_info()[0] if accelerated else psutil.virtual_memory().available
+    need, place = footprint.total / 1e9, "the GPU" if accelerated else "this machine"
+    parts = ", ".join(f"{name} {getattr(footprint, name) / 1e9:.2f}" for name in ("state", "encoder", "tracking"))
+    log.info("a step needs about %.2f GB (%s); %s has %.1f GB free", need, parts, place, free / 1e9)
+    if footprint.total > free:
+        raise ConfigError(
+            f"a training step needs about {need:.1f} GB ({parts}), and {place} has {free / 1e9:.1f} GB free; use a "
+            "smaller data.batch_size or data.num_slices, checkpoint_encoder=true encode_batch_size=4, or a smaller net."
+        )
