@@ -16,6 +16,7 @@ from etsam.network.tracker import SliceTracker
 log = logging.getLogger(__name__)
 
 _STATE_COPIES = 4  # float32 weights, gradients, and AdamW's two moments
+_CERTAIN = 1.5  # an estimate so far above what is free is no accident
 _HEADROOM = 1.15  # buffers of kernels and fragmentation; our choice
 
 
@@ -92,6 +93,9 @@ def estimate(
     averaged
         Whether a moving average of the weights is kept.
     """
+    training = tracker.training
+    # without dropout: with it, attention on the CPU keeps whole matrices, which the kernels of a GPU never do
+    tracker.eval()
     memory = tracker.new_memory(num_slices)
     image = torch.zeros(1, 3, tracker.side, tracker.side)
     with _Saved(tracker) as encoder:
@@ -103,6 +107,7 @@ def estimate(
     others = {z: state for z in range(1, 1 + reach)}
     with _Saved(tracker) as tracking:
         tracker.segment(1 + reach, features, {0: state}, others, num_slices, remember=True)
+    tracker.train(training)
     images = num_slices * batch_size
     kept = min(images, encode_batch_size or images) if checkpoint_encoder else images
     size = 0.5 if half else 1.0
@@ -115,18 +120,19 @@ def estimate(
 
 
 def require_room(footprint: Footprint, accelerated: bool) -> None:
-    """Log the estimate.
+    """Log the estimate; warn if it is more than the device has free.
 
     Raises
     ------
     ConfigError
-        If it is more than the device has free; names the settings that help.
+        If it is more than 1.5 times that, beyond the error of the estimate; names the settings that help.
     """
     free = torch.cuda.mem_get_info()[0] if accelerated else psutil.virtual_memory().available
     need, place = footprint.total / 1e9, "the GPU" if accelerated else "this machine"
     parts = ", ".join(f"{name} {getattr(footprint, name) / 1e9:.2f}" for name in ("state", "encoder", "tracking"))
-    log.info("a step needs about %.2f GB (%s); %s has %.1f GB free", need, parts, place, free / 1e9)
-    if footprint.total > free:
+    level = logging.WARNING if footprint.total > free else logging.INFO
+    log.log(level, "a step needs about %.2f GB (%s); %s has %.1f GB free", need, parts, place, free / 1e9)
+    if footprint.total > _CERTAIN * free:
         raise ConfigError(
             f"a training step needs about {need:.1f} GB ({parts}), and {place} has {free / 1e9:.1f} GB free; use a "
             "smaller data.batch_size or data.num_slices, checkpoint_encoder=true encode_batch_size=4, or a smaller net."
