@@ -216,6 +216,23 @@ def test_export_writes_a_small_file_that_prediction_reads(folder, whole, predict
     np.testing.assert_array_equal(by_file, predict_with(source, source, folder / "t0.mrc"))
 
 
+def test_replayed_old_data_are_mixed_in_and_their_dice_is_reported_apart(folder, whole):
+    rows = ["dataset_id,run_id,split,tomogram,target_mask"]
+    for seed, split in ((7, "train"), (8, "val")):
+        for name, data in zip((f"t{seed}", f"m{seed}"), tomogram(seed), strict=True):
+            with MrcWriter(folder / f"{name}.mrc", SHAPE, data.dtype) as writer:
+                for z in range(SHAPE[0]):
+                    writer[z] = data[z]
+        rows.append(f"old,{seed},{split},t{seed}.mrc,m{seed}.mrc")
+    (folder / "old.csv").write_text("\n".join(rows) + "\n")
+    replay = ["+data.sources.old.manifest=old.csv", "+data.sources.old.weight=0.3", "trainer.max_epochs=1"]
+    train(folder, "name=tuned", "start=runs/whole/checkpoints/last.ckpt", *replay, experiment="finetune")
+    rows = csv.DictReader((folder / "runs/tuned/csv/version_0/metrics.csv").read_text().splitlines())
+    (scores,) = [row for row in rows if row.get("val/dice")]
+    both = float(scores["val/dice_own"]) + float(scores["val/dice_old"])
+    assert float(scores["val/dice"]) == pytest.approx(both / 2, rel=1e-5)
+
+
 def test_wandb_offline_writes_config_metrics_and_images(folder):
     train(folder, "name=tracked", "logger=wandb", "logger.wandb.offline=true", "trainer.max_epochs=1")
     (run,) = (folder / "runs/tracked/wandb").glob("offline-run-*")
