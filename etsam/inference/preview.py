@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from etsam.io import Slices, Volume, atomic_path
+from etsam.io import Volume, atomic_path
 
 _OUTLINE = "#ffb000"  # colour-blind safe on grey (IBM palette)
 _CLIP_PERCENT = (1.0, 99.0)
@@ -34,14 +34,6 @@ class PreviewPlanes:
         self.mask_xz[z], self.mask_yz[z] = mask[self.y] > 0, mask[:, self.x] > 0
         if z in self.z:
             self.xy[z] = (np.array(grey, dtype=np.float32), np.array(mask > 0))
-
-
-def collect(volume: Volume, mask: Slices) -> PreviewPlanes:
-    """Planes of a volume and a mask that exist already."""
-    planes = PreviewPlanes(volume)
-    for z in range(volume.shape[0]):
-        planes.add(z, volume[z], mask[z])
-    return planes
 
 
 def write_preview(path: Path, planes: PreviewPlanes, title: str, overwrite: bool = False) -> None:

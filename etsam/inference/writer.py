@@ -80,7 +80,6 @@ class PredictionWriter(BasePredictionWriter):
         self.steps = list((postprocess or {}).values())
         self.overwrite, self.resume = overwrite, resume
         self.settings: dict[str, Any] = {}
-        self.written: list[OutputNames] = []
 
     def names(self, path: Path) -> OutputNames:
         """Output files of the tomogram at `path`."""
@@ -251,7 +250,8 @@ class PredictionWriter(BasePredictionWriter):
             for z in range(depth):
                 plane = final[z]
                 membrane += int(np.count_nonzero(plane))
-                planes.add(z, volume[z], plane)
+                if self.write_preview:  # else the tomogram need not be read again
+                    planes.add(z, volume[z], plane)
             share = membrane / float(np.prod(volume.shape))
             if self.write_preview:
                 title = f"{volume.path.name}: {100 * share:.2f} % membrane" + self._caption()
@@ -260,7 +260,6 @@ class PredictionWriter(BasePredictionWriter):
             checksum = file_sha256(volume.path)  # takes a while, so before the outputs get their names
         seconds = prediction.seconds | {"write": time.perf_counter() - started}
         write_record(names.record, self._record(prediction, share, seconds, checksum), replace)
-        self.written.append(names)
         log.info("%s: %.2f %% membrane, %.1f s -> %s", volume.path.name, 100 * share, sum(seconds.values()), names.mask)
         return names
 

@@ -107,7 +107,7 @@ def prepare_stage1_logits(cfg: DictConfig, data: TomogramClips) -> None:
 
     cache = instantiate(cfg.stage1)
     accelerated = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    samples = [sample for group in data.train_samples.values() for sample in group] + data.val_samples
+    samples = data.all_samples
     made = cache.prepare(samples, "cuda" if accelerated else "cpu")
     log.info("stage-1 logits: %d computed, %d were there", made, len(samples) - made)
 
