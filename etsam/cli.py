@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from etsam import __version__
+from etsam.commands import DATA_COMMANDS, OTHER_COMMANDS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -171,6 +172,13 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--half", action="store_true", help="store 16 bits a number: half the size, slightly rounded")
     export.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     export.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    data = commands.add_parser("data", help="tomograms and masks: download, simulate, list, check")
+    data_commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    for module in DATA_COMMANDS:
+        module.add(data_commands)
+    for module in OTHER_COMMANDS:
+        module.add(commands)
     return parser
 
 
@@ -180,16 +188,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, rest = parser.parse_known_args(argv)
     items = [*rest, *getattr(args, "settings", [])]
     only_settings = args.command != "predict"
+    takes_settings = args.command in ("predict", "postprocess", "train") or getattr(args, "takes_settings", False)
     unknown = [item for item in items if item.startswith("-") or (only_settings and not _OVERRIDE.match(item))]
-    if unknown or (args.command == "export" and rest):
+    if unknown or (rest and not takes_settings):
         parser.error(f"unknown argument {[*unknown, *rest][0]}")
     try:
         if args.command == "predict":
             run = partial(_predict, predict_overrides(args, rest))
         elif args.command == "postprocess":
             run = partial(_postprocess, args, postprocess_overrides(args, default="all") + rest)
+        elif args.command == "train":
+            run = partial(_train, items)
+        elif args.command == "export":
+            run = partial(_export, args)
         else:
-            run = partial(_train, items) if args.command == "train" else partial(_export, args)
+            args.settings = items
+            run = partial(_command, args)
     except ValueError as error:
         parser.error(str(error))
     try:
@@ -234,6 +248,15 @@ def _export(args: argparse.Namespace) -> None:
         export_weights(args.checkpoint, args.weights, half=args.half, overwrite=args.overwrite)
 
     guarded(run, OmegaConf.create({"debug": args.debug}))
+
+
+def _command(args: argparse.Namespace) -> None:
+    """Run a command of `etsam.commands` under the guard."""
+    from omegaconf import OmegaConf
+
+    from etsam.entry import guarded
+
+    guarded(lambda cfg: args.run(args), OmegaConf.create({"debug": args.debug}))
 
 
 def _predict(overrides: Sequence[str]) -> None:

@@ -1,0 +1,14 @@
+"""Commands beside predict, train and export: each module adds its parser, and does its work when it is called.
+
+A module has `add(commands)`, which describes its command and names its `run` by `set_defaults(run=...)`, and
+`run(args)`, which raises `EtsamError`s. At import it takes nothing but the standard library, so that `etsam --help`
+answers at once. `args.settings` holds the KEY=VALUE arguments of commands that take some.
+"""
+
+from typing import Any
+
+DATA_COMMANDS: tuple[Any, ...] = ()
+"""Modules of `etsam data ...`."""
+
+OTHER_COMMANDS: tuple[Any, ...] = ()
+"""Modules of further commands of `etsam`."""
