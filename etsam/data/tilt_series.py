@@ -240,7 +240,7 @@ def apply_transfer(projections: Tensor, transfer: Tensor) -> Tensor:
 def add_noise(
     projections: Tensor, snr: float, generator: torch.Generator, *, envelope_sigma: float | None = None
 ) -> Tensor:
-    """Add Gaussian noise of one strength to all tilts, as a dose shared out equally gives.
+    """Add noise of one strength to all tilts, as a dose shared out equally gives.
 
     Parameters
     ----------
@@ -248,17 +248,30 @@ def add_noise(
         Signal (T, Y, X).
     snr
         Variance of the signal over all tilts divided by the variance of the noise.
+    generator, envelope_sigma
+        As for `detector_noise`.
+    """
+    noise = detector_noise(projections.shape, generator, envelope_sigma=envelope_sigma).to(projections.device)
+    return projections + noise * float(projections.std()) / math.sqrt(snr)
+
+
+def detector_noise(shape: Sequence[int], generator: torch.Generator, *, envelope_sigma: float | None = None) -> Tensor:
+    """Gaussian noise of standard deviation 1, (T, Y, X) float32.
+
+    Parameters
+    ----------
+    shape
+        (T, Y, X).
     generator
-        Of the noise, on the CPU.
+        On the CPU.
     envelope_sigma
         The noise falls off with frequency like a Gaussian of this sigma (cycles per voxel), as through a detector's
-        modulation transfer function; its variance stays. None: white.
+        modulation transfer function. None: white.
     """
-    noise = torch.randn(projections.shape, generator=generator).to(projections.device)
+    noise = torch.randn(tuple(shape), generator=generator)
     if envelope_sigma is not None:
-        height, width = projections.shape[-2:]
-        rows = torch.fft.fftfreq(height, device=noise.device)[:, None]
-        radius = torch.hypot(rows, torch.fft.rfftfreq(width, device=noise.device))
+        rows = torch.fft.fftfreq(shape[1])[:, None]
+        radius = torch.hypot(rows, torch.fft.rfftfreq(shape[2]))
         noise = apply_transfer(noise, torch.exp(-0.5 * (radius / envelope_sigma) ** 2))
         noise = noise / noise.std()
-    return projections + noise * float(projections.std()) / math.sqrt(snr)
+    return noise
