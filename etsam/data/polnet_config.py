@@ -128,8 +128,8 @@ def _sample(found: dict[Any, Any], path: Path) -> dict[str, Any]:
         )
     shape, offset, size = found.get("voi_shape"), found.get("voi_offset", [4, 4, 4]), found.get("v_size")
     for key, value, least in (("voi_shape", shape, 1), ("voi_offset", offset, 0)):
-        whole = isinstance(value, list) and all(isinstance(side, int) and side >= least for side in value)
-        if not whole or len(value) != 3:
+        sides = value if isinstance(value, list) and len(value) == 3 else [None]
+        if not all(isinstance(side, int) and side >= least for side in sides):
             raise InputError(f"{path}: sample.{key} is {value!r}; three whole numbers [X, Y, Z] are needed")
     if not isinstance(size, int | float) or not size > 0:
         raise InputError(f"{path}: sample.v_size is {size!r}; a positive number (Å) is needed")

@@ -22,7 +22,7 @@ from etsam.errors import OutputError
 
 log = logging.getLogger(__name__)
 
-# of a process of PolNet 1.1.2: measured 0.95 GB with 0.9 million voxels, 1.27 GB with 4 million
+# of a process of PolNet 1.1.2: measured 1.00, 1.27, 1.53 GB with 0.9, 4.0, 6.9 million voxels
 _BYTES_PER_VOXEL = 80
 _BYTES_PER_PROCESS = 1_000_000_000
 RECORD_NAME = "etsam_record.json"
