@@ -109,6 +109,6 @@ def _simulate(args: argparse.Namespace, output_dir: Path) -> bool:
             log.info("%s: done; %d of %d, about %.0f min left", name, done, total, rest / 60)
 
         if left:
-            log.info("PolNet %s makes %d tomograms, %d at once", polnet.version, len(left), min(workers, len(left)))
+            log.info("PolNet %s: tomograms to make %d, at once %d", polnet.version, len(left), min(workers, len(left)))
             generate(left, polnet, output_dir / "logs", workers=workers, device=device, progress=progress)
     return True

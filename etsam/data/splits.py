@@ -62,7 +62,7 @@ def assign_splits(count: int, shares: Sequence[float], seed: int) -> list[str]:
         numbers[i] += 1
     missing = [name for name, share, number in zip(SPLITS, shares, numbers, strict=False) if share > 0 and not number]
     if missing:
-        log.warning("%d tomograms are too few for a split %s", count, " and ".join(missing))
+        log.warning("too few tomograms (%d) for a split %s", count, " and ".join(missing))
     names = [name for name, number in zip(SPLITS, numbers, strict=False) for _ in range(number)]
     order = np.random.default_rng(seed).permutation(count)
     return [names[i] for i in order]
