@@ -7,9 +7,9 @@ answers at once. `args.settings` holds the KEY=VALUE arguments of commands that 
 
 from typing import Any
 
-from etsam.commands import simulate
+from etsam.commands import polnet, simulate
 
-DATA_COMMANDS: tuple[Any, ...] = (simulate,)
+DATA_COMMANDS: tuple[Any, ...] = (simulate, polnet)
 """Modules of `etsam data ...`."""
 
 OTHER_COMMANDS: tuple[Any, ...] = ()

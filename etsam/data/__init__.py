@@ -1,7 +1,8 @@
 """Training data: manifests of tomograms with masks, clips of neighbouring slices cut straight from the volume files.
 
 `manifest` reads and checks lists of tomograms, `clips` cuts clips, `augment` changes them on the device, `datamodule`
-mixes named sources by weight and shares clips out over processes so that a killed run continues where it was.
+mixes named sources by weight and shares clips out over processes so that a killed run continues where it was. `polnet`
+reads the output of the simulator PolNet, `polnet_run` drives it.
 """
 
 from etsam.data.augment import Augment, clip_generators

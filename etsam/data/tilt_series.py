@@ -176,13 +176,19 @@ def shift(projections: Tensor, shifts: Tensor) -> Tensor:
 
 
 def misalignment(tilt_degrees: Degrees, sigma_voxels: float, generator: torch.Generator) -> Tensor:
-    """Random shifts (T, 2) in (y, x) that blur a reconstruction but do not move it.
+    """Random shifts (T, 2) in (y, x) that blur a reconstruction but do not move it."""
+    drawn = sigma_voxels * torch.randn(len(_angles(tilt_degrees)), 2, generator=generator, dtype=torch.float64)
+    return without_common_shift(tilt_degrees, drawn)
 
-    A shift of the whole volume by (z, y, x) moves tilt t by (y, x cos t + z sin t); the part of the random shifts that
-    looks like this is taken off, so that a mask of the volume stays aligned.
+
+def without_common_shift(tilt_degrees: Degrees, shifts: Tensor) -> Tensor:
+    """Take off shifts (T, 2) in (y, x) what a shift of the whole volume explains, so that its mask stays aligned.
+
+    A shift of the whole volume by (z, y, x) moves tilt t by (y, x cos t + z sin t); of the given shifts the nearest
+    such (least squares) is taken off.
     """
     radians = torch.deg2rad(_angles(tilt_degrees))
-    drawn = sigma_voxels * torch.randn(len(radians), 2, generator=generator, dtype=torch.float64)
+    drawn = shifts.double()
     along_y = drawn[:, 0] - drawn[:, 0].mean()
     basis = torch.stack([radians.cos(), radians.sin()], dim=1)  # (T, 2)
     whole = torch.linalg.lstsq(basis, drawn[:, 1:]).solution if len(radians) > 2 else torch.zeros(2, 1).double()
