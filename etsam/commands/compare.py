@@ -59,13 +59,19 @@ def run(args: argparse.Namespace) -> None:
     results = results_of_scores(join_scores(tables))
     metrics = [name.strip() for name in args.metric.split(",") if name.strip()] if args.metric else None
     if args.output_dir is not None:
-        settings = {"tables": [*given, *(["the published scores"] if args.published else [])]}
+        settings: dict[str, Any] = {"tables": [*given, *(["the published scores"] if args.published else [])]}
         settings |= {"baseline": args.baseline or "none: all pairs", "metrics": args.metric or "all usual ones"}
         title = "Membrane segmentation: comparison of methods"
         more: dict[str, Any] = {"metrics": metrics, "baseline": args.baseline, "title": title}
         write_report(results, args.output_dir, settings, overwrite=args.overwrite, **more)
     found = build_tables(results, metrics=metrics, baseline=args.baseline)
     _show(found.comparison, summary(found), args.output_dir)
+
+
+def _columns(table: tuple[list[str], list[list[str]]], chosen: tuple[int, ...]) -> tuple[list[str], list[list[str]]]:
+    """Metric, methods, n, difference, and p with Holm's correction of both tests: what a terminal has room for."""
+    heads, rows = table
+    return [heads[i] for i in chosen], [[row[i] for i in chosen] for row in rows]
 
 
 def _show(comparison: Any, sentences: list[str], output_dir: Path | None) -> None:
@@ -78,12 +84,12 @@ def _show(comparison: Any, sentences: list[str], output_dir: Path | None) -> Non
     console = Console()
     for title, (heads, rows) in (
         ("Means and 95 % intervals", cells_of_means(comparison)),
-        ("Paired comparison", cells_of_pairs(comparison)),
+        ("Paired comparison", _columns(cells_of_pairs(comparison), (0, 1, 2, 3, 7, 8, 10, 11))),
     ):
         if rows:
             table = Table(title=title, title_justify="left")
             for head in heads:
-                table.add_column(Text(head))
+                table.add_column(Text(head), overflow="fold")
             for row in rows:
                 table.add_row(*(Text(cell) for cell in row))  # Text: no name is taken for markup
             console.print(table)

@@ -130,9 +130,9 @@ def _means(values: pd.DataFrame, metric: str, seed: int, resamples: int) -> list
 
 def _pairs(values: pd.DataFrame, metric: str, baseline: str | None, seed: int, n: int) -> list[dict[str, object]]:
     methods = list(values.columns)
-    named = (
-        itertools.combinations(methods, 2) if baseline is None else ((m, baseline) for m in methods if m != baseline)
-    )
+    named = list(itertools.combinations(methods, 2))
+    if baseline is not None:
+        named = [(method, baseline) for method in methods if method != baseline]
     rows: list[dict[str, object]] = []
     for first, second in named:
         both = values[[first, second]].dropna()
@@ -183,8 +183,8 @@ def _notes(found: Comparison) -> list[str]:
     for (first, second), rows in odd.groupby(["first", "second"], sort=False):
         which = [f"{METRIC_NAMES.get(r.metric, r.metric)} (p = {format_p(r.shapiro_p)})" for r in rows.itertuples()]
         notes.append(
-            f"{first} - {second}: differences of {', '.join(which)} do not look normal by the Shapiro-Wilk test; trust the"
-            f" Wilcoxon test more than the t-test there."
+            f"{first} - {second}: differences of {', '.join(which)} do not look normal by the Shapiro-Wilk test;"
+            f" trust the Wilcoxon test more than the t-test there."
         )
     return notes
 

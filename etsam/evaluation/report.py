@@ -13,6 +13,7 @@ from etsam.evaluation.report_tables import (
     cells_of_pairs,
     cells_of_scores,
     markdown_table,
+    plain_markdown,
     write_csv,
     write_json,
 )
@@ -45,12 +46,12 @@ def write_report(
     results
         One for each method and tomogram; a failed one has its `error`.
     output_dir
-        Made if it is not there. Gets `report.html` (written last), `report.md`, `report.json`, and `scores.csv`,
-        `means.csv`, `pairs.csv`, `missing.csv`, `thresholds.csv`, `best_thresholds.csv`, `planes.csv`, `theta.csv` as far
-        as there is something in them.
+        Made if it is not there. Gets `report.html` (written last), `report.md`, `report.json`, and, as far as there is
+        something in them, `scores.csv`, `means.csv`, `pairs.csv`, `missing.csv`, `thresholds.csv`,
+        `best_thresholds.csv`, `planes.csv`, `theta.csv`.
     settings
-        Shown and stored; values may be nested. `threshold`, if it is there, is the threshold of the logits that the masks
-        were made with, and is marked in the sweep.
+        Shown and stored; values may be nested. `threshold`, if it is there, is the threshold of the logits that the
+        masks were made with, and is marked in the sweep.
     overwrite
         Replace a report that is there.
     metrics, baseline
@@ -102,20 +103,16 @@ def write_report(
 
 def markdown(title: str, tables: ReportTables, sentences: Sequence[str]) -> str:
     """The summary and the tables of scores, for a repository or a lab book."""
-    blocks = [f"# {_inline(title)}", "\n".join(f"- {_inline(line)}" for line in sentences)]
+    blocks = [f"# {plain_markdown(title)}", "\n".join(f"- {plain_markdown(line)}" for line in sentences)]
     blocks += ["## Means", markdown_table(*cells_of_means(tables.comparison))]
     if tables.comparison.notes:
-        blocks.append("\n".join(f"- {_inline(note)}" for note in tables.comparison.notes))
+        blocks.append("\n".join(f"- {plain_markdown(note)}" for note in tables.comparison.notes))
     blocks += ["## Scores", markdown_table(*cells_of_scores(tables))]
     if len(tables.comparison.pairs):
         blocks += ["## Methods against each other", markdown_table(*cells_of_pairs(tables.comparison))]
         blocks.append("\n".join(METHOD_LINES))
     blocks.append("\n".join(LICENCE_LINES))
     return "\n\n".join(blocks) + "\n"
-
-
-def _inline(text: str) -> str:
-    return " ".join(text.split()).replace("<", "&lt;")
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _MARKERS = "osD^vPX*"
 _DASHES = ("-", "--", "-.", ":")
 _WIDTH_INCHES = 4.0  # 384 CSS pixels: text of 10 points stays readable when a phone shows it at 360
-_STYLE = {
+_STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -45,7 +45,7 @@ class Figures:
     """
 
     def __init__(self, methods: Sequence[str]) -> None:
-        self.look: Mapping[str, dict[str, object]] = {
+        self.look: Mapping[str, dict[str, Any]] = {
             method: {
                 "color": COLOURS[i % len(COLOURS)],
                 "marker": _MARKERS[i % len(_MARKERS)],
@@ -101,7 +101,7 @@ class Figures:
 
     def sweep(self, sweep: Sweep, threshold: float | None) -> "Figure":
         """Dice against the threshold: tomograms thin, mean bold, the choices of a threshold marked."""
-        figure, axes = _figure(3.2 + _legend_height("1234"))
+        figure, axes = _figure(3.2 + _legend_height("12345"))
         colour = self.look[sweep.method]["color"]
         for i, values in enumerate(sweep.dice):
             axes.plot(sweep.thresholds, values, color="#999999", linewidth=0.7, label="" if i else "one tomogram each")
@@ -119,7 +119,7 @@ class Figures:
         return figure
 
     def theta(self, theta: pd.DataFrame, name: str) -> "Figure":
-        """Recall or precision by the angle between the membrane's normal and Z; `theta` as `theta_by_method` gives it."""
+        """Recall or precision by the angle between normal and Z; `theta` as `theta_by_method` gives it."""
         figure, axes = _figure(3.0 + _legend_height(self.look))
         for method, look in self.look.items():
             own = theta[theta["method"] == method]

@@ -19,7 +19,7 @@ from etsam.evaluation.report_tables import (
     cells_of_scores,
     theta_by_method,
 )
-from etsam.evaluation.report_words import LICENCE_LINES, METHOD_LINES
+from etsam.evaluation.report_words import LICENCE_LINES, METHOD_LINES, failures
 from etsam.evaluation.results import TomogramResult
 from etsam.evaluation.tables import METRIC_NAMES
 
@@ -78,11 +78,8 @@ def page(
 
 
 def _summary(sentences: Sequence[str], tables: ReportTables) -> str:
-    failed = [f"{row.method} failed on" for row in tables.frames["scores"].itertuples() if row.error]
-    items = "".join(
-        f"<li{_BAD if any(line.startswith(start) for start in failed) else ''}>{escape(line)}</li>"
-        for line in sentences
-    )
+    failed = failures(tables.frames["scores"])
+    items = "".join(f"<li{_BAD if line in failed else ''}>{escape(line)}</li>" for line in sentences)
     heads, rows = cells_of_means(tables.comparison)
     notes = "".join(f"<li>{escape(note)}</li>" for note in tables.comparison.notes)
     table = html_table(heads, rows, "Mean and 95 % interval over tomograms")
@@ -281,10 +278,8 @@ def html_table(
 
 def _plot(figure: Any, text: str) -> str:
     data = base64.b64encode(svg_text(figure).encode("utf-8")).decode("ascii")
-    return (
-        f'<figure><figcaption>{escape(text)}</figcaption><img src="data:image/svg+xml;base64,{data}" alt="{escape(text)} (figure)">'
-        "</figure>"
-    )
+    image = f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(text)} (figure)">'
+    return f"<figure><figcaption>{escape(text)}</figcaption>{image}</figure>"
 
 
 def _plots(figures: Sequence[str], more: str = "") -> str:

@@ -1,9 +1,10 @@
-"""Slices of a report: grey values, truth, and a method's prediction with its errors, in colours everyone can tell apart."""
+"""Slices of a report: grey values, truth, a method's prediction with its errors, in colours everyone can tell apart."""
 
 import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -36,8 +37,8 @@ class SliceView:
     tomogram, axis, index
         Which slice.
     images
-        (title, alternative text, RGB image (A, B, 3) uint8): the slice, its truth, a prediction for each method. The first
-        row of an image is the last of the slice, so that Y (or Z) points up.
+        (title, alternative text, RGB image (A, B, 3) uint8): the slice, its truth, a prediction for each method. The
+        first row of an image is the last of the slice, so that Y (or Z) points up.
     """
 
     tomogram: str
@@ -71,7 +72,7 @@ def slice_views(results: Sequence[TomogramResult]) -> list[SliceView]:
 
 
 def errors_image(picture: SlicePicture) -> np.ndarray:
-    """(A, B, 3) uint8: grey values, coloured where the prediction is found, wrong, missed; striped where not annotated."""
+    """(A, B, 3) uint8: grey values, coloured where found, wrong, missed; striped where not annotated."""
     image = _rgb(picture.grey)
     for mask, colour in zip(_agreement(picture), (FOUND, WRONG, MISSED), strict=True):
         _paint(image, mask, colour)
@@ -129,9 +130,10 @@ def encoder(views: Sequence[SliceView], budget_bytes: int) -> tuple[Callable[[np
         sample = images[:: max(1, len(images) // 24)]
         mean = sum(len(jpeg_uri(image, side, quality)) for image in sample) / max(1, len(sample))
         if mean * len(images) <= budget_bytes:
-            return lambda image: jpeg_uri(image, side, quality), len(views)
+            return partial(jpeg_uri, longest_side=side, quality=quality), len(views)
+    # the smallest size is still too large
     each = mean * len(images) / len(views)
-    return lambda image: jpeg_uri(image, *_SIZES[-1]), int(budget_bytes // each)
+    return partial(jpeg_uri, longest_side=side, quality=quality), int(budget_bytes // each)
 
 
 def jpeg_uri(image: np.ndarray, longest_side: int, quality: int) -> str:
@@ -145,5 +147,5 @@ def jpeg_uri(image: np.ndarray, longest_side: int, quality: int) -> str:
         factor = -(-_MIN_SIDE // longest)
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
+    picture.save(buffer, "JPEG", quality=quality, subsampling=0)  # `optimize` fails on noisy slices
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -35,12 +35,15 @@ th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
 figure { margin: 0; break-inside: avoid; min-width: 0; }
 figcaption { font-size: .85rem; color: var(--soft); }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1rem; margin: .6rem 0; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1rem;
+  margin: .6rem 0; }
 .plots img { display: block; width: 100%; max-width: 32rem; background: #fff; padding: .3rem; border-radius: 6px; }
 .tall img { max-width: 40rem; }
-.slices { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 9.5rem), 1fr)); gap: .6rem; margin: .4rem 0 1rem; }
+.slices { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 9.5rem), 1fr)); gap: .6rem;
+  margin: .4rem 0 1rem; }
 .slices img { display: block; width: 100%; height: auto; }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: 0; list-style: none; font-size: .9rem; max-width: none; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: 0; list-style: none; font-size: .9rem;
+  max-width: none; }
 .legend svg { width: .95em; height: .95em; vertical-align: -.1em; margin-right: .4em; }
 footer { margin-top: 2.5rem; padding-top: .6rem; border-top: 1px solid var(--line); }
 @media (min-width: 60rem) { .slices { grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); } }
@@ -71,8 +74,9 @@ footer { margin-top: 2.5rem; padding-top: .6rem; border-top: 1px solid var(--lin
 # Without it the tables are as they are; with it their heads become buttons.
 JAVASCRIPT = """
 document.querySelectorAll('table.sortable').forEach(function (table) {
-  var heads = table.tHead.rows[0].cells, body = table.tBodies[0], compare = new Intl.Collator(undefined, {numeric: true}).compare;
-  var value = function (row, i) { var cell = row.cells[i]; return cell ? cell.dataset.value || cell.textContent.trim() : ''; };
+  var heads = table.tHead.rows[0].cells, body = table.tBodies[0];
+  var compare = new Intl.Collator(undefined, {numeric: true}).compare;
+  var value = function (row, i) { return row.cells[i] ? row.cells[i].textContent.trim() : ''; };
   Array.prototype.forEach.call(heads, function (head, i) {
     var button = document.createElement('span');  // a real button is not printed in heads repeated on the next page
     button.setAttribute('role', 'button');

@@ -234,13 +234,15 @@ def cells_of_pairs(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
+def plain_markdown(text: str) -> str:
+    """Text on one line in which a backslash or a tag is no more than it looks."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("<", "&lt;")
+
+
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that GitHub and pandoc show; bars in names are escaped."""
 
     def line(cells: Sequence[str]) -> str:
-        clean = (
-            " ".join(cell.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;") for cell in cells
-        )
-        return "| " + " | ".join(clean) + " |"
+        return "| " + " | ".join(plain_markdown(cell).replace("|", "\\|") for cell in cells) + " |"
 
     return "\n".join([line(heads), "|" + "---|" * len(heads), *(line(row) for row in rows)])

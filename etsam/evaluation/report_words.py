@@ -11,9 +11,10 @@ from etsam.evaluation.tables import METRIC_NAMES
 ALPHA = 0.05  # Holm-corrected p below: told as a difference
 METHOD_LINES = (
     "Intervals: 95 %, bootstrap of the tomograms (BCa, 9999 resamples, fixed seed).",
-    "Differences: first method minus second on the same tomograms; d is their mean divided by their standard deviation.",
-    "Tests: two-sided; paired t-test and Wilcoxon signed rank (differences of zero left out), each corrected by Holm and by"
-    " Bonferroni for all pairs of the same metric. Shapiro-Wilk tests what the t-test assumes, that differences are normal.",
+    "Differences: first method minus second on the same tomograms; d is their mean over their standard deviation.",
+    "Tests: two-sided; paired t-test and Wilcoxon signed rank (differences of zero left out), each corrected by Holm"
+    " and by Bonferroni for all pairs of the same metric. Shapiro-Wilk tests what the t-test assumes: that the"
+    " differences are normal.",
 )
 LICENCE_LINES = (
     "Made with etsam (MIT). The network is Meta's SAM 2 (Apache-2.0).",

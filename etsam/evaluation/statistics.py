@@ -30,14 +30,15 @@ class PairedTests:
     t, t_p
         Paired t-test, two-sided. NaN if all differences are equal.
     wilcoxon_p
-        Wilcoxon signed rank, two-sided, differences of zero left out; exact null distribution for up to 50 pairs without
-        ties, otherwise as `scipy.stats.wilcoxon(method="auto")` chooses.
+        Wilcoxon signed rank, two-sided, differences of zero left out; exact null distribution for up to 50 pairs
+        without ties, otherwise as `scipy.stats.wilcoxon(method="auto")` chooses.
     shapiro_p
         Shapiro-Wilk test that the differences are normal, which the t-test assumes.
     effect_size
         Cohen's d of paired samples (d_z): mean difference / its standard deviation (n - 1).
     rank_biserial
-        Matched-pairs rank-biserial correlation (Kerby 2014), -1..1: share of rank sum where a is higher minus where b is.
+        Matched-pairs rank-biserial correlation (Kerby 2014), -1..1: rank sum where a is higher minus rank sum where b
+        is, over both.
     higher, equal, lower
         On how many tomograms a is higher than, equal to, lower than b.
     """

@@ -125,8 +125,8 @@ def _methods(raw: pd.DataFrame, source: Source) -> pd.Series | str:
     if source.name and source.name not in names:
         if len(names) > 1:
             raise InputError(
-                f"{source.path} holds the methods {', '.join(names)}, none called {source.name}; give one of these names,"
-                f" or the file alone for all."
+                f"{source.path} holds the methods {', '.join(names)}, none called {source.name}; give one of these"
+                f" names, or the file alone for all."
             )
         raw["method"] = source.name  # one method, called otherwise
     return raw["method"]
@@ -208,7 +208,7 @@ def join_scores(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 
 def scores_of_results(results: Sequence[TomogramResult]) -> pd.DataFrame:
-    """Table of the metrics of an evaluation, with a last column `seconds`; a failed tomogram has an error and no values."""
+    """Table of an evaluation's metrics, the last column `seconds`; a failed tomogram has an error and no values."""
     metrics = sorted(dict.fromkeys(name for result in results for name in result.metrics), key=_rank)
     rows = [
         {"method": result.method, "tomogram": result.tomogram, "error": result.error}

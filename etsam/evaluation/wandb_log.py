@@ -70,7 +70,7 @@ def log_to_wandb(
             dir=str(save_dir),
             job_type="evaluation",
             config=json.loads(json.dumps(dict(settings), default=str)),  # plain values only
-            **({"mode": "offline"} if offline else {}),  # otherwise WANDB_MODE decides
+            mode="offline" if offline else None,  # None: as WANDB_MODE says
         )
     except (wandb.errors.UsageError, wandb.errors.CommError) as error:
         text = " ".join(str(error).split())
