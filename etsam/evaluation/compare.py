@@ -151,7 +151,7 @@ def _missing(values: pd.DataFrame, metric: str, scores: pd.DataFrame) -> list[tu
     errors: dict[tuple[str, str], str] = {}
     if "error" in scores:
         errors = {(m, t): e for m, t, e in scores[["method", "tomogram", "error"]].itertuples(index=False) if e}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for method in values.columns:
         for tomogram in values.index[values[method].isna()]:
             key = (method, tomogram)
@@ -181,9 +181,9 @@ def _notes(found: Comparison) -> list[str]:
         notes.append(f"With fewer than {FEW} tomograms intervals and tests are rough.")
     odd = found.pairs[found.pairs["shapiro_p"] < NORMAL_ALPHA]
     for (first, second), rows in odd.groupby(["first", "second"], sort=False):
-        which = [f"{METRIC_NAMES.get(r.metric, r.metric)} (p = {format_p(r.shapiro_p)})" for r in rows.itertuples()]
+        named = [f"{METRIC_NAMES.get(r.metric, r.metric)} (p = {format_p(r.shapiro_p)})" for r in rows.itertuples()]
         notes.append(
-            f"{first} - {second}: differences of {', '.join(which)} do not look normal by the Shapiro-Wilk test;"
+            f"{first} - {second}: differences of {', '.join(named)} do not look normal by the Shapiro-Wilk test;"
             f" trust the Wilcoxon test more than the t-test there."
         )
     return notes

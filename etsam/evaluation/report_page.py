@@ -25,7 +25,7 @@ from etsam.evaluation.tables import METRIC_NAMES
 
 PICTURE_BUDGET_BYTES = 3_200_000  # of the page's 5 MB; curves and tables of 20 tomograms need about one
 _BAD = ' class="bad"'
-_SHORT = 40  # names up to here stay on one line
+_SHORT = 24  # names up to here stay on one line
 _FEW_ROWS = 16  # a table up to here is not torn apart on paper
 _NAME_HEADS = ("Tomogram", "Method", "Methods", "Metric", "Setting", "Value", "Choice", "Plane", "Package")
 

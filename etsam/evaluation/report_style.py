@@ -46,6 +46,7 @@ figcaption { font-size: .85rem; color: var(--soft); }
   max-width: none; }
 .legend svg { width: .95em; height: .95em; vertical-align: -.1em; margin-right: .4em; }
 footer { margin-top: 2.5rem; padding-top: .6rem; border-top: 1px solid var(--line); }
+@media (max-width: 40rem) { th, td { padding: .3rem .5rem; } td.name { min-width: 8.5rem; } td.short { min-width: 0; } }
 @media (min-width: 60rem) { .slices { grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); } }
 @page { size: A4; margin: 14mm; }
 @media print {
@@ -58,10 +59,11 @@ footer { margin-top: 2.5rem; padding-top: .6rem; border-top: 1px solid var(--lin
   .dense th { white-space: normal; }
   caption span { max-width: none; }
   th, td { padding: 1mm 1.4mm; }
-  td.name { min-width: 0; }
+  td.name { min-width: 36mm; }
+  td.short { min-width: 0; }
   thead { display: table-header-group; }
   tr, li { break-inside: avoid; }
-  h2, h3, caption { break-after: avoid; }
+  h2, h3, h3 + p, caption { break-after: avoid; }
   .plots { grid-template-columns: 1fr 1fr; }
   .many { grid-template-columns: 1fr 1fr 1fr; gap: 3mm; }
   .plots img { max-height: 225mm; object-fit: contain; object-position: left top; }
