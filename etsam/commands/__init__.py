@@ -7,10 +7,10 @@ answers at once. `args.settings` holds the KEY=VALUE arguments of commands that 
 
 from typing import Any
 
-from etsam.commands import polnet, simulate
+from etsam.commands import compare, polnet, simulate
 
 DATA_COMMANDS: tuple[Any, ...] = (simulate, polnet)
 """Modules of `etsam data ...`."""
 
-OTHER_COMMANDS: tuple[Any, ...] = ()
+OTHER_COMMANDS: tuple[Any, ...] = (compare,)
 """Modules of further commands of `etsam`."""
