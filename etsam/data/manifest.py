@@ -15,7 +15,8 @@ from etsam.io import Volume, atomic_path, read_volume
 
 REQUIRED_COLUMNS = ("dataset_id", "run_id", "split", "tomogram", "target_mask")
 _OPTIONAL_COLUMNS = ("voxel_size", "shape")
-_VOXEL_SIZE_TOLERANCE = 0.01  # relative; above rounding in headers, below any real difference in sampling
+VOXEL_SIZE_TOLERANCE = 0.01
+"""Relative; above rounding in headers, below any real difference in sampling."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,14 @@ def _sample(row: dict[str, str], folder: Path) -> Sample:
         split=row["split"],
         tomogram=folder / Path(row["tomogram"]).expanduser(),  # absolute ones stay as they are
         target_mask=folder / Path(row["target_mask"]).expanduser(),
-        voxel_size_angstrom=_voxel_size(row.get("voxel_size", "")),
-        shape=_shape(row.get("shape", "")),
+        voxel_size_angstrom=parse_voxel_size(row.get("voxel_size", "")),
+        shape=parse_shape(row.get("shape", "")),
         extra=tuple(item for item in row.items() if item[0] not in (*REQUIRED_COLUMNS, *_OPTIONAL_COLUMNS)),
     )
 
 
-def _voxel_size(text: str) -> float | None:
+def parse_voxel_size(text: str) -> float | None:
+    """Read a voxel size in Å; None if the text is empty. Raises ValueError if it is no positive number."""
     if not text:
         return None
     try:
@@ -128,7 +130,8 @@ def _voxel_size(text: str) -> float | None:
     return size
 
 
-def _shape(text: str) -> tuple[int, int, int] | None:
+def parse_shape(text: str) -> tuple[int, int, int] | None:
+    """Read a shape such as `(100, 200, 200)`, Z first; None if the text is empty. Raises ValueError if it is none."""
     if not text:
         return None
     match = re.fullmatch(r"\(?\s*(\d+)\s*[,x ]\s*(\d+)\s*[,x ]\s*(\d+)\s*\)?", text)
@@ -249,7 +252,7 @@ def _pair_faults(sample: Sample, tomogram: Volume, mask: Volume) -> Iterator[str
     ours, theirs = tomogram.voxel_size_angstrom, mask.voxel_size_angstrom
     if ours is None or theirs is None:  # a header that does not say is no contradiction
         return
-    if any(abs(a - b) > _VOXEL_SIZE_TOLERANCE * a for a, b in zip(ours, theirs, strict=True)):
+    if any(abs(a - b) > VOXEL_SIZE_TOLERANCE * a for a, b in zip(ours, theirs, strict=True)):
         texts = [" x ".join(f"{side:g}" for side in size) for size in (ours, theirs)]
         yield f"voxel size {texts[0]} Å in the tomogram, {texts[1]} Å in the mask (Z x Y x X); more than 1 % apart"
 

@@ -81,6 +81,7 @@ def transfer(
             now = Announced(url, total, _strong_etag(response), response.headers.get("Last-Modified", ""))
             if size is not None and total is not None and total != size:
                 part.discard()
+                _refuse_page(response, response.raw.read(_PIECE_BYTES, decode_content=False), url, part.target)
                 raise DownloadError(f"{url}: the server announces {total} bytes, expected are {size}; is it this file?")
             if response.status_code == 206 and (start != have or before is None or not now.fits(before, verifiable)):
                 part.discard()
