@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from etsam.errors import CheckpointError
-from etsam.paths import find_share
+from etsam.paths import file_sha256, find_share
 
 PUBLISHED_WEIGHTS_URL = "https://zenodo.org/records/17571925"
 """The published ETSAM v1 weights of both stages (Zenodo record 17571925)."""
@@ -173,8 +173,6 @@ def sha256_of(path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    from etsam.io.checksum import file_sha256
-
     return file_sha256(path)
 
 

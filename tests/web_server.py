@@ -1,6 +1,7 @@
 """A web server on 127.0.0.1 whose faults are chosen file by file; it remembers what it was asked."""
 
 import hashlib
+import sys
 import threading
 import time
 from collections import Counter
@@ -150,12 +151,21 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
+class Quiet(ThreadingHTTPServer):
+    """Says nothing of clients that hang up."""
+
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def serving():
     """Run a server in a thread."""
     site = Server()
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"site": site}))
-    httpd.daemon_threads = True
+    httpd = Quiet(("127.0.0.1", 0), type("Bound", (Handler,), {"site": site}))
     site.url = f"http://127.0.0.1:{httpd.server_address[1]}"
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

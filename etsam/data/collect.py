@@ -9,9 +9,9 @@ from etsam.data.collection_plan import FOLDERS, KINDS, Wanted, zarr_part
 from etsam.data.manifest import Sample, read_manifest, write_manifest
 from etsam.data.published import PublishedRow
 from etsam.errors import EtsamError, InputError, OutputError
+from etsam.io import TOMOGRAM_SUFFIXES, read_volume
 from etsam.io.atomic import output_error
 from etsam.io.download import Progress, download_all, missing_bytes
-from etsam.io.volume import TOMOGRAM_SUFFIXES, read_volume
 from etsam.io.web import Web
 
 _SPARE_BYTES = 1 << 30  # left free on the disk
@@ -66,7 +66,11 @@ def collect(
     faults = [f"{one.name}: {one.fault}" for one in wanted if one.fault]
     samples, misfits = _complete_samples(wanted, output_dir)
     settled = {sample.name for sample in samples} | set(misfits)
-    kept = [one for one in before if one.name not in settled and one.tomogram.exists() and one.target_mask.exists()]
+    kept = [
+        one
+        for one in before
+        if one.name not in settled and all(os.path.exists(f) for f in (one.tomogram, one.target_mask))
+    ]
     if samples or kept:
         write_manifest(manifest, [*kept, *samples], overwrite=True)
     elif before:

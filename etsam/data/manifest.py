@@ -15,8 +15,7 @@ from etsam.io import Volume, atomic_path, read_volume
 
 REQUIRED_COLUMNS = ("dataset_id", "run_id", "split", "tomogram", "target_mask")
 _OPTIONAL_COLUMNS = ("voxel_size", "shape")
-VOXEL_SIZE_TOLERANCE = 0.01
-"""Relative; above rounding in headers, below any real difference in sampling."""
+_VOXEL_SIZE_TOLERANCE = 0.01  # relative; above rounding in headers, below any real difference in sampling
 
 
 @dataclass(frozen=True)
@@ -252,7 +251,7 @@ def _pair_faults(sample: Sample, tomogram: Volume, mask: Volume) -> Iterator[str
     ours, theirs = tomogram.voxel_size_angstrom, mask.voxel_size_angstrom
     if ours is None or theirs is None:  # a header that does not say is no contradiction
         return
-    if any(abs(a - b) > VOXEL_SIZE_TOLERANCE * a for a, b in zip(ours, theirs, strict=True)):
+    if any(abs(a - b) > _VOXEL_SIZE_TOLERANCE * a for a, b in zip(ours, theirs, strict=True)):
         texts = [" x ".join(f"{side:g}" for side in size) for size in (ours, theirs)]
         yield f"voxel size {texts[0]} Å in the tomogram, {texts[1]} Å in the mask (Z x Y x X); more than 1 % apart"
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from etsam.data.manifest import VOXEL_SIZE_TOLERANCE
 from etsam.errors import ConfigError, DownloadError
+
+_VOXEL_SIZE_TOLERANCE = 0.01  # relative; lists and portal round differently, binning differs by much more
 
 IF_SEVERAL = ("error", "default", "first")
 """What to do when voxel size and shape leave several tomograms: refuse; take the one that the portal shows; take the
@@ -159,7 +160,7 @@ def choose_tomogram(
     else:
         if voxel_size_angstrom is not None:
             wanted.append(f"{voxel_size_angstrom:g} Å")
-            size, tolerance = voxel_size_angstrom, VOXEL_SIZE_TOLERANCE * voxel_size_angstrom
+            size, tolerance = voxel_size_angstrom, _VOXEL_SIZE_TOLERANCE * voxel_size_angstrom
             left = [one for one in left if abs(one.voxel_size_angstrom - size) <= tolerance]
         if shape is not None:
             wanted.append(" x ".join(str(side) for side in shape))

@@ -8,11 +8,6 @@ from typing import Any
 _PIECE_BYTES = 1 << 20
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal, read in pieces of 1 MiB."""
-    return file_checksums(path, ["sha256"])["sha256"]
-
-
 def file_checksums(
     path: Path, algorithms: Iterable[str], check_stop: Callable[[], None] = lambda: None
 ) -> dict[str, str]:
