@@ -243,6 +243,14 @@ def test_a_dry_run_lists_sizes_and_writes_nothing(published, collect, capsys):
     assert "0 bytes to download" in lines[-1]
 
 
+def test_a_dry_run_fails_when_something_cannot_be_had(published, collect):
+    del published.runs[1]
+    outcome = collect("--dry-run")
+    assert outcome.status == 1
+    assert outcome.message.startswith("1 of 8 files cannot be had: 10001/258 tomogram: the portal has no run 258")
+    assert files() == []
+
+
 def test_masks_and_tomograms_may_be_collected_one_after_the_other(published, collect):
     assert collect("--what", "masks").status == 0
     assert files() == [name for name in FILES if "target_mask" in name]

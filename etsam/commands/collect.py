@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     )
     if args.dry_run:
         _show(wanted)
-        _raise([f"{one.name}: {one.fault}" for one in wanted if one.fault], len(wanted))
+        _raise([f"{one.name}: {one.fault}" for one in wanted if one.fault], f"of {len(wanted)} files cannot be had")
         return
     total = sum(one.size or 0 for one in wanted) or None
     faults = with_bars(
@@ -77,7 +77,10 @@ def run(args: argparse.Namespace) -> None:
     without = [row.name for row in rows if not row.has_mask]
     if without:
         log.info("without published mask, so not in the manifest: %s", ", ".join(without))
-    _raise(faults, len(wanted))
+    what = (
+        f"of {len(wanted)} files are not there or do not fit, the others are; the same command again tries only these"
+    )
+    _raise(faults, what)
     log.info("all %d files are there: %s", len(wanted), args.output_dir)
 
 
@@ -99,11 +102,8 @@ def _show(wanted: "list[Wanted]") -> None:
     print_table(("tomogram", "what", "from", "size", "state"), rows)
 
 
-def _raise(faults: list[str], count: int) -> None:
+def _raise(faults: list[str], what: str) -> None:
     from etsam.errors import DownloadError
 
     if faults:
-        raise DownloadError(
-            f"{len(faults)} of {count} files are not there or do not fit, the others are; the same command again tries "
-            f"only these: {' | '.join(faults)}"
-        )
+        raise DownloadError(f"{len(faults)} {what}: {' | '.join(faults)}")
