@@ -94,6 +94,7 @@ def segment(
     from etsam.errors import InputError
     from etsam.inference.two_stage import Mask
     from etsam.io import MrcWriter, Volume, read_volume
+    from etsam.weights_store import provide
 
     if isinstance(tomogram, np.ndarray):
         volume = Volume.from_array(tomogram, voxel_size)
@@ -104,6 +105,7 @@ def segment(
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with config_error():
         cfg = compose_config("predict", overrides)
+        provide(cfg.weights)
         cfg.segmenter.scratch_folder = None if output_path is None else str(Path(output_path).absolute().parent)
         segmenter = instantiate(cfg.segmenter).to(target)
     segmenter.progress = progress

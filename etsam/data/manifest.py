@@ -110,13 +110,14 @@ def _sample(row: dict[str, str], folder: Path) -> Sample:
         split=row["split"],
         tomogram=folder / Path(row["tomogram"]).expanduser(),  # absolute ones stay as they are
         target_mask=folder / Path(row["target_mask"]).expanduser(),
-        voxel_size_angstrom=_voxel_size(row.get("voxel_size", "")),
-        shape=_shape(row.get("shape", "")),
+        voxel_size_angstrom=parse_voxel_size(row.get("voxel_size", "")),
+        shape=parse_shape(row.get("shape", "")),
         extra=tuple(item for item in row.items() if item[0] not in (*REQUIRED_COLUMNS, *_OPTIONAL_COLUMNS)),
     )
 
 
-def _voxel_size(text: str) -> float | None:
+def parse_voxel_size(text: str) -> float | None:
+    """Read a voxel size in Å; None if the text is empty. Raises ValueError if it is no positive number."""
     if not text:
         return None
     try:
@@ -128,7 +129,8 @@ def _voxel_size(text: str) -> float | None:
     return size
 
 
-def _shape(text: str) -> tuple[int, int, int] | None:
+def parse_shape(text: str) -> tuple[int, int, int] | None:
+    """Read a shape such as `(100, 200, 200)`, Z first; None if the text is empty. Raises ValueError if it is none."""
     if not text:
         return None
     match = re.fullmatch(r"\(?\s*(\d+)\s*[,x ]\s*(\d+)\s*[,x ]\s*(\d+)\s*\)?", text)

@@ -19,7 +19,7 @@ from etsam.inference.preview import PreviewPlanes, write_preview
 from etsam.inference.record import OutputNames, environment, peak_memory_mb, read_record, write_record
 from etsam.inference.segmenter import Prediction, Segmenter
 from etsam.io import MrcWriter, strip_suffix
-from etsam.weights import file_sha256
+from etsam.paths import file_sha256
 
 log = logging.getLogger(__name__)
 
