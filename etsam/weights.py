@@ -4,12 +4,11 @@ The config group `weights` names a file for each stage, or a seed for random wei
 that a missing file is found before the heavy libraries are imported.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from etsam.errors import CheckpointError
-from etsam.paths import find_share
+from etsam.paths import file_sha256, find_share
 
 PUBLISHED_WEIGHTS_URL = "https://zenodo.org/records/17571925"
 """The published ETSAM v1 weights of both stages (Zenodo record 17571925)."""
@@ -60,12 +59,3 @@ class StageWeights:
     def sha256(self) -> str | None:
         """Checksum of the file, None for random weights."""
         return file_sha256(self.path) if self.path else None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal, read in pieces of 1 MiB."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
