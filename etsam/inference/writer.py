@@ -135,6 +135,10 @@ class PredictionWriter(BasePredictionWriter):
             )
         todo = [path for path in voxels if not self.complete(path)]
         voxel_bytes = 1 + bool(self.steps) + 4 * self.write_logits + 2 * self.write_instances
+        if self.output_format == "zarr":
+            voxel_bytes = (
+                0  # compressed to nobody knows what: masks to a tenth or less, logits to nearly nothing or not
+            )
         needed, free = voxel_bytes * sum(voxels[path] for path in todo), shutil.disk_usage(self.output_dir).free
         if needed > free:
             raise OutputError(

@@ -5,8 +5,8 @@ Zarr 2 with OME-NGFF 0.4, as the CryoET Data Portal stores tomograms, and Zarr 3
 
 A slice lies in a whole layer of chunks. The layer is kept, so that reading z = 0, 1, 2, ... decompresses each chunk
 once. Memory: one layer, chunk depth x Y x X voxels (for the chunks of 256^3 that the Data Portal uses and 960 x 928
-float32 voxels a slice 0.9 GB), and, while it is read, the chunks of one strip of it along X. Of all volumes in a
-process the two used last keep their layers: a tomogram and its mask.
+float32 voxels a slice 0.9 GB), and, while it is read, three times 64 MiB or one chunk. Of all volumes in a process
+the two used last keep their layers: a tomogram and its mask.
 
 Every pass over a volume reads it anew. A prediction makes four (grey values, two stages, preview), so that a remote
 tomogram is fetched four times; who has the room copies it first.
@@ -37,6 +37,7 @@ _SCHEMES = ("http", "https", "s3")
 _ATTEMPTS = 3  # of each read over the network
 _PAUSE_SECONDS = 2.0  # before the second attempt; twice as long before the third
 _LARGE_LAYER_BYTES = 2 << 30  # worth a line: more than all else needs for a large tomogram
+_PIECE_BYTES = 64 << 20  # one chunk of 256^3 float32; of smaller ones many are fetched at the same time
 _HOLDERS = 2  # sources that keep a layer
 
 _recent: "list[weakref.ref[ZarrSource]]" = []
@@ -71,8 +72,11 @@ class ZarrSource:
         self.voxel_size_angstrom, self.origin_angstrom = level.voxel_size_angstrom, level.origin_angstrom
         self.start = (0, 0, 0)
         self.remarks = level.remarks
-        depth, height, _ = array.chunks[-3:]
-        self._depth, self._strip = min(depth, self.shape[0]), height
+        depth, height, width = array.chunks[-3:]
+        self._depth = min(depth, self.shape[0])
+        # rows and columns of a layer that are read together: a row of chunks, or less where chunks are large
+        together = _PIECE_BYTES // (self._depth * height * width * self.dtype.itemsize)
+        self._piece = height, width * max(1, together)
         layer_bytes = self._depth * self.shape[1] * self.shape[2] * self.dtype.itemsize
         if layer_bytes > _LARGE_LAYER_BYTES:
             self.remarks += (f"one layer of its chunks takes {layer_bytes / 1e9:.1f} GB of memory while it is read",)
@@ -124,9 +128,11 @@ class ZarrSource:
     def _read_layer(self, number: int, out: np.ndarray | None = None) -> np.ndarray:
         begin, end = number * self._depth, min((number + 1) * self._depth, self.shape[0])
         layer = np.empty((end - begin, *self.shape[1:]), dtype=self.dtype) if out is None else out
-        for y in range(0, self.shape[1], self._strip):  # what is in flight is one strip, not the layer once more
-            region = slice(begin, end), slice(y, y + self._strip), slice(None)
-            layer[:, region[1]] = self._read(region)
+        height, width = self._piece
+        for y in range(0, self.shape[1], height):  # what is in flight is one piece, not the layer once more
+            for x in range(0, self.shape[2], width):
+                rows, columns = slice(y, y + height), slice(x, x + width)
+                layer[:, rows, columns] = self._read((slice(begin, end), rows, columns))
         return layer
 
     def _read(self, region: tuple[slice, slice, slice]) -> np.ndarray:
