@@ -596,7 +596,9 @@ def test_levels_of_masks_are_voxels_of_the_mask_where_they_were(tmp_path):
 
 
 def test_an_unknown_voxel_size_stays_unknown(tmp_path):
-    assert read_volume(written(tmp_path / "a.zarr", values(SHAPE))).voxel_size_angstrom is None
+    path = written(tmp_path / "a.zarr", values(LARGE))
+    for volume in (read_volume(path), read_volume(path / "1")):  # also at level 1, where the scale is 2
+        assert (volume.voxel_size_angstrom, volume.origin_angstrom) == (None, (0.0, 0.0, 0.0))
 
 
 def test_slices_may_come_in_any_order_and_again_and_be_read_back(tmp_path):

@@ -79,8 +79,8 @@ def read_level(multiscale: Mapping[str, Any], wanted: str | None, where: str) ->
     """What an image says of one of its levels.
 
     Units are converted to Å. A unit that nobody knows gives no voxel size, and a remark. A missing unit is a gap in the
-    metadata: the number is taken as Å if it can be a tomogram's (0.1 to 1000 and not 1, which is what programs
-    write that do not know it), else there is no voxel size; both with a remark.
+    metadata: the number is taken as Å if it can be a tomogram's (0.1 to 1000, and not 1 at full resolution, which is
+    what programs write that do not know it), else there is no voxel size; both with a remark.
 
     Parameters
     ----------
@@ -109,7 +109,8 @@ def read_level(multiscale: Mapping[str, Any], wanted: str | None, where: str) ->
     if not paths[number]:
         raise InputError(f"{where}: the OME metadata name no path of level {number}; write the file again")
     scale, shift = _transformed(datasets[number], multiscale, len(names), where)
-    factors, remarks = _factors(units[-3:], scale[-3:])
+    full, _ = _transformed(datasets[0], multiscale, len(names), where)
+    factors, remarks = _factors(units[-3:], scale[-3:], full[-3:])
     if factors is None:
         return Level(paths[number], len(names) - 3, None, (0.0, 0.0, 0.0), remarks)
     size = [length * factor for length, factor in zip(scale[-3:], factors, strict=True)]
@@ -157,8 +158,10 @@ def _transformed(
     return scale, shift
 
 
-def _factors(units: Sequence[str | None], scale: Sequence[float]) -> tuple[list[float] | None, tuple[str, ...]]:
-    """Å per unit along z, y, x, or None if that is unknown, and remarks."""
+def _factors(
+    units: Sequence[str | None], scale: Sequence[float], full: Sequence[float]
+) -> tuple[list[float] | None, tuple[str, ...]]:
+    """Å per unit along z, y, x, or None if that is unknown, and remarks; `full` is the scale at full resolution."""
     shown = " x ".join(f"{value:g}" for value in scale)
     if not all(0 < value < math.inf for value in scale):
         return None, (f"scale {shown} is no voxel size, so that it is unknown",)
@@ -168,7 +171,7 @@ def _factors(units: Sequence[str | None], scale: Sequence[float]) -> tuple[list[
     remarks: tuple[str, ...] = ()
     if None in units:
         low, high = VOXEL_SIZES_ANGSTROM
-        bare = [value for unit, value in zip(units, scale, strict=True) if unit is None]
+        bare = [value for unit, value in zip(units, full, strict=True) if unit is None]
         if all(value == 1 for value in bare) or not all(low <= value <= high for value in bare):
             return None, (f"the axes have no unit and scale {shown}, so that the voxel size is unknown",)
         remarks = (f"the axes have no unit; scale {shown} is taken as Å",)
