@@ -2,8 +2,8 @@
 
 `manifest` reads and checks lists of tomograms, `clips` cuts clips, `augment` changes them on the device, `datamodule`
 mixes named sources by weight and shares clips out over processes so that a killed run continues where it was.
-`collect` downloads the published data set, `simulator` makes tomograms, `polnet` reads the output of the simulator PolNet
-and `polnet_run` drives it.
+`collect` downloads the published data set, `simulator` makes tomograms, `polnet` reads the output of the simulator
+PolNet and `polnet_run` drives it.
 
 Modules are imported when a name of theirs is first used: a download needs neither torch nor Lightning.
 """
