@@ -119,7 +119,9 @@ def ellipsoid(box: Box, centre: np.ndarray, semi_axes: np.ndarray, rotation: np.
         first = first + (along / axis) ** 2
         second = second + (along / axis**2) ** 2
     length = np.sqrt(first)
-    return (length * (length - 1) / np.sqrt(np.maximum(second, 1e-12))).astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = (length - 1) * length / np.sqrt(second)
+    return np.where(length > 0, distance, -float(semi_axes.min())).astype(np.float32)  # the centre has no gradient
 
 
 def sheet(box: Box, centre: np.ndarray, normal: np.ndarray) -> Field:

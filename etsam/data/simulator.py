@@ -151,7 +151,8 @@ class Simulator:
         depth, height, width = (int(side) for side in self.shape)
         voxel_size = between_log(self.voxel_size_angstrom, rng)
         specimen = draw_specimen(self.specimen, (depth, height, width), voxel_size, rng)
-        density, drawn = _acquire(specimen, self.acquisition, voxel_size, rng, torch.device(self.device))
+        series = take_tilt_images(specimen, self.acquisition, voxel_size, rng, torch.device(self.device))
+        density, drawn = _reconstruct(series, depth, self.acquisition, rng)
         bright = rng.random() < self.bright_probability
         storage = _choose(self.storages, rng)
         return SimulatedTomogram(
@@ -160,6 +161,7 @@ class Simulator:
             instances=specimen.instances,
             voxel_size_angstrom=voxel_size,
             parameters={
+                **series.drawn,
                 **drawn,
                 "membranes": "bright" if bright else "dark",
                 "stored": storage,
@@ -168,14 +170,36 @@ class Simulator:
         )
 
 
-def _acquire(
+@dataclass(frozen=True)
+class TiltImages:
+    """A simulated tilt series.
+
+    Attributes
+    ----------
+    tilt_degrees
+        (T,) float64.
+    images
+        (T, Y, X) float32, dense matter positive, misaligned and noisy.
+    signal
+        (T, Y, X) float32: what the signal-to-noise ratio is measured with.
+    drawn
+        What was drawn, for the manifest.
+    """
+
+    tilt_degrees: Tensor
+    images: Tensor
+    signal: Tensor
+    drawn: dict[str, str]
+
+
+def take_tilt_images(
     specimen: Specimen,
     settings: AcquisitionSettings,
     voxel_size_angstrom: float,
     rng: np.random.Generator,
-    device: torch.device,
-) -> tuple[np.ndarray, dict[str, str]]:
-    """Reconstruction of a tilt series (Z, Y, X) float32, dense matter positive, and what was drawn."""
+    device: torch.device | None = None,
+) -> TiltImages:
+    """Draw an acquisition from the settings' ranges and take the tilt images of a specimen."""
     max_tilt, step = between(settings.max_tilt_degrees, rng), between(settings.tilt_step_degrees, rng)
     snr = between_log(settings.snr, rng)
     count = max(1, round(2 * max_tilt / step) + 1)
@@ -197,25 +221,30 @@ def _acquire(
     misalignment = between(settings.misalignment_voxels, rng)
     if misalignment > 0.05:
         images = tilt_series.shift(images, tilt_series.misalignment(tilts, misalignment, generator).to(device))
-    kind, finish = _choose(settings.reconstructions, rng), _choose(settings.filters, rng)
-    low, high = settings.sirt_iterations
-    found = tilt_series.backproject(
-        images,
-        tilts,
-        specimen.density.shape[0],
-        cutoff=between(settings.cutoff, rng),
-        sirt_iterations=int(rng.integers(low, high, endpoint=True)) if kind == "sirt" else None,
-    )
     drawn = {
         "snr": f"{snr:.4g}",
         "max_tilt_degrees": f"{max_tilt:.4g}",
         "tilt_step_degrees": f"{step:.3g}",
         "defocus_um": f"{defocus:.3g}" if transfer is not None else "none",
         "misalignment_voxels": f"{misalignment:.3g}",
-        "reconstruction": kind,
-        "filter": finish,
     }
-    return _finish(found.cpu().numpy(), finish, settings, rng), drawn
+    return TiltImages(tilts, images, signal, drawn)
+
+
+def _reconstruct(
+    series: TiltImages, depth: int, settings: AcquisitionSettings, rng: np.random.Generator
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Reconstruction (Z, Y, X) float32, dense matter positive, and what was drawn."""
+    kind, finish = _choose(settings.reconstructions, rng), _choose(settings.filters, rng)
+    low, high = settings.sirt_iterations
+    found = tilt_series.backproject(
+        series.images,
+        series.tilt_degrees,
+        depth,
+        cutoff=between(settings.cutoff, rng),
+        sirt_iterations=int(rng.integers(low, high, endpoint=True)) if kind == "sirt" else None,
+    )
+    return _finish(found.cpu().numpy(), finish, settings, rng), {"reconstruction": kind, "filter": finish}
 
 
 def _imaged(projections: Tensor, transfer: Tensor | None) -> Tensor:
