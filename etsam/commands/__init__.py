@@ -7,7 +7,9 @@ answers at once. `args.settings` holds the KEY=VALUE arguments of commands that 
 
 from typing import Any
 
-DATA_COMMANDS: tuple[Any, ...] = ()
+from etsam.commands import data_check
+
+DATA_COMMANDS: tuple[Any, ...] = (data_check,)
 """Modules of `etsam data ...`."""
 
 OTHER_COMMANDS: tuple[Any, ...] = ()

@@ -16,7 +16,7 @@ from etsam.normalize import Statistics, measure
 IGNORE = 255
 """Label of voxels that nobody annotated: they count neither as membrane nor as background. -1 in files of int8."""
 
-_MEGABYTE = 2**20
+_FINGERPRINT_SLICES = 8
 _Arrays = dict[str, np.ndarray]
 
 
@@ -134,14 +134,20 @@ def statistics(path: Path, volume: Slices, cache_folder: Path | None = None) -> 
     )
 
 
-def fingerprint(path: Path) -> str:
-    """Size and SHA-256 of the first and the middle megabyte: equal for copies, whatever their names."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        digest = hashlib.sha256(file.read(_MEGABYTE))
-        file.seek(size // 2)  # the first megabyte can be empty slices, the same in many tomograms
-        digest.update(file.read(_MEGABYTE))
-    return f"{size} {digest.hexdigest()}"
+def fingerprint(volume: Slices) -> str:
+    """SHA-256 of eight slices as float32: equal for copies, whatever their names, headers, dtypes and compression.
+
+    Parameters
+    ----------
+    volume
+        (Z, Y, X).
+    """
+    depth = volume.shape[0]
+    digest = hashlib.sha256(repr(tuple(volume.shape)).encode())
+    # spread over the whole: slices at the ends can be empty, the same in many tomograms
+    for z in np.unique(np.linspace(0, depth - 1, _FINGERPRINT_SLICES).round().astype(int)):
+        digest.update(np.ascontiguousarray(volume[int(z)], dtype=np.float32).tobytes())
+    return digest.hexdigest()
 
 
 def _as_arrays(record: MaskSummary | Statistics) -> _Arrays:
