@@ -134,10 +134,14 @@ def plant(kind, folder, samples):
     if kind == "two tomograms of one name":
         return [first, replace(second, run_id="a"), *others], ["set/a is the name of 2 tomograms", "own run_id"]
     if kind == "one mask for two tomograms":
-        return [first, replace(second, target_mask=first.target_mask), *others], ["with the same mask file (a_mask.mrc)"]
+        return [first, replace(second, target_mask=first.target_mask), *others], [
+            "with the same mask file (a_mask.mrc)"
+        ]
     if kind == "copied mask":
         write(bad, mask.astype(np.float32))
-        return [first, replace(second, target_mask=bad), *others], ["with masks of the same content (a_mask.mrc, bad.mr"]
+        return [first, replace(second, target_mask=bad), *others], [
+            "with masks of the same content (a_mask.mrc, bad.mr"
+        ]
     assert kind == "tomogram as its own mask"
     return [replace(first, target_mask=first.tomogram), second, *others], ["one file is both tomogram and mask (a.mrc)"]
 
@@ -232,7 +236,7 @@ def test_one_of_two_contrasts_is_no_fault_where_nobody_can_say_which_is_odd(chec
     bright = replace(good[0], tomogram=write(work / "inverted.mrc", grey_of(mask_array(good[0]), 0, sign=1)))
     outcome = check([bright, good[2]])
     assert outcome.status == 0
-    assert "membranes are dark in 1 tomograms and bright in 1; only normalize=robust" in outcome.stdout
+    assert "membranes are dark in 1 and bright in 1 of the tomograms; only normalize=robust" in outcome.stdout
 
 
 CUBE = (48, 48, 48)
@@ -241,7 +245,7 @@ CUBE = (48, 48, 48)
 @pytest.fixture(scope="module")
 def asymmetric():
     """Two spheres of different size off the middle, and the tomogram in which they are dark."""
-    mask = np.maximum(sphere(CUBE, (14, 18, 30), 8.0), sphere(CUBE, (30, 34, 16), 5.0))
+    mask = np.maximum(sphere(CUBE, (14, 20, 30), 8.0), sphere(CUBE, (28, 35, 12), 5.0))
     return grey_of(mask, 3), mask
 
 

@@ -7,10 +7,10 @@ answers at once. `args.settings` holds the KEY=VALUE arguments of commands that 
 
 from typing import Any
 
-from etsam.commands import data_check
+from etsam.commands import data_check, inspect_
 
 DATA_COMMANDS: tuple[Any, ...] = (data_check,)
 """Modules of `etsam data ...`."""
 
-OTHER_COMMANDS: tuple[Any, ...] = ()
+OTHER_COMMANDS: tuple[Any, ...] = (inspect_,)
 """Modules of further commands of `etsam`."""

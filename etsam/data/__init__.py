@@ -1,7 +1,8 @@
 """Training data: manifests of tomograms with masks, clips of neighbouring slices cut straight from the volume files.
 
-`manifest` reads lists of tomograms and `check` finds what is wrong with them, `clips` cuts clips, `augment` changes them on the device, `datamodule`
-mixes named sources by weight and shares clips out over processes so that a killed run continues where it was.
+`manifest` reads lists of tomograms and `check` finds what is wrong with them, `clips` cuts clips, `augment` changes
+them on the device, `datamodule` mixes named sources by weight and shares clips out over processes so that a killed run
+continues where it was.
 """
 
 from etsam.data.augment import Augment, clip_generators

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Literal
 
 from etsam.data.check_together import compare
-from etsam.data.findings import CLEAR_CONTRAST, Examined, Finding, fault, warning
+from etsam.data.findings import Examined, Finding, fault, warning
 from etsam.data.manifest import Sample
 from etsam.data.measured import MaskSummary, fingerprint, mask_summary
-from etsam.data.pair import PairMeasurement, measure_pair
+from etsam.data.pair import SUSPICIOUS_SHARE, PairMeasurement, measure_pair
 from etsam.data.placement import axis_exchange, matching_axes
 from etsam.errors import InputError
 from etsam.io import Volume, read_volume
 
 _VOXEL_SIZE_TOLERANCE = 0.01  # relative; above rounding in headers, below any real difference in sampling
-_SUSPICIOUS_SHARE = 0.5  # of membrane; crowded organelles have 0.1 to 0.2
 
 
 def examine(
@@ -195,9 +194,7 @@ def _size_text(size: Sequence[float]) -> str:
     return " x ".join(f"{side:g}" for side in size)
 
 
-def _shape_faults(
-    sample: Sample, tomogram: Volume, clip_slices: int | None, axes: Sequence[str]
-) -> Iterator[Finding]:
+def _shape_faults(sample: Sample, tomogram: Volume, clip_slices: int | None, axes: Sequence[str]) -> Iterator[Finding]:
     shape = tomogram.shape
     if sample.shape is not None and sample.shape != shape:
         yield fault(
@@ -234,7 +231,7 @@ def _mask_findings(sample: Sample, summary: MaskSummary, shape: tuple[int, int, 
             f"mask empty: no voxel is 1{note} ({path})",
             "leave this tomogram out, or annotate it",
         )
-    elif membrane > _SUSPICIOUS_SHARE * annotated:
+    elif membrane > SUSPICIOUS_SHARE * annotated:
         yield warning(
             sample.name,
             f"{100 * membrane / annotated:.0f} % of the mask is membrane ({path})",
@@ -263,17 +260,16 @@ def _grey_findings(sample: Sample, pair: PairMeasurement) -> Iterator[Finding]:
             f"the mask does not lie where the membranes are; it would fit {pair.placement.what} ({sample.target_mask})",
             "write the mask again in that place",
         )
-    elif pair.contrast is not None and abs(pair.contrast) < CLEAR_CONTRAST:
+    elif pair.membranes is None and pair.contrast is not None and not pair.crowded:
         yield warning(
             sample.name,
             f"membranes hardly differ from what is around them (contrast {pair.contrast:+.2f}) ({sample.target_mask})",
             "look whether the mask lies on the membranes of this tomogram",
         )
-    elif pair.contrast is not None and (pair.contrast > 0) != (found.skewness > 0):
-        truth, guess = ("bright", "dark") if pair.contrast > 0 else ("dark", "bright")
+    elif pair.membranes not in (None, found.contrast):
         yield warning(
             sample.name,
-            f"membranes are {truth} under the mask (contrast {pair.contrast:+.2f}), but normalize=robust would take "
-            f"them for {guess} (skewness {found.skewness:+.2f}) ({sample.tomogram})",
-            f"set normalize.membranes={truth}",
+            f"membranes are {pair.membranes} under the mask (contrast {pair.contrast:+.2f}), but normalize=robust "
+            f"would take them for {found.contrast} (skewness {found.skewness:+.2f}) ({sample.tomogram})",
+            f"set normalize.membranes={pair.membranes}",
         )

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from etsam.data.findings import CLEAR_CONTRAST, Examined, Finding, fault, warning
+from etsam.data.findings import Examined, Finding, fault, warning
 from etsam.data.manifest import Sample
 
 _ONE_SPLIT = "a tomogram must be in one split only"
@@ -49,7 +49,9 @@ def _leaks(examined: Sequence[Examined]) -> Iterator[Finding]:
 
 
 def _across_splits(same: Sequence[Sample], what: str) -> Iterator[Finding]:
-    first_of_split = {sample.split: sample for sample in reversed(same)}
+    first_of_split: dict[str, Sample] = {}
+    for sample in same:
+        first_of_split.setdefault(sample.split, sample)
     for one, other in itertools.combinations(first_of_split.values(), 2):
         yield fault(
             "",
@@ -112,32 +114,32 @@ def _masks(examined: Sequence[Examined]) -> Iterator[Finding]:
 
 def _contrasts(examined: Sequence[Examined]) -> Iterator[Finding]:
     """Membranes bright in some tomograms and dark in others; within one data set somebody inverted a few."""
-    signs: dict[int, str] = {}
-    for index, item in enumerate(examined):
-        if item.pair is None or item.pair.contrast is None or item.pair.placement is not None:
-            continue  # a mask in the wrong place measures something else
-        if abs(item.pair.contrast) >= CLEAR_CONTRAST:
-            signs[index] = "bright" if item.pair.contrast > 0 else "dark"
+    signs = {
+        index: item.pair.membranes
+        for index, item in enumerate(examined)
+        if item.pair is not None and item.pair.membranes is not None
+    }
+    told = False
     for dataset in dict.fromkeys(item.sample.dataset_id for item in examined):
         own = {index: sign for index, sign in signs.items() if examined[index].sample.dataset_id == dataset}
         count = Counter(own.values())
         if len(count) < 2:
             continue
         (usual, many), (odd, few) = count.most_common()
-        for index, sign in own.items():
-            if sign == odd:
-                sample, pair = examined[index].sample, examined[index].pair
-                assert pair is not None
-                what = (
-                    f"membranes are {odd} (contrast {pair.contrast:+.2f}), in {many} other tomograms of {dataset} "
-                    f"{usual} ({sample.tomogram})"
-                )
-                advice = "multiply the tomogram by -1; if it is meant, give it a dataset_id of its own"
-                yield fault(sample.name, what, advice) if many > few else warning(sample.name, what, advice)
-    if len(set(signs.values())) == 2:
-        count = Counter(signs.values())
+        told = told or many > few
+        for index in (index for index, sign in own.items() if sign == odd):
+            sample, pair = examined[index].sample, examined[index].pair
+            assert pair is not None
+            what = (
+                f"membranes are {odd} (contrast {pair.contrast:+.2f}), in {many} other tomograms of {dataset} {usual} "
+                f"({sample.tomogram})"
+            )
+            advice = "multiply the tomogram by -1; if it is meant, give it a dataset_id of its own"
+            yield fault(sample.name, what, advice) if many > few else warning(sample.name, what, advice)
+    count = Counter(signs.values())
+    if len(count) == 2 and not told:
         yield warning(
             "",
-            f"membranes are dark in {count['dark']} tomograms and bright in {count['bright']}",
+            f"membranes are dark in {count['dark']} and bright in {count['bright']} of the tomograms",
             "only normalize=robust brings both to one contrast",
         )

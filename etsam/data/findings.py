@@ -7,10 +7,6 @@ from etsam.data.manifest import Sample
 from etsam.data.measured import MaskSummary
 from etsam.data.pair import PairMeasurement
 
-CLEAR_CONTRAST = 0.2
-"""Contrast (`PairMeasurement`) whose sign can be trusted. Measured on the PolNet tomograms: 0.35 to 1.2 under their own
-masks, at most 0.08 under masks of other tomograms."""
-
 
 @dataclass(frozen=True)
 class Finding:

@@ -1,7 +1,6 @@
 """What a whole file has to be read for, once: grey-value statistics of a tomogram, contents of a mask."""
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass

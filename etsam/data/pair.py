@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.ndimage import maximum_filter
@@ -13,9 +14,15 @@ from etsam.data.placement import Placement, find_placement
 from etsam.io import Slices
 from etsam.normalize import Statistics, measure
 
-# The grey value of a bilayer blurs into its neighbourhood, so the surroundings start 3 voxels from the mask; our choice.
+# The grey value of a bilayer blurs into its neighbourhood, so its surroundings start 3 voxels away; our choice.
 _GAP_VOXELS, _REACH_VOXELS = 2, 6
 _COARSE_SIDE = 160  # of the volumes that are compared as wholes: 16 MB each, whatever the tomogram's size
+
+SUSPICIOUS_SHARE = 0.5
+"""Share of membrane above which a mask is inverted or filled; our choice, PolNet's crowded tomograms have 0.1."""
+CLEAR_CONTRAST = 0.2
+"""Contrast (`PairMeasurement`) whose sign can be trusted. Measured on the PolNet tomograms: 0.35 to 1.2 under their own
+masks, at most 0.08 under masks of other tomograms."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,18 @@ class PairMeasurement:
     contrast: float | None
     placement: Placement | None
     mask_digest: str
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more than half of the mask is membrane."""
+        return self.membrane > SUSPICIOUS_SHARE * self.annotated
+
+    @property
+    def membranes(self) -> Literal["dark", "bright"] | None:
+        """Contrast of the membranes, None where nobody can say: too little of it, or a mask that is wrong."""
+        if self.contrast is None or abs(self.contrast) < CLEAR_CONTRAST or self.placement is not None or self.crowded:
+            return None
+        return "bright" if self.contrast > 0 else "dark"
 
 
 class _Together:
@@ -108,9 +127,7 @@ def _block_means(plane: np.ndarray, factor: int) -> np.ndarray:
     return means
 
 
-def measure_pair(
-    tomogram: Slices, mask: Slices, progress: Callable[[int, int], None] | None = None
-) -> PairMeasurement:
+def measure_pair(tomogram: Slices, mask: Slices, progress: Callable[[int, int], None] | None = None) -> PairMeasurement:
     """Read every slice of a tomogram and of its mask once.
 
     Parameters

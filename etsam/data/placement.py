@@ -12,12 +12,13 @@ import numpy as np
 from scipy import fft
 from scipy.ndimage import gaussian_filter
 
-# Our choices. Measured on the eleven PolNet tomograms, in standard deviations of the correlation: masks that fit peak at
-# no shift with 35 to 82, masks of other tomograms anywhere with at most 14 (a sphere finds a sphere).
+# Our choices. Measured on the eleven PolNet tomograms, in standard deviations of the correlation: masks that fit peak
+# at no shift with 35 to 82, masks of other tomograms anywhere with at most 14 (a sphere finds a sphere).
 _SURE_DEVIATIONS = 20.0
 _BETTER = 1.5  # how much higher the correlation elsewhere has to be than where the mask lies
+_TURNED = 1.1  # and that of a turned mask than that of a shifted one, the simpler explanation
 _DETAIL_SIGMA = 4.0  # coarse voxels: what changes more slowly is background
-_LEAST_SIDE = 16  # coarse voxels; of smaller volumes nothing is said
+_LEAST_SIDE = 8  # coarse voxels; of thinner volumes nothing is said
 _AXIS_NAMES = "ZYX"
 
 
@@ -113,7 +114,7 @@ def find_placement(grey: np.ndarray, mask: np.ndarray, step_voxels: int = 1) -> 
         turned = np.flip(mask.transpose(axes), mirrored)
         correlation = _correlate(spectrum, _detail(turned))
         shift, height = _peak(correlation)
-        if height > found[3]:
+        if height > _TURNED * found[3]:
             found = (axes, mirrored, shift, height, correlation.std())
     axes, mirrored, shift, height, deviation = found
     if height < _SURE_DEVIATIONS * deviation or height < _BETTER * identity:
