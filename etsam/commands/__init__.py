@@ -7,9 +7,9 @@ answers at once. `args.settings` holds the KEY=VALUE arguments of commands that 
 
 from typing import Any
 
-from etsam.commands import data_check, inspect_
+from etsam.commands import data_check, data_copick_store, data_manifest, inspect_
 
-DATA_COMMANDS: tuple[Any, ...] = (data_check,)
+DATA_COMMANDS: tuple[Any, ...] = (data_manifest, data_check, data_copick_store)
 """Modules of `etsam data ...`."""
 
 OTHER_COMMANDS: tuple[Any, ...] = (inspect_,)

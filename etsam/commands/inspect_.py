@@ -46,9 +46,7 @@ def run(args: argparse.Namespace) -> None:
 
     paths = find_tomograms(args.files)
     if args.preview and len(paths) > 1:
-        raise ConfigError(
-            f"--preview {args.preview} is one name for {len(paths)} files; give --preview without a name."
-        )
+        raise ConfigError(f"--preview {args.preview} is one name for {len(paths)} files; leave the name out.")
     pictures = _pictures(args, paths)
     console, stderr = Console(highlight=False), Console(stderr=True)
     found_all, failed = [], []
@@ -125,10 +123,8 @@ def _print(console: "Console", found: "Inspection") -> None:
     if found.looks_like == "tomogram":
         lines += [
             ("time", f"about {_duration(low)} to {_duration(high)} with nano on two CPU cores ({tiles})"),
-            (
-                "memory",
-                f"about {cost.nano_memory_mb / 1000:.1f} GB with nano; outputs up to {_bytes(cost.output_bytes)}",
-            ),
+            ("memory", f"about {cost.nano_memory_mb / 1000:.1f} GB with nano"),
+            ("disk", f"up to {_bytes(cost.output_bytes)} for mask and logits"),
             ("", cost.note),
         ]
     table = Table.grid(padding=(0, 2, 0, 1))

@@ -16,7 +16,7 @@ from etsam.normalize import Statistics, measure
 
 PERCENTS = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
 TYPICAL_VOXEL_ANGSTROM = (4.0, 50.0)
-"""Tomograms are segmented between unbinned (about 1.5 to 4 Å) and strongly binned; outside it is worth a second look."""
+"""What tomograms that are segmented usually have; outside it is worth a second look."""
 
 _LABEL_VALUES = 1000  # different whole numbers up to which a volume that is mostly 0 is taken for labels
 _PADDED_SHARE = 0.3  # of voxels that have one and the same value; noise never repeats a value so often

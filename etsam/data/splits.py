@@ -29,7 +29,7 @@ def parse_shares(text: str) -> tuple[float, float, float]:
     valid = len(shares) in (2, 3) and all(0 <= share <= 1 for share in shares) and abs(sum(shares) - 1) < 1e-3
     if not valid:
         raise ConfigError(
-            f"--split {text} is not two or three shares of train, val, test with the sum 1, as 0.8,0.1,0.1"
+            f"--split {text} is not two or three shares of train, val, test with the sum 1, like 0.8,0.1,0.1"
         )
     return (*shares, 0.0)[:3]  # type: ignore[return-value]
 
@@ -58,8 +58,8 @@ def assign_splits(samples: Sequence[Sample], shares: tuple[float, float, float],
     wanted = [split for split, share in zip(SPLITS, shares, strict=True) if share > 0]
     if len(groups) < len(wanted):
         raise InputError(
-            f"{len(groups)} tomograms of different content cannot fill the splits {', '.join(wanted)}; add tomograms, or "
-            "set a share to 0, as in --split 0.8,0.2,0"
+            f"{len(groups)} tomograms of different content cannot fill the splits {', '.join(wanted)}; add tomograms, "
+            "or set a share to 0, as in --split 0.8,0.2,0"
         )
     counts = _counts(len(groups), shares)
     order = np.random.default_rng(seed).permutation(len(groups))
