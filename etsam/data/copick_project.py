@@ -106,7 +106,7 @@ def _slices(stored: Any, what: str) -> _ZarrSlices:
     import zarr
 
     try:
-        array = zarr.open(stored.zarr(), mode="r")["0"]
+        array: Any = zarr.open_group(stored.zarr(), mode="r")["0"]
     except (KeyError, ValueError, OSError) as error:
         raise InputError(f"{what}: cannot be read ({type(error).__name__}: {error})") from error
     if len(array.shape) != 3:
@@ -329,9 +329,9 @@ def _plan(mask: Path, runs: dict[str, Any], name: str, user_id: str, session_id:
         there = ", ".join(f"{spacing:g}" for spacing in spacings) or "none"
         raise InputError(f"{mask}: voxel size {size[2]:g} Å, but run {run.name} has tomograms at {there} Å")
     for tomogram in fitting[0].tomograms[:1]:
-        there = _slices(tomogram, f"tomogram of {run.name}").shape
-        if there != shape:
-            raise InputError(f"{mask}: shape {shape}, but the tomogram of run {run.name} has {there} (Z, Y, X)")
+        wanted = _slices(tomogram, f"tomogram of {run.name}").shape
+        if wanted != shape:
+            raise InputError(f"{mask}: shape {shape}, but the tomogram of run {run.name} has {wanted} (Z, Y, X)")
     spacing_size = float(fitting[0].voxel_size)
     if run.get_segmentations(name=name, user_id=user_id, session_id=session_id, voxel_size=spacing_size):
         raise OutputError(

@@ -13,7 +13,7 @@ NANO_SIDE, PUBLISHED_SIDE = 256, 1024  # image sides, configs/net
 NANO_VOXEL_ANGSTROM = (7.0, 45.0)
 """Voxel sizes that the nano network is meant for."""
 
-# Measured with nano on two CPU cores: 15 to 20 slices a second, a stage, a tile (README). Peak memory on the
+# Measured with nano on two CPU cores: 15 to 20 slices a second, a stage, a tile. Peak memory on the
 # demonstration tomogram: 973 MB; more slices add less than 0.7 MB each (tests/test_memory.py).
 _NANO_SLICES_PER_SECOND = (15.0, 20.0)
 _NANO_MEMORY_MB, _GROWTH_MB_PER_SLICE = 1000, 0.7

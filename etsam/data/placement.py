@@ -109,14 +109,14 @@ def find_placement(grey: np.ndarray, mask: np.ndarray, step_voxels: int = 1) -> 
     best_shift, best = _peak(here)
     if identity * _BETTER >= best and identity >= _SURE_DEVIATIONS * here.std():
         return None
-    found = ((0, 1, 2), (), best_shift, best, here.std())
-    for axes, mirrored in _orientations(grey.shape):
-        turned = np.flip(mask.transpose(axes), mirrored)
-        correlation = _correlate(spectrum, _detail(turned))
-        shift, height = _peak(correlation)
-        if height > _TURNED * found[3]:
-            found = (axes, mirrored, shift, height, correlation.std())
-    axes, mirrored, shift, height, deviation = found
+    axes: tuple[int, int, int] = (0, 1, 2)
+    mirrored: tuple[int, ...] = ()
+    shift, height, deviation = best_shift, best, here.std()
+    for order, flips in _orientations(grey.shape):
+        correlation = _correlate(spectrum, _detail(np.flip(mask.transpose(order), flips)))
+        place, peak = _peak(correlation)
+        if peak > _TURNED * height:
+            axes, mirrored, shift, height, deviation = order, flips, place, peak, correlation.std()
     if height < _SURE_DEVIATIONS * deviation or height < _BETTER * identity:
         return None
     z, y, x = (int(step) * step_voxels if abs(step) > 1 else 0 for step in shift)
