@@ -25,7 +25,7 @@ SliceTransform = Callable[[np.ndarray], np.ndarray]
 """(Y, X) grey values of any real dtype -> (Y, X) float32, a new array."""
 
 _SAMPLE_VOXELS = 2_000_000  # percentiles from so many voxels have a standard error below 0.02 % of rank at the 1 % tail
-_BLOCK = 4  # side in voxels of the block means whose skewness tells the contrast; noise averages out, membranes stay
+BLOCK = 4  # side in voxels of the block means whose skewness tells the contrast; noise averages out, membranes stay
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Statistics:
     nonfinite: int
     sample: np.ndarray
     skewness: float
+
+    @property
+    def contrast(self) -> Literal["dark", "bright"]:
+        """Contrast of the minority, by the sign of `skewness`: the guess of `Robust` with `membranes="auto"`."""
+        return "bright" if self.skewness > 0 else "dark"
 
     def percentile(self, percent: float) -> float:
         """Grey value below which `percent` per cent of the sampled voxels lie."""
@@ -110,11 +115,11 @@ def measure(slices: Slices, progress: Callable[[int, int], None] | None = None) 
 
 def _block_moments(plane: np.ndarray) -> np.ndarray:
     """Count and first three power sums of the block means of one slice, float64, shape (4,)."""
-    height, width = (side - side % _BLOCK for side in plane.shape)
+    height, width = (side - side % BLOCK for side in plane.shape)
     if not height or not width:
         means = plane.ravel().astype(np.float64)
     else:
-        blocks = plane[:height, :width].reshape(height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK)
+        blocks = plane[:height, :width].reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK)
         means = blocks.mean(axis=(1, 3), dtype=np.float64)
     return np.array([means.size, means.sum(), (means**2).sum(), (means**3).sum()])
 
@@ -217,9 +222,9 @@ class Robust:
         low, high = statistics.percentile(self.low_percent), statistics.percentile(self.high_percent)
         if not high > low:  # more than 99 % of the voxels equal, such as a mask or a padded volume
             low, high = statistics.minimum, statistics.maximum
-        bright = self.membranes == "bright" or (self.membranes == "auto" and statistics.skewness > 0)
+        bright = (statistics.contrast if self.membranes == "auto" else self.membranes) == "bright"
         if self.membranes == "auto":
-            log.info("membranes taken as %s (skewness %.3f)", "bright" if bright else "dark", statistics.skewness)
+            log.info("membranes taken as %s (skewness %.3f)", statistics.contrast, statistics.skewness)
         offset, scale = np.float32(low), np.float32(1 / (high - low))
 
         def transform(plane: np.ndarray) -> np.ndarray:

@@ -51,6 +51,7 @@ class Outcome:
     status: int
     stderr: str
     folder: Path
+    stdout: str = ""
 
     @property
     def message(self):
@@ -95,7 +96,8 @@ def etsam(work, capsys):
             status = end.code
         finally:
             signal.signal(signal.SIGINT, before)
-        return Outcome(status, capsys.readouterr().err, work / "out")
+        captured = capsys.readouterr()
+        return Outcome(status, captured.err, work / "out", captured.out)
 
     return call
 

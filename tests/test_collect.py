@@ -17,7 +17,8 @@ import pytest
 from conftest import SHAPE, write_mrc
 from web_server import serving
 
-from etsam.data.manifest import check_samples, read_manifest
+from etsam.data.check import check_samples
+from etsam.data.manifest import read_manifest
 from etsam.data.portal import PortalTomogram, choose_tomogram
 from etsam.data.published import find_list, read_list
 from etsam.errors import DownloadError, InputError

@@ -245,7 +245,7 @@ def test_a_tomogram_for_training_in_one_source_and_validation_in_another_is_foun
     manifests = [source(tmp_path, name, train=1) for name in "ab"]
     data = module(*manifests)
     data.samples["b"].append(replace(data.samples["a"][0], split="val"))
-    with pytest.raises(InputError, match=r"set/a0 \(val\) and set/a0 \(train\) are the same file"):
+    with pytest.raises(InputError, match=r"set/a0 \(train\) and set/a0 \(val\) are the same file"):
         data.setup("fit")
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from etsam.data import measured
-from etsam.data.manifest import Sample, check_samples, read_manifest, write_manifest
+from etsam.data.check import check_samples
+from etsam.data.manifest import Sample, read_manifest, write_manifest
 from etsam.errors import InputError, OutputError
 from etsam.io import MrcWriter
 

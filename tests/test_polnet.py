@@ -9,9 +9,10 @@ import mrcfile
 import numpy as np
 import pytest
 
-from etsam.data.manifest import check_samples, read_manifest
+from etsam.data.check import check_samples
+from etsam.data.manifest import read_manifest
 from etsam.data.polnet import import_tree
-from etsam.data.splits import assign_splits, share_out
+from etsam.data.splits import draw_splits, share_out
 
 EXAMPLE = Path(__file__).parent / "data" / "polnet"
 SHAPE = (12, 20, 28)
@@ -244,10 +245,10 @@ def test_a_folder_without_tomograms_is_refused(refused, work):
 
 
 def test_a_split_is_exact_seeded_and_gives_each_part_something():
-    drawn = assign_splits(28, (0.8, 0.1, 0.1), seed=3)
+    drawn = draw_splits(28, (0.8, 0.1, 0.1), seed=3)
     assert [drawn.count(name) for name in ("train", "val", "test")] == [22, 3, 3]
-    assert drawn == assign_splits(28, (0.8, 0.1, 0.1), seed=3) != assign_splits(28, (0.8, 0.1, 0.1), seed=4)
-    assert sorted(assign_splits(2, (0.9, 0.1), seed=0)) == ["train", "val"]
-    assert sorted(assign_splits(2, (0.9, 0.1, 0), seed=0)) == ["train", "val"]
-    assert assign_splits(1, (0.5, 0.5), seed=0) == ["train"]
+    assert drawn == draw_splits(28, (0.8, 0.1, 0.1), seed=3) != draw_splits(28, (0.8, 0.1, 0.1), seed=4)
+    assert sorted(draw_splits(2, (0.9, 0.1), seed=0)) == ["train", "val"]
+    assert sorted(draw_splits(2, (0.9, 0.1, 0), seed=0)) == ["train", "val"]
+    assert draw_splits(1, (0.5, 0.5), seed=0) == ["train"]
     assert [share_out(count, [10, 18]) for count in (28, 14, 3, 1)] == [[10, 18], [5, 9], [1, 2], [0, 1]]

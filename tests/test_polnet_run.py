@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from test_polnet_settings import TEM
 
-from etsam.data.manifest import check_samples, read_manifest
+from etsam.data.check import check_samples
+from etsam.data.manifest import read_manifest
 
 FAKE = Path(__file__).parent / "fake_polnet"
 SETTINGS = """

@@ -7,10 +7,20 @@ answers at once. `args.settings` holds the KEY=VALUE arguments of commands that 
 
 from typing import Any
 
-from etsam.commands import collect, compare, polnet, simulate, weights
+from etsam.commands import (
+    collect,
+    compare,
+    data_check,
+    data_copick_store,
+    data_manifest,
+    inspect_,
+    polnet,
+    simulate,
+    weights,
+)
 
-DATA_COMMANDS: tuple[Any, ...] = (collect, simulate, polnet)
+DATA_COMMANDS: tuple[Any, ...] = (collect, simulate, polnet, data_manifest, data_check, data_copick_store)
 """Modules of `etsam data ...`."""
 
-OTHER_COMMANDS: tuple[Any, ...] = (weights, compare)
+OTHER_COMMANDS: tuple[Any, ...] = (inspect_, weights, compare)
 """Modules of further commands of `etsam`."""

@@ -1,7 +1,8 @@
 """Training data: manifests of tomograms with masks, clips of neighbouring slices cut straight from the volume files.
 
-`manifest` reads and checks lists of tomograms, `clips` cuts clips, `augment` changes them on the device, `datamodule`
-mixes named sources by weight and shares clips out over processes so that a killed run continues where it was.
+`manifest` reads lists of tomograms and `check` finds what is wrong with them, `clips` cuts clips, `augment` changes
+them on the device, `datamodule` mixes named sources by weight and shares clips out over processes so that a killed run
+continues where it was.
 `collect` downloads the published data set, `simulator` makes tomograms, `polnet` reads the output of the simulator
 PolNet and `polnet_run` drives it.
 
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from etsam.data.augment import Augment, clip_generators
     from etsam.data.batch import Clip, ClipBatch
+    from etsam.data.check import check_samples
     from etsam.data.clips import ClipDataset, LogitsFolder
     from etsam.data.datamodule import TomogramClips, ValidationItem
-    from etsam.data.manifest import Sample, check_samples, read_manifest, write_manifest
+    from etsam.data.manifest import Sample, read_manifest, write_manifest
 
 _MODULE_OF = {
     "Augment": "augment",
@@ -27,7 +29,7 @@ _MODULE_OF = {
     "Sample": "manifest",
     "TomogramClips": "datamodule",
     "ValidationItem": "datamodule",
-    "check_samples": "manifest",
+    "check_samples": "check",
     "clip_generators": "augment",
     "read_manifest": "manifest",
     "write_manifest": "manifest",

@@ -12,8 +12,9 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from etsam.data.batch import collate
+from etsam.data.check import check_samples
 from etsam.data.clips import ClipDataset
-from etsam.data.manifest import Sample, check_samples, read_manifest
+from etsam.data.manifest import Sample, read_manifest
 from etsam.data.sampling import ClipLoader, ClipSampler, MixedClips, ValidationSampler
 from etsam.errors import ConfigError, InputError
 from etsam.io import Location, Slices

@@ -1,23 +1,18 @@
-"""Manifests: CSV files that list tomograms with their masks and splits, and everything that can be wrong with them."""
+"""Manifests: CSV files that list tomograms with their masks and splits. What can be wrong with them: `check`."""
 
 import csv
-import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from etsam.data.measured import fingerprint, mask_summary
 from etsam.errors import InputError
-from etsam.io import Location, Volume, atomic_path, locate, read_volume
-from etsam.io.location import is_zarr
+from etsam.io import Location, atomic_path, locate
 
 REQUIRED_COLUMNS = ("dataset_id", "run_id", "split", "tomogram", "target_mask")
 _OPTIONAL_COLUMNS = ("voxel_size", "shape")
-_VOXEL_SIZE_TOLERANCE = 0.01  # relative; above rounding in headers, below any real difference in sampling
 
 
 @dataclass(frozen=True)
@@ -178,138 +173,3 @@ def _relative(file: Location, folder: Path) -> str:
         return str(file)
     absolute, base = Path(os.path.abspath(file)), Path(os.path.abspath(folder))
     return str(absolute.relative_to(base)) if absolute.is_relative_to(base) else str(absolute)
-
-
-def check_samples(
-    samples: Sequence[Sample],
-    *,
-    clip_slices: int | None = None,
-    axes: Sequence[str] = ("z",),
-    splits: Sequence[str] = ("train", "val"),
-    cache_folder: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Find everything that is wrong with a list of samples, before any work starts.
-
-    Every mask is read once, slice by slice; tomograms are opened, and of their content two megabytes are compared.
-
-    Parameters
-    ----------
-    samples
-        Of all splits, of all sources together.
-    clip_slices
-        Length of training clips, in slices; None: not checked.
-    axes
-        Axes that clips run along: `z`, `y`, `x`.
-    splits
-        Splits that must have at least one sample.
-    cache_folder
-        Where what was found in masks is kept, so that other processes need not read them; None: in memory.
-    progress
-        Called with (samples checked, samples in all).
-
-    Raises
-    ------
-    InputError
-        One line with all faults: files missing or unreadable, shapes that differ, masks empty or not binary, voxel
-        sizes of tomogram and mask more than 1 % apart, clips longer than the tomogram, splits missing, a tomogram in
-        two splits (the same file, or a copy of it).
-    """
-    faults: list[str] = []
-    present = sorted({sample.split for sample in samples})
-    for split in splits:
-        if split not in present:
-            faults.append(f"no {split} split (splits found: {', '.join(present) or 'none'})")
-    for done, sample in enumerate(samples, 1):
-        length = clip_slices if sample.split == "train" else None
-        faults += [f"{sample.name}: {fault}" for fault in _sample_faults(sample, length, axes, cache_folder)]
-        if progress is not None:
-            progress(done, len(samples))
-    faults += _leaks(samples)
-    if faults:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise InputError(f"{count} in the training data: {' | '.join(faults)}")
-
-
-def _sample_faults(
-    sample: Sample, clip_slices: int | None, axes: Sequence[str], cache_folder: Path | None
-) -> Iterator[str]:
-    opened: dict[str, Volume] = {}
-    for role, path in (("tomogram", sample.tomogram), ("mask", sample.target_mask)):
-        try:
-            opened[role] = read_volume(path, warn=False)
-        except InputError as error:
-            yield str(error)
-    if len(opened) == 2:
-        yield from _pair_faults(sample, opened["tomogram"], opened["mask"])
-    if "tomogram" in opened:
-        yield from _shape_faults(sample, opened["tomogram"].shape, clip_slices, axes)
-    for volume in opened.values():
-        volume.close()
-    if "mask" in opened:
-        yield from _mask_faults(sample.target_mask, cache_folder)
-
-
-def _pair_faults(sample: Sample, tomogram: Volume, mask: Volume) -> Iterator[str]:
-    if mask.shape != tomogram.shape:
-        yield f"mask of shape {mask.shape}, tomogram of {tomogram.shape} ({sample.target_mask})"
-    ours, theirs = tomogram.voxel_size_angstrom, mask.voxel_size_angstrom
-    if ours is None or theirs is None:  # a header that does not say is no contradiction
-        return
-    if any(abs(a - b) > _VOXEL_SIZE_TOLERANCE * a for a, b in zip(ours, theirs, strict=True)):
-        texts = [" x ".join(f"{side:g}" for side in size) for size in (ours, theirs)]
-        yield f"voxel size {texts[0]} Å in the tomogram, {texts[1]} Å in the mask (Z x Y x X); more than 1 % apart"
-
-
-def _shape_faults(
-    sample: Sample, shape: tuple[int, int, int], clip_slices: int | None, axes: Sequence[str]
-) -> Iterator[str]:
-    if sample.shape is not None and sample.shape != shape:
-        yield f"shape {shape}, but the manifest says {sample.shape}"
-    if clip_slices is None:
-        return
-    for axis in axes:
-        side = shape["zyx".index(axis)]
-        if clip_slices > side:
-            yield f"a clip of {clip_slices} slices is longer than the tomogram, which has {side} along {axis}"
-
-
-def _mask_faults(path: Location, cache_folder: Path | None) -> Iterator[str]:
-    try:
-        summary = mask_summary(path, cache_folder)
-    except InputError as error:
-        yield str(error)
-        return
-    if summary.odd:
-        yield (
-            f"mask not binary: {summary.odd} voxels such as {summary.odd_value:g}; allowed are 1 (membrane), "
-            f"0 (not), 255 or -1 (not annotated) ({path})"
-        )
-    elif not summary.membrane.any():
-        note = f"; {summary.ignored} voxels are 255 or -1, which means not annotated" if summary.ignored else ""
-        yield f"mask empty: no voxel is 1{note} ({path})"
-
-
-def _leaks(samples: Sequence[Sample]) -> Iterator[str]:
-    by_file: dict[str, list[Sample]] = {}
-    by_content: dict[str, list[Sample]] = {}
-    for sample in samples:
-        place = sample.tomogram
-        if isinstance(place, Path) and not (os.access(place, os.R_OK) and (place.is_file() or is_zarr(place))):
-            continue
-        by_file.setdefault(str(place.resolve() if isinstance(place, Path) else place), []).append(sample)
-    for same in by_file.values():
-        yield from _across_splits(same, "the same file")
-        with suppress(InputError):  # a Zarr that cannot be read, which has been said
-            by_content.setdefault(fingerprint(same[0].tomogram), []).append(same[0])
-    for same in by_content.values():
-        yield from _across_splits(same, "the same content")
-
-
-def _across_splits(same: Sequence[Sample], what: str) -> Iterator[str]:
-    first_of_split = {sample.split: sample for sample in reversed(same)}
-    for one, other in itertools.combinations(first_of_split.values(), 2):
-        yield (
-            f"{one.name} ({one.split}) and {other.name} ({other.split}) are {what}: a tomogram must be in one split "
-            f"only ({one.tomogram}, {other.tomogram})"
-        )

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from etsam.data.manifest import Sample, write_manifest
-from etsam.data.splits import assign_splits, check_split
+from etsam.data.splits import check_split, draw_splits
 from etsam.errors import EtsamError, InputError, OutputError
 from etsam.io import MrcWriter, Volume, read_volume
 
@@ -288,7 +288,7 @@ def import_tree(
         raise OutputError(f"{manifest}: exists already; choose another --output-dir, or --overwrite replaces it")
     checked = _check_all(find_folders(source), skip_empty)
     samples = []
-    for done, (item, name) in enumerate(zip(checked, assign_splits(len(checked), shares, seed), strict=True), 1):
+    for done, (item, name) in enumerate(zip(checked, draw_splits(len(checked), shares, seed), strict=True), 1):
         tomogram = item.tomogram
         mask = folder / "masks" / tomogram.dataset_id / f"{tomogram.run_id}_membrane.mrc"
         mask.parent.mkdir(parents=True, exist_ok=True)

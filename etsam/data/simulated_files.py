@@ -136,8 +136,9 @@ def _finished(stem: Path, simulator: Simulator) -> dict[str, Any] | None:
 
 def _sample(stem: Path, split: str, record: dict[str, Any]) -> Sample:
     z, y, x = record["shape"]
+    bright = record["parameters"]["membranes"] == "bright"
     return Sample(
-        DATASET,
+        f"{DATASET}_bright" if bright else DATASET,  # one data set, one contrast
         stem.name,
         split,
         _path(stem, "tomogram"),

@@ -1,12 +1,16 @@
-"""Sharing tomograms out over train, val and test."""
+"""Sharing tomograms out over train, val and test: by chance from a seed, copies of one tomogram together."""
 
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from etsam.errors import ConfigError
+from etsam.data.manifest import Sample
+from etsam.data.measured import fingerprint
+from etsam.errors import ConfigError, InputError
+from etsam.io import read_volume
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +46,7 @@ def check_split(split: Sequence[float]) -> tuple[float, ...]:
     return tuple(split)
 
 
-def assign_splits(count: int, shares: Sequence[float], seed: int) -> list[str]:
+def draw_splits(count: int, shares: Sequence[float], seed: int) -> list[str]:
     """Draw a split for each of `count` tomograms; a split whose share is not 0 gets at least one, if there are enough.
 
     Parameters
@@ -84,3 +88,35 @@ def share_out(count: int, shares: Sequence[float]) -> list[int]:
     for i in by_remainder[: count - sum(numbers)]:
         numbers[i] += 1
     return numbers
+
+
+def assign_splits(samples: Sequence[Sample], shares: Sequence[float], seed: int = 0) -> list[Sample]:
+    """Give each sample a split; the order stays.
+
+    Parameters
+    ----------
+    samples
+        With readable tomograms; their `split` is replaced.
+    shares
+        Of train, val (and test); each that is not 0 gets at least one tomogram.
+    seed
+        Of the drawing; the same samples and seed give the same splits.
+
+    Raises
+    ------
+    InputError
+        If there are fewer tomograms of different content than splits, or a tomogram cannot be read.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, sample in enumerate(samples):
+        with read_volume(sample.tomogram, warn=False) as volume:
+            groups.setdefault(fingerprint(volume), []).append(index)
+    wanted = [split for split, share in zip(SPLITS, shares, strict=False) if share > 0]
+    if len(groups) < len(wanted):
+        raise InputError(
+            f"{len(groups)} tomograms of different content cannot fill the splits {', '.join(wanted)}; add tomograms, "
+            "or set a share to 0, as in --split 0.8,0.2,0"
+        )
+    names = draw_splits(len(groups), shares, seed)
+    split_of = {index: name for name, group in zip(names, groups.values(), strict=True) for index in group}
+    return [replace(sample, split=split_of[index]) for index, sample in enumerate(samples)]

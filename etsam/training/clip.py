@@ -93,6 +93,8 @@ def forward_clip(
         In the order of the slices.
     """
     features = encode_clip(tracker, images, encode_batch_size, checkpoint_encoder)
+    if plan.alone:
+        return [_output([tracker.decode(z, seen, len(images))], None) for z, seen in enumerate(features)]
     run = _Run(tracker, plan, features, tracker.new_memory(len(images)), memory_dtype)
     due = max(1, min(len(images), tracker.network.num_maskmem) - 1)  # when inference segments slice 0 again
     seeds = range(images.shape[1]) if clip_seeds is None else clip_seeds

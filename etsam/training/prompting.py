@@ -46,6 +46,8 @@ class ClipPlan:
         With `grid_zero` and `zero`: slice 0 is segmented again from the slices after it, and trained by that.
     seed
         Of the clicks and boxes, so that they do not depend on torch's global random state.
+    alone
+        Every slice is segmented by itself, without prompt and without memory.
     """
 
     prompts: Mapping[int, PromptKind]
@@ -55,6 +57,7 @@ class ClipPlan:
     grid_interval: int = GRID_INTERVAL
     resegment_prompted: bool = False
     seed: int = 0
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class PromptSampler:
     ----------
     box, click, grid_zero, zero
         Probabilities of the kinds; the rest goes to `mask`. Boxes and clicks mix over the prompted slices of a clip.
+    alone
+        Probability that nothing is prompted and nothing remembered: each slice by itself, to start a network with.
     max_prompted_slices
         Of `mask`, `box`, `click`: 1 to so many prompted slices, slice 0 always among them.
     max_corrected_slices
@@ -86,6 +91,7 @@ class PromptSampler:
     click: float = 0.25
     grid_zero: float = 0.0
     zero: float = 0.0
+    alone: float = 0.0
     max_prompted_slices: int = 2
     max_corrected_slices: int = 2
     clicks_per_slice: int = 7
@@ -96,14 +102,15 @@ class PromptSampler:
     resegment_prompted: bool = False
 
     def __post_init__(self) -> None:
-        shares = {name: getattr(self, name) for name in ("box", "click", "grid_zero", "zero", "truth_click")}
+        names = ("box", "click", "grid_zero", "zero", "alone", "truth_click")
+        shares = {name: getattr(self, name) for name in names}
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise ConfigError(f"prompts.{name}={share}: a probability lies in 0..1.")
         total = sum(share for name, share in shares.items() if name != "truth_click")
         if total > 1 + 1e-9:
             raise ConfigError(
-                f"prompts: box + click + grid_zero + zero = {total:g}; at most 1, the rest goes to masks."
+                f"prompts: box + click + grid_zero + zero + alone = {total:g}; at most 1, the rest goes to masks."
             )
         if self.max_prompted_slices < 1 or self.clicks_per_slice < 0 or self.grid_interval < 1:
             raise ConfigError(
@@ -123,6 +130,8 @@ class PromptSampler:
         A slice prompted by a mask teaches nothing by itself. So at least one slice stays unprompted, and a clip of one
         slice is prompted by a box or a click, as in SAM2.
         """
+        if self.alone and generator.random() < self.alone:
+            return ClipPlan(prompts={}, alone=True)
         kind = self._kind(num_slices, generator)
         by_hand = kind in ("box", "click")
         most = 1 if kind in FIXED_KINDS else min(self.max_prompted_slices, num_slices if by_hand else num_slices - 1)
@@ -147,7 +156,7 @@ class PromptSampler:
     def _kind(self, num_slices: int, generator: np.random.Generator) -> PromptKind:
         if num_slices == 1:
             return "click"
-        drawn = generator.random()
+        drawn = generator.random() * (1 - self.alone)  # of what is not `alone`
         kinds: tuple[PromptKind, ...] = ("box", "click", "grid_zero", "zero")
         for kind in kinds:
             drawn -= getattr(self, kind)
