@@ -1,0 +1,68 @@
+"""What an evaluation finds, as the tables, tests and pictures of the report take it."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SlicePicture:
+    """One slice to look at.
+
+    Attributes
+    ----------
+    axis, index
+        Which slice: `z`, `y` or `x`, and its number.
+    grey
+        (A, B) float32, 0..1.
+    truth
+        (A, B) uint8: 0, 1, 255 = not annotated.
+    prediction
+        (A, B) bool.
+    """
+
+    axis: str
+    index: int
+    grey: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+
+
+@dataclass(frozen=True)
+class TomogramResult:
+    """Scores of one method on one tomogram.
+
+    Attributes
+    ----------
+    method
+        Name of the result set, such as `nano` or `membrain_seg`.
+    tomogram
+        `dataset_id/run_id`.
+    error
+        Why there are no scores (one line); empty if there are.
+    metrics
+        Name -> value; NaN where a metric is not defined. At least dice, iou, precision, recall.
+    thresholds
+        (N,) float32, increasing; empty for predictions that are masks.
+    counts
+        (N, 3) int64: true positives, false positives, false negatives of `logits > threshold`, ignored voxels left out.
+    planes
+        `xy`, `xz`, `yz` -> metric -> mean over the slices of that orientation that hold membrane in truth or prediction.
+    theta
+        Rows (lower_degrees, upper_degrees, recall, precision, truth_voxels): by the angle of the surface normal to Z.
+    pictures
+        Slices to look at.
+    seconds
+        Of prediction; NaN if it was not run here.
+    """
+
+    method: str
+    tomogram: str
+    error: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    thresholds: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    counts: np.ndarray = field(default_factory=lambda: np.empty((0, 3), np.int64))
+    planes: dict[str, dict[str, float]] = field(default_factory=dict)
+    theta: tuple[tuple[float, float, float, float, int], ...] = ()
+    pictures: tuple[SlicePicture, ...] = ()
+    seconds: float = float("nan")
