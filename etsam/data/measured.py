@@ -12,9 +12,7 @@ import numpy as np
 from etsam.errors import InputError
 from etsam.io import Slices, atomic_path, read_volume
 from etsam.normalize import Statistics, measure
-
-IGNORE = 255
-"""Label of voxels that nobody annotated: they count neither as membrane nor as background. -1 in files of int8."""
+from etsam.overlap import IGNORE
 
 _MEGABYTE = 2**20
 _Arrays = dict[str, np.ndarray]
