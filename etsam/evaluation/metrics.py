@@ -35,6 +35,7 @@ from etsam.evaluation.surface import (
     nearest_distances,
     surface_dice,
     surface_voxels,
+    within,
 )
 from etsam.evaluation.topology import betti_errors, cl_dice
 from etsam.io import Slices
@@ -241,7 +242,7 @@ class Metrics:
             return target
         out = np.full_like(target, IGNORE)
         if width <= z < depth - width:
-            inside = (slice(width, max(target.shape[0] - width, width)), slice(width, max(target.shape[1] - width, width)))
+            inside = tuple(slice(width, max(side - width, width)) for side in target.shape)
             out[inside] = target[inside]
         return out
 
@@ -260,7 +261,7 @@ class Metrics:
             tolerance = math.nan
         _tell(progress, "surfaces", truth.shape[0])
         surfaces = surface_voxels(truth, known), surface_voxels(prediction, known)
-        distances = nearest_distances(*surfaces, size), nearest_distances(*surfaces[::-1], size)
+        distances = [nearest_distances(*pair, truth.shape, size) for pair in (surfaces, surfaces[::-1])]
         metrics: dict[str, float] = {}
         if "surface" in self.metrics:
             unit = 1.0 if voxel_size_angstrom is not None else math.nan
@@ -269,9 +270,13 @@ class Metrics:
             metrics["assd_angstrom"] = unit * average_distance(*distances)
         if "theta" not in self.metrics or math.isnan(tolerance):
             return metrics, ()
+        hits = [within(distance, tolerance) for distance in distances]
+        distances.clear()
         _tell(progress, "normals", truth.shape[0])
-        angles = [angles_to_z(surface, mask, size, known) for surface, mask in zip(surfaces, masks, strict=False)]
-        return metrics, theta_table(angles[0], distances[0], angles[1], distances[1], tolerance)
+        of_truth, of_prediction = (
+            angles_to_z(surface, mask, size, known) for surface, mask in zip(surfaces, masks, strict=False)
+        )
+        return metrics, theta_table(of_truth, hits[0], of_prediction, hits[1])
 
 
 def _mask_and_logits(scored: Scored, z: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -1,22 +1,21 @@
 """Which way a surface faces, voxel by voxel, and how well each direction is found."""
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from etsam.evaluation.surface import SurfaceVoxels, within
+from etsam.evaluation.surface import SurfaceVoxels
 from etsam.io import Slices
 
 THETA_EDGES_DEGREES = tuple(range(0, 91, 10))
-"""0: the normal runs along Z, so the membrane lies flat in XY, where the missing wedge hides it; 90: it stands upright."""
+"""0: the normal runs along Z, the membrane lies flat in XY, where the missing wedge hides it; 90: it stands upright."""
 
 SIGMA_VOXELS = 2.0
 """Of the Gaussian, in units of the largest voxel side; see the tests for the angles this gives."""
 
 _TRUNCATE = 3.0  # radius of the Gaussian in sigmas; the rest has 0.3 % of the weight
-_REACH = 2  # slices on each side: one to the neighbour whose gradient is taken, one more for that gradient
-_CANDIDATES = ((0, 0, 0), (-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
 
 
 def smoothed_slices(
@@ -40,32 +39,34 @@ def smoothed_slices(
     np.ndarray
         (Y, X) float32, 0..1.
     """
-    depth = mask.shape[0]
+    depth, area = mask.shape[0], int(np.prod(mask.shape[1:]))
     radius = int(_TRUNCATE * sigma_voxels[0] + 0.5)
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma_voxels[0]) ** 2)
-    weights = (weights / weights.sum()).astype(np.float32)
+    weights /= weights.sum()
 
     def blurred(plane: np.ndarray) -> np.ndarray:
-        return gaussian_filter(plane.astype(np.float32), sigma_voxels[1:], mode="nearest", truncate=_TRUNCATE)
+        smooth = gaussian_filter(plane.astype(np.float32), sigma_voxels[1:], mode="nearest", truncate=_TRUNCATE)
+        return smooth.ravel()
 
-    known: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+    size = len(weights)
+    ring = np.zeros((size, area), np.float32)  # slice z lies in row z % size
+    norms = None if annotated is None else np.zeros_like(ring)
+    following = 0
     for z in range(depth):
-        total = np.zeros(mask.shape[1:], np.float32)
-        weight: np.ndarray | None = None if annotated is None else np.zeros_like(total)
-        for index in [index for index in known if index < z - radius]:
-            del known[index]
-        for step, share in zip(range(-radius, radius + 1), weights, strict=True):
-            index = min(max(z + step, 0), depth - 1)
-            if index not in known:
-                if annotated is None:
-                    known[index] = blurred(mask[index]), None
-                else:
-                    known[index] = blurred(mask[index] & annotated[index]), blurred(annotated[index])
-            part, norm = known[index]
-            total += share * part
-            if weight is not None:
-                weight += share * norm  # type: ignore[operator]
-        yield total if weight is None else np.divide(total, weight, out=total, where=weight > 0)
+        while following <= min(z + radius, depth - 1):
+            if annotated is None or norms is None:
+                ring[following % size] = blurred(mask[following])
+            else:
+                ring[following % size] = blurred(mask[following] & annotated[following])
+                norms[following % size] = blurred(annotated[following])
+            following += 1
+        shares = np.zeros(size, np.float32)
+        np.add.at(shares, np.clip(np.arange(z - radius, z + radius + 1), 0, depth - 1) % size, weights)
+        total = shares @ ring
+        if norms is not None:
+            weight = shares @ norms
+            np.divide(total, weight, out=total, where=weight > 0)
+        yield total.reshape(mask.shape[1:])
 
 
 def angles_to_z(
@@ -95,68 +96,62 @@ def angles_to_z(
     np.ndarray
         (voxels,) float32, degrees, 0 to 90; NaN where the smoothed mask is level.
     """
-    depth = mask.shape[0]
+    depth, _, width = mask.shape
     sigma = SIGMA_VOXELS * max(voxel_size)
-    planes = smoothed_slices(mask, (sigma / voxel_size[0], sigma / voxel_size[1], sigma / voxel_size[2]), annotated)
-    window: dict[int, np.ndarray] = {}
+    smooth = smoothed_slices(mask, (sigma / voxel_size[0], sigma / voxel_size[1], sigma / voxel_size[2]), annotated)
+    slopes = _slopes(smooth, depth, voxel_size)
+    row = width + 2  # of a slice with one pixel around it
+    window: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     angles = np.full(len(voxels), np.nan, np.float32)
-    following = 0
     for z in range(depth):
-        while following <= min(z + _REACH, depth - 1):
-            window[following] = next(planes)
-            following += 1
-        window.pop(z - _REACH - 1, None)
+        while len(window) == 0 or max(window) < min(z + 1, depth - 1):
+            steepness, cosine = next(slopes)
+            window[max(window, default=-1) + 1] = np.pad(steepness, 1).ravel(), np.pad(cosine, 1).ravel()
+        window.pop(z - 2, None)
         rows = slice(voxels.rows[z], voxels.rows[z + 1])
         y, x = voxels.yx[rows].astype(np.int64).T
-        if len(y):
-            angles[rows] = _steepest(window, z, y, x, mask.shape, voxel_size)
+        here = (y + 1) * row + x + 1
+        around = [(z, 0), (z - 1, 0), (z + 1, 0), (z, -row), (z, row), (z, -1), (z, 1)]
+        steepest, cosines = np.zeros(len(here), np.float32), np.full(len(here), np.nan, np.float32)
+        for index, step in around:
+            if index in window:
+                found = window[index][0][here + step]
+                better = np.flatnonzero(found > steepest)
+                steepest[better] = found[better]
+                cosines[better] = window[index][1][here[better] + step]
+        angles[rows] = np.degrees(np.arccos(cosines))
     return angles
 
 
-def _steepest(
-    window: dict[int, np.ndarray],
-    z: int,
-    y: np.ndarray,
-    x: np.ndarray,
-    shape: tuple[int, ...],
-    voxel_size: tuple[float, float, float],
-) -> np.ndarray:
-    """Angle to Z of the steepest gradient at (z, y, x) and around, (n,) degrees."""
-    steepest = np.zeros(len(y), np.float32)
-    cosine = np.full(len(y), np.nan, np.float32)
-    for dz, dy, dx in _CANDIDATES:
-        at = (min(max(z + dz, 0), shape[0] - 1), np.clip(y + dy, 0, shape[1] - 1), np.clip(x + dx, 0, shape[2] - 1))
-        slope_z = _difference(window, at, 0, shape, voxel_size)
-        slope_y = _difference(window, at, 1, shape, voxel_size)
-        slope_x = _difference(window, at, 2, shape, voxel_size)
-        length = np.sqrt(slope_z**2 + slope_y**2 + slope_x**2)
-        better = length > steepest
-        steepest[better] = length[better]
-        cosine[better] = np.abs(slope_z[better]) / length[better]
-    return np.degrees(np.arccos(np.minimum(cosine, 1)))
+def _slopes(
+    smooth: Iterator[np.ndarray], depth: int, voxel_size: tuple[float, float, float]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Length of the gradient of each slice, and the share of it that points along Z; both (Y, X) float32.
 
-
-def _difference(
-    window: dict[int, np.ndarray],
-    at: tuple[int, np.ndarray, np.ndarray],
-    axis: int,
-    shape: tuple[int, ...],
-    voxel_size: tuple[float, float, float],
-) -> np.ndarray:
-    """Slope along an axis at positions `at`: central difference, one-sided at the faces."""
-    low, high = list(at), list(at)
-    low[axis], high[axis] = np.maximum(at[axis] - 1, 0), np.minimum(at[axis] + 1, shape[axis] - 1)
-    steps = np.maximum(high[axis] - low[axis], 1)  # an axis of one voxel has no slope
-    rise = window[int(high[0])][high[1], high[2]] - window[int(low[0])][low[1], low[2]]
-    return rise / (steps * voxel_size[axis])
+    Central differences, one-sided at the faces; along an axis of one voxel there is no slope.
+    """
+    below, plane = None, next(smooth)
+    for z in range(depth):
+        above = next(smooth) if z + 1 < depth else None
+        low, high = (plane if below is None else below), (plane if above is None else above)
+        steps = 1 if below is None or above is None else 2
+        rise = (high - low) / np.float32(steps * voxel_size[0])
+        squares = rise**2
+        for side, across in ((voxel_size[1], plane), (voxel_size[2], plane.T)):
+            if len(across) > 1:
+                into = squares if across is plane else squares.T
+                into[1:-1] += ((across[2:] - across[:-2]) * np.float32(0.5 / side)) ** 2
+                into[0] += ((across[1] - across[0]) / np.float32(side)) ** 2
+                into[-1] += ((across[-1] - across[-2]) / np.float32(side)) ** 2
+        length = np.sqrt(squares)
+        cosine = np.divide(np.abs(rise), length, out=np.zeros_like(length), where=length > 0)
+        yield length, np.minimum(cosine, 1)
+        if above is not None:
+            below, plane = plane, above
 
 
 def theta_table(
-    truth_angles: np.ndarray,
-    truth_distances: np.ndarray,
-    prediction_angles: np.ndarray,
-    prediction_distances: np.ndarray,
-    tolerance: float,
+    truth_angles: np.ndarray, truth_hits: np.ndarray, prediction_angles: np.ndarray, prediction_hits: np.ndarray
 ) -> tuple[tuple[float, float, float, float, int], ...]:
     """How well surfaces of each inclination are found.
 
@@ -164,10 +159,8 @@ def theta_table(
     ----------
     truth_angles, prediction_angles
         Of the surface voxels' normals to Z, degrees.
-    truth_distances, prediction_distances
-        Of the surface voxels of each to the surface of the other.
-    tolerance
-        In the unit of the distances.
+    truth_hits, prediction_hits
+        Which surface voxels of each lie within the tolerance of the other's surface.
 
     Returns
     -------
@@ -176,12 +169,12 @@ def theta_table(
         truth's surface in the bin that lies within the tolerance of the predicted surface. Precision: the same of the
         predicted surface, by its own normals. NaN for empty bins.
     """
-    hits = within(truth_distances, tolerance), within(prediction_distances, tolerance)
+    pairs = (truth_angles, truth_hits), (prediction_angles, prediction_hits)
     rows = []
-    for lower, upper in zip(THETA_EDGES_DEGREES[:-1], THETA_EDGES_DEGREES[1:], strict=True):
+    for lower, upper in itertools.pairwise(THETA_EDGES_DEGREES):
         last = upper == THETA_EDGES_DEGREES[-1]
         shares, counts = [], []
-        for angles, hit in zip((truth_angles, prediction_angles), hits, strict=True):
+        for angles, hit in pairs:
             here = (angles >= lower) & ((angles < upper) | last)  # NaN is in no bin
             counts.append(int(np.count_nonzero(here)))
             shares.append(float(np.count_nonzero(hit & here) / counts[-1]) if counts[-1] else float("nan"))

@@ -45,9 +45,9 @@ class TomogramResult:
     thresholds
         (N,) float32, increasing; empty for predictions that are masks.
     counts
-        (N, 3) int64: true positives, false positives, false negatives of `logits > threshold`, ignored voxels left out.
+        (N, 3) int64: true positives, false positives, false negatives of `logits > threshold`, without ignored voxels.
     planes
-        `xy`, `xz`, `yz` -> metric -> mean over the slices of that orientation that hold membrane in truth or prediction.
+        `xy`, `xz`, `yz` -> metric -> mean over the slices of that orientation with membrane in truth or prediction.
     theta
         Rows (lower_degrees, upper_degrees, recall, precision, truth_voxels): by the angle of the surface normal to Z.
     pictures

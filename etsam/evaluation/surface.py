@@ -5,10 +5,12 @@ scipy's erosion by the 6-neighbour cross say the same inside a volume). Faces of
 that leaves the tomogram goes on outside. Voxels that nobody annotated are in neither mask and make no surface either,
 so what is predicted there changes nothing.
 
-Surface voxels are kept as coordinates, 4 bytes each, and their nearest neighbours found by k-d trees of one slab of
-slices at a time; distances are exact, without an upper limit.
+Surface voxels are kept as coordinates, 4 bytes each. Their nearest neighbours are found among the voxels around them,
+else by k-d trees of one slab of slices at a time: distances are exact, without an upper limit, and take a tenth of the
+time of scipy's distance transform of the whole volume.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +21,9 @@ from scipy.spatial import KDTree
 
 from etsam.io import Slices
 
-_TREE_POINTS = 1_000_000  # in one tree, about 60 MB; unless a single slice has more
-_QUERY_POINTS = 1_000_000  # looked up at a time, about 50 MB
+_NEAR_VOXELS = 3  # looked through voxel by voxel, 123 of them, before trees are asked
+_TREE_POINTS = 500_000  # in one tree, about 30 MB; unless a single slice has more
+_QUERY_POINTS = 500_000  # looked up at a time, about 30 MB
 _ROUNDING = 1 + 1e-6  # of a distance that equals the tolerance, such as 2 voxels of 3.3 Å
 
 
@@ -97,7 +100,11 @@ def surface_voxels(mask: Slices, annotated: Slices | None = None) -> SurfaceVoxe
     dtype = np.uint16 if max(mask.shape[1:]) <= 2**16 else np.int32
     found = [np.argwhere(plane).astype(dtype) for plane in surface_planes(mask, annotated)]
     rows = np.concatenate([[0], np.cumsum([len(voxels) for voxels in found])]).astype(np.int64)
-    return SurfaceVoxels(rows, np.concatenate(found))
+    yx = np.empty((rows[-1], 2), dtype)
+    for start in rows[-2::-1]:  # from the end, so that each part can go as soon as it is copied
+        voxels = found.pop()
+        yx[start : start + len(voxels)] = voxels
+    return SurfaceVoxels(rows, yx)
 
 
 def _slabs(targets: SurfaceVoxels) -> list[tuple[int, int]]:
@@ -113,7 +120,10 @@ def _slabs(targets: SurfaceVoxels) -> list[tuple[int, int]]:
 
 
 def nearest_distances(
-    sources: SurfaceVoxels, targets: SurfaceVoxels, spacing: tuple[float, float, float]
+    sources: SurfaceVoxels,
+    targets: SurfaceVoxels,
+    shape: tuple[int, ...],
+    spacing: tuple[float, float, float],
 ) -> np.ndarray:
     """Distance from each source voxel to the nearest target voxel, exact to float32.
 
@@ -121,6 +131,8 @@ def nearest_distances(
     ----------
     sources, targets
         Of volumes of the same shape.
+    shape
+        (Z, Y, X).
     spacing
         Voxel size (z, y, x), whose unit the distances have.
 
@@ -130,36 +142,89 @@ def nearest_distances(
         (sources,) float32; infinite without targets.
     """
     nearest = np.full(len(sources), np.inf, np.float32)
+    if not len(sources) or not len(targets):
+        return nearest
+    _look_around(nearest, sources, targets, shape, spacing)
+    far = np.flatnonzero(np.isinf(nearest))
+    rows = np.searchsorted(far, sources.rows)
+    nearest[far] = _ask_trees(SurfaceVoxels(rows, sources.yx[far]), targets, spacing)
+    return nearest
+
+
+def _look_around(
+    nearest: np.ndarray,
+    sources: SurfaceVoxels,
+    targets: SurfaceVoxels,
+    shape: tuple[int, ...],
+    spacing: tuple[float, float, float],
+) -> None:
+    """Fill in the distances of sources that have a target within a few voxels: most, and ten times faster than trees.
+
+    The voxels around a source are looked at in order of their distance, so the first target met is the nearest.
+    """
+    reach = range(-_NEAR_VOXELS, _NEAR_VOXELS + 1)
+    around = [(math.hypot(*np.multiply(step, spacing)), *step) for step in itertools.product(reach, repeat=3)]
+    # further out than this there may be nearer voxels beyond the box
+    around = sorted(step for step in around if step[0] <= _NEAR_VOXELS * min(spacing) * _ROUNDING)
+    depth, height, width = shape
+    row = width + 2 * _NEAR_VOXELS
+    nothing = np.zeros((height + 2 * _NEAR_VOXELS) * row, bool)
+
+    def flat(voxels: SurfaceVoxels, z: int) -> np.ndarray:
+        y, x = voxels.yx[voxels.rows[z] : voxels.rows[z + 1]].astype(np.int64).T
+        return (y + _NEAR_VOXELS) * row + x + _NEAR_VOXELS
+
+    planes: dict[int, np.ndarray] = {}
+    for z in range(depth):
+        for index in range(z - _NEAR_VOXELS, z + _NEAR_VOXELS + 1):
+            if index not in planes:
+                planes[index] = nothing
+                if 0 <= index < depth and targets.rows[index] < targets.rows[index + 1]:
+                    planes[index] = nothing.copy()
+                    planes[index][flat(targets, index)] = True
+        planes.pop(z - _NEAR_VOXELS - 1, None)
+        positions = flat(sources, z)
+        numbers = np.arange(sources.rows[z], sources.rows[z + 1])
+        for distance, dz, dy, dx in around:
+            if not len(positions):
+                break
+            if planes[z + dz] is nothing:
+                continue
+            found = planes[z + dz][positions + (dy * row + dx)]
+            nearest[numbers[found]] = distance
+            positions, numbers = positions[~found], numbers[~found]
+
+
+def _ask_trees(sources: SurfaceVoxels, targets: SurfaceVoxels, spacing: tuple[float, float, float]) -> np.ndarray:
+    """As `nearest_distances`, by k-d trees of one slab of slices at a time."""
+    nearest = np.full(len(sources), np.inf, np.float32)
     slabs = _slabs(targets)
     for offset in range(len(slabs)):  # the slab of a voxel itself, then its neighbours, then theirs
         asked = False
         for number, (first, last) in enumerate(slabs):
+            empty = targets.rows[first] == targets.rows[last]
+            asked = asked or empty  # it answers nothing, but those behind it may
             tree: KDTree | None = None
-            if targets.rows[first] == targets.rows[last]:
-                # an empty slab answers nothing, but the ones behind it may
-                asked = True
-                continue
-            for other in sorted({number - offset, number + offset}):
+            for other in () if empty else sorted({number - offset, number + offset}):
                 if not 0 <= other < len(slabs):
                     continue
                 for low, high in _chunks(sources, *slabs[other]):
-                    part = slice(sources.rows[low], sources.rows[high])
-                    z = sources.z(low, high)
+                    start = sources.rows[low]
+                    z, known = sources.z(low, high), nearest[start : sources.rows[high]]
                     gap = spacing[0] * np.maximum(np.maximum(first - z, z - (last - 1)), 0)
-                    open_ones = np.flatnonzero(nearest[part] > gap)
+                    open_ones = np.flatnonzero(known > gap)
                     if not len(open_ones):
                         continue
                     asked = True
                     if tree is None:
                         points = targets.points(first, last, spacing)
-                        tree = KDTree(points, compact_nodes=False, balanced_tree=False)
-                    bound = float(nearest[part][open_ones].max())
+                        tree = KDTree(points, compact_nodes=False, balanced_tree=False)  # quick to build
                     found, _ = tree.query(
                         sources.points(low, high, spacing)[open_ones],
-                        distance_upper_bound=bound * _ROUNDING,
+                        distance_upper_bound=float(known[open_ones].max()) * _ROUNDING,
                         workers=torch.get_num_threads(),
                     )
-                    nearest[part.start + open_ones] = np.minimum(nearest[part.start + open_ones], found)
+                    known[open_ones] = np.minimum(known[open_ones], found)
         if not asked:  # slabs further away are no nearer
             break
     return nearest
