@@ -77,8 +77,6 @@ class EvaluationData(LightningDataModule):
         If `predictions` is none of those.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(
         self,
         manifest: str | os.PathLike[str],
@@ -88,21 +86,18 @@ class EvaluationData(LightningDataModule):
         root: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer tomograms than processes
         self.samples = _of_split(read_manifest(manifest, root), split, str(manifest))
         self.folders = _folders(predictions, name)
         self.methods = list(self.folders) or [name or OWN_METHOD]
-        self.jobs = [
-            Job(method, sample.name, str(sample.tomogram), str(sample.target_mask), **_size(sample))
-            for method in ([] if self.folders else self.methods)
-            for sample in self.samples
-        ]
+        self.jobs = [] if self.folders else [_job(self.methods[0], sample) for sample in self.samples]
         for method, folder in self.folders.items():
             found = find_predictions(folder, self.samples)
             for sample in self.samples:
                 file = found[sample.name]
-                job = Job(method, sample.name, str(sample.tomogram), str(sample.target_mask), **_size(sample))
-                where = {"fault": file} if isinstance(file, str) else {"prediction": str(file)}
-                self.jobs.append(job._replace(**where))
+                job = _job(method, sample)
+                fault = isinstance(file, str)
+                self.jobs.append(job._replace(fault=str(file)) if fault else job._replace(prediction=str(file)))
         self.open_jobs = self.jobs
 
     def leave_out_complete(self, store: ResultStore) -> None:
@@ -124,8 +119,14 @@ class EvaluationData(LightningDataModule):
         return DataLoader(mine, batch_size=None)  # type: ignore[arg-type]
 
 
-def _size(sample: Sample) -> dict[str, float]:
-    return {"voxel_size_angstrom": sample.voxel_size_angstrom or 0.0}
+def _job(method: str, sample: Sample) -> Job:
+    return Job(
+        method=method,
+        name=sample.name,
+        tomogram=str(sample.tomogram),
+        target_mask=str(sample.target_mask),
+        voxel_size_angstrom=sample.voxel_size_angstrom or 0.0,
+    )
 
 
 def _of_split(samples: list[Sample], split: str | None, manifest: str) -> list[Sample]:

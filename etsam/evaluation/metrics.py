@@ -262,19 +262,19 @@ class Metrics:
         _tell(progress, "surfaces", truth.shape[0])
         surfaces = surface_voxels(truth, known), surface_voxels(prediction, known)
         distances = [nearest_distances(*pair, truth.shape, size) for pair in (surfaces, surfaces[::-1])]
+        hits = [within(distance, tolerance) for distance in distances]
         metrics: dict[str, float] = {}
         if "surface" in self.metrics:
             unit = 1.0 if voxel_size_angstrom is not None else math.nan
-            metrics["surface_dice"] = math.nan if math.isnan(tolerance) else surface_dice(*distances, tolerance)
-            metrics["hausdorff95_angstrom"] = unit * hausdorff95(*distances)
+            metrics["surface_dice"] = math.nan if math.isnan(tolerance) else surface_dice(*hits)
             metrics["assd_angstrom"] = unit * average_distance(*distances)
+            metrics["hausdorff95_angstrom"] = unit * hausdorff95(*distances)  # last: it changes their order
         if "theta" not in self.metrics or math.isnan(tolerance):
             return metrics, ()
-        hits = [within(distance, tolerance) for distance in distances]
         distances.clear()
         _tell(progress, "normals", truth.shape[0])
         of_truth, of_prediction = (
-            angles_to_z(surface, mask, size, known) for surface, mask in zip(surfaces, masks, strict=False)
+            angles_to_z(surface, mask, size, known) for surface, mask in zip(surfaces, (truth, prediction), strict=True)
         )
         return metrics, theta_table(of_truth, hits[0], of_prediction, hits[1])
 

@@ -112,8 +112,9 @@ def kind_of_values(volume: Slices, name: str) -> Kind:
     for z in range(volume.shape[0]):
         plane = volume[z]
         integer = plane.dtype.kind in "biu"
-        low, high = min(low, float(plane.min())), max(high, float(plane.max()))
-        if not (np.isfinite(low) and np.isfinite(high)):
+        least, greatest = float(plane.min()), float(plane.max())
+        low, high = min(low, least), max(high, greatest)
+        if not (np.isfinite(least) and np.isfinite(greatest)):
             raise InputError(f"{name}: the prediction holds values that are not finite (slice {z}).")
         whole = whole and (integer or bool((plane == np.rint(plane)).all()))
     if whole and (low >= 0 or (integer and low == -1 and high <= 0)):
@@ -182,9 +183,17 @@ class StoredPredictions(LightningModule):
         self.threshold = threshold
         self.progress: Any = None
 
-    def test_step(self, batch: Any, batch_idx: int = 0) -> Scored | InputError:
-        """Open the prediction that `batch.prediction` names; an error is given back, not raised."""
+    def test_step(self, batch: Any, batch_idx: int = 0) -> dict[str, Any]:
+        """Open the prediction that `batch.prediction` names.
+
+        Returns
+        -------
+        dict
+            `prediction`: a `Scored`; or `error`: an `InputError`, also if `batch.fault` says why there is none.
+        """
         try:
-            return open_prediction(batch.prediction, self.threshold)
+            if batch.fault:
+                raise InputError(batch.fault)
+            return {"prediction": open_prediction(batch.prediction, self.threshold)}
         except InputError as error:
-            return error
+            return {"error": error}

@@ -10,7 +10,7 @@ import numpy as np
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from etsam.errors import EtsamError, InputError
+from etsam.errors import InputError
 from etsam.evaluation.data import Job
 from etsam.evaluation.metrics import Metrics, Scored, Scores
 from etsam.evaluation.results import SlicePicture, TomogramResult
@@ -70,15 +70,14 @@ class Scorer(Callback):
         self.store.save(result, batch.inputs)
 
     def _result(self, outputs: Any, job: Job, progress: Any) -> TomogramResult:
-        if job.fault:
-            raise InputError(job.fault)
-        if isinstance(outputs, EtsamError):
-            raise InputError(str(outputs))
-        if isinstance(outputs, Prediction) and self.writer is not None:
-            self.writer(Path(job.name).parent).write(outputs, progress)
-        scored = self._scored(outputs)
+        if "error" in outputs:
+            raise outputs["error"]
+        prediction = outputs["prediction"]
+        if isinstance(prediction, Prediction) and self.writer is not None:
+            self.writer(Path(job.name).parent).write(prediction, progress)
+        scored = self._scored(prediction)
         with read_volume(job.target_mask, warn=False) as truth:
-            tomogram = _tomogram(job, outputs)
+            tomogram = _tomogram(job, prediction)
             size = truth.voxel_size_angstrom or (None if tomogram is None else tomogram.voxel_size_angstrom)
             if size is None and job.voxel_size_angstrom:
                 size = (job.voxel_size_angstrom,) * 3
@@ -100,22 +99,21 @@ class Scorer(Callback):
             seconds=scored.seconds,
         )
 
-    def _scored(self, outputs: Any) -> Scored:
-        if not isinstance(outputs, Prediction):
-            assert isinstance(outputs, Scored)
-            return outputs
+    def _scored(self, prediction: Prediction | Scored) -> Scored:
+        if isinstance(prediction, Scored):
+            return prediction
         return Scored(
-            logits=outputs.logits,
-            threshold=outputs.threshold,
-            mask=apply_steps(outputs.mask, self.steps) if self.steps else None,
-            seconds=math.fsum(outputs.seconds.values()),
+            logits=prediction.logits,
+            threshold=prediction.threshold,
+            mask=apply_steps(prediction.mask, self.steps) if self.steps else None,
+            seconds=math.fsum(prediction.seconds.values()),
         )
 
 
-def _tomogram(job: Job, outputs: Any) -> Volume | None:
+def _tomogram(job: Job, prediction: Prediction | Scored) -> Volume | None:
     """The tomogram, for pictures; stored predictions can be scored without."""
-    if isinstance(outputs, Prediction):
-        return outputs.volume
+    if isinstance(prediction, Prediction):
+        return prediction.volume
     try:
         return read_volume(job.tomogram, warn=False)
     except InputError as error:

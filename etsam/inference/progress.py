@@ -79,7 +79,7 @@ class SliceProgress(ProgressBar):
     def _open(self, module: LightningModule, batches: Sequence[int | float]) -> None:
         if not self._enabled:
             return
-        module.progress = self._update
+        module.progress = self._update  # type: ignore[assignment]
         if self._console.is_terminal:
             self._bars = Progress(
                 TextColumn("{task.description}"),

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning import LightningModule
@@ -108,15 +108,21 @@ class Segmenter(LightningModule):
             self.failures.append(str(error))
             return None
 
-    def test_step(self, batch: NamesTomogram, batch_idx: int = 0) -> Prediction | InputError:
-        """Segment one tomogram, to be scored; one that cannot be used gives its error and does not stop the others."""
+    def test_step(self, batch: NamesTomogram, batch_idx: int = 0) -> dict[str, Any]:
+        """Segment one tomogram, to be scored.
+
+        Returns
+        -------
+        dict
+            `prediction`: a `Prediction`; or, so that one tomogram does not stop the others, `error`: an `InputError`.
+        """
         try:
-            return self.segment(read_volume(batch.tomogram))
+            return {"prediction": self.segment(read_volume(batch.tomogram))}
         except InputError as error:
-            return error
-        except torch.OutOfMemoryError as error:  # a larger one need not keep the others from being scored
+            return {"error": error}
+        except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            return InputError(f"{batch.tomogram}: {' '.join(str(error).split())[:200]}")
+            return {"error": InputError(f"{batch.tomogram}: {' '.join(str(error).split())[:200]}")}
 
     def on_predict_end(self) -> None:
         """Tell every process what failed in the others."""
