@@ -9,7 +9,7 @@ from skimage.morphology import skeletonize
 
 from etsam.evaluation import surface as surface_module
 from etsam.evaluation.metrics import Metrics, Scored
-from etsam.evaluation.normals import angles_to_z, smoothed_slices, theta_table
+from etsam.evaluation.normals import angles_to_z, smoothed_slices, theta_counts, theta_table
 from etsam.evaluation.surface import nearest_distances, surface_voxels
 from etsam.evaluation.topology import betti_numbers, cl_dice, euler_characteristic
 
@@ -160,7 +160,7 @@ def test_theta_says_which_directions_are_missed():
 def test_theta_bins_hold_both_ends_and_no_nan():
     angles = np.array([0, 9.99, 10, 90, np.nan], np.float32)
     hits = np.array([True, False, True, True, True])
-    rows = theta_table(angles, hits, np.array([15.0]), np.array([False]))
+    rows = theta_table(theta_counts(angles, hits), theta_counts(np.array([15.0]), np.array([False])))
     assert rows[0] == (0.0, 10.0, 0.5, pytest.approx(np.nan, nan_ok=True), 2)
     assert rows[1] == (10.0, 20.0, 1.0, 0.0, 1)
     assert rows[8][2:] == (1.0, pytest.approx(np.nan, nan_ok=True), 1)

@@ -150,17 +150,27 @@ def _slopes(
             below, plane = plane, above
 
 
-def theta_table(
-    truth_angles: np.ndarray, truth_hits: np.ndarray, prediction_angles: np.ndarray, prediction_hits: np.ndarray
-) -> tuple[tuple[float, float, float, float, int], ...]:
+def theta_counts(angles: np.ndarray, hits: np.ndarray) -> np.ndarray:
+    """Surface voxels in each bin of `THETA_EDGES_DEGREES`, and how many of them are hits, (9, 2) int64.
+
+    Parameters
+    ----------
+    angles
+        (voxels,) degrees, 0 to 90; NaN is in no bin.
+    hits
+        (voxels,) bool.
+    """
+    edges = [*THETA_EDGES_DEGREES[:-1], np.nextafter(np.float32(THETA_EDGES_DEGREES[-1]), np.float32(np.inf))]
+    return np.stack([np.histogram(angles, edges)[0], np.histogram(angles[hits], edges)[0]], axis=1)
+
+
+def theta_table(truth: np.ndarray, prediction: np.ndarray) -> tuple[tuple[float, float, float, float, int], ...]:
     """How well surfaces of each inclination are found.
 
     Parameters
     ----------
-    truth_angles, prediction_angles
-        Of the surface voxels' normals to Z, degrees.
-    truth_hits, prediction_hits
-        Which surface voxels of each lie within the tolerance of the other's surface.
+    truth, prediction
+        `theta_counts` of both surfaces, a hit being a voxel within the tolerance of the other surface.
 
     Returns
     -------
@@ -169,14 +179,12 @@ def theta_table(
         truth's surface in the bin that lies within the tolerance of the predicted surface. Precision: the same of the
         predicted surface, by its own normals. NaN for empty bins.
     """
-    pairs = (truth_angles, truth_hits), (prediction_angles, prediction_hits)
-    rows = []
-    for lower, upper in itertools.pairwise(THETA_EDGES_DEGREES):
-        last = upper == THETA_EDGES_DEGREES[-1]
-        shares, counts = [], []
-        for angles, hit in pairs:
-            here = (angles >= lower) & ((angles < upper) | last)  # NaN is in no bin
-            counts.append(int(np.count_nonzero(here)))
-            shares.append(float(np.count_nonzero(hit & here) / counts[-1]) if counts[-1] else float("nan"))
-        rows.append((float(lower), float(upper), shares[0], shares[1], counts[0]))
-    return tuple(rows)
+    edges = itertools.pairwise(THETA_EDGES_DEGREES)
+    return tuple(
+        (float(lower), float(upper), _share(*of_truth), _share(*of_prediction), int(of_truth[0]))
+        for (lower, upper), of_truth, of_prediction in zip(edges, truth, prediction, strict=True)
+    )
+
+
+def _share(voxels: int, hits: int) -> float:
+    return float(hits / voxels) if voxels else float("nan")
