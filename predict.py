@@ -23,8 +23,11 @@ def run(cfg: DictConfig) -> None:
     check_values(cfg, "predict")
     from hydra.utils import instantiate
 
+    from etsam.weights_store import provide
+
     inputs = instantiate(cfg.inputs)
     writer = instantiate(cfg.writer)
+    provide(cfg.weights)
     writer.settings = settings_of(cfg)
     if is_first_process():  # before the networks are built, and once for all processes
         writer.check(inputs.check())

@@ -68,7 +68,7 @@ def segment(
     Parameters
     ----------
     tomogram
-        (Z, Y, X) array of real numbers, or the path of a file.
+        (Z, Y, X) array of real numbers, or the path of a file or OME-Zarr, or the URL of one.
     voxel_size
         (z, y, x) in Å of an array; a file has its own.
     overrides
@@ -76,7 +76,8 @@ def segment(
     device
         Such as `cuda:0`; default: a GPU if there is one (bfloat16 where it can), else the CPU (float32).
     output_path
-        Stream the logits into this MRC file; memory then does not grow with the volume.
+        Stream the logits into this file (OME-Zarr if it ends in `.zarr`, else MRC), so that memory does not grow with
+        the volume.
     overwrite
         Replace `output_path` if it exists.
     progress
@@ -93,7 +94,8 @@ def segment(
     from etsam.entry import config_error
     from etsam.errors import InputError
     from etsam.inference.two_stage import Mask
-    from etsam.io import MrcWriter, Volume, read_volume
+    from etsam.io import Volume, read_volume, volume_writer
+    from etsam.weights_store import provide
 
     if isinstance(tomogram, np.ndarray):
         volume = Volume.from_array(tomogram, voxel_size)
@@ -104,6 +106,7 @@ def segment(
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with config_error():
         cfg = compose_config("predict", overrides)
+        provide(cfg.weights)
         cfg.segmenter.scratch_folder = None if output_path is None else str(Path(output_path).absolute().parent)
         segmenter = instantiate(cfg.segmenter).to(target)
     segmenter.progress = progress
@@ -123,7 +126,7 @@ def segment(
         logits, mask = np.empty(volume.shape, np.float32), np.empty(volume.shape, np.uint8)
         fill(logits, mask)
         return Segmentation(logits, mask, volume.voxel_size_angstrom, prediction.threshold)
-    with MrcWriter(output_path, volume.shape, np.float32, like=volume, overwrite=overwrite) as writer:
+    with volume_writer(output_path, volume.shape, np.float32, volume, overwrite) as writer:
         fill(writer, None)
     written = read_volume(output_path, warn=False)
     return Segmentation(written, Mask(written, prediction.threshold), volume.voxel_size_angstrom, prediction.threshold)

@@ -135,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="+",
         metavar="TOMOGRAM",
-        help="files, folders, 'patterns' or text lists of MRC tomograms; KEY=VALUE settings may follow",
+        help="files, folders, 'patterns', text lists, URLs: MRC or OME-Zarr; KEY=VALUE settings may follow",
     )
     # a threshold may be -1e-3; argparse alone would take that for a flag
     predict._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
@@ -155,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     post = commands.add_parser("postprocess", help="mask -> cleaned mask")
-    post.add_argument("input_mask", type=Path, help="mask, MRC")
+    post.add_argument("input_mask", help="mask, MRC or OME-Zarr")
     post.add_argument("output_mask", type=Path, help="where the cleaned mask goes")
     _add_postprocess_flags(post)
     post.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
@@ -286,8 +286,9 @@ def _postprocess(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         from hydra.utils import instantiate
 
         from etsam.inference.postprocess_file import postprocess_file
+        from etsam.io import locate
 
         steps = list(instantiate(cfg.postprocess, _convert_="all").values())
-        postprocess_file(args.input_mask, args.output_mask, steps, overwrite=args.overwrite)
+        postprocess_file(locate(args.input_mask), args.output_mask, steps, overwrite=args.overwrite)
 
     _run("postprocess", [*overrides, f"debug={str(args.debug).lower()}"], run)

@@ -24,3 +24,7 @@ class CheckpointError(EtsamError):
 
 class ConfigError(EtsamError):
     """A setting that is missing or contradicts another."""
+
+
+class DownloadError(EtsamError):
+    """A file that did not come, or came other than announced."""

@@ -1,5 +1,6 @@
-"""Where the files that belong to the program lie: in the installed package, or beside it in a checkout."""
+"""Where the files that belong to the program lie, in the installed package or beside it in a checkout; checksums."""
 
+import hashlib
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -23,3 +24,12 @@ def share(*parts: str) -> Path:
     if not found:
         raise FileNotFoundError(f"{'/'.join(parts)} is missing from this installation of etsam; reinstall it.")
     return found[0]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,18 +1,100 @@
 """Names of weights -> files.
 
-The config group `weights` names a file for each stage, or a seed for random weights. This module is plain Python, so
-that a missing file is found before the heavy libraries are imported.
+The config group `weights` names a file for each stage, or a seed for random weights; `start` of training names one
+file. This module is plain Python, so that a missing file is found before the heavy libraries are imported.
+`etsam/weights_store.py` downloads and verifies.
 """
 
-import hashlib
+import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from etsam.errors import CheckpointError
-from etsam.paths import find_share
+from etsam.paths import file_sha256, find_share
 
 PUBLISHED_WEIGHTS_URL = "https://zenodo.org/records/17571925"
 """The published ETSAM v1 weights of both stages (Zenodo record 17571925)."""
+
+# The address that SAM 2's own repository gives for its 2.1 checkpoints (facebookresearch/sam2, README)
+_SAM2_URL = "https://dl.fbaipublicfiles.com/segment_anything_2/092824"
+
+
+@dataclass(frozen=True)
+class NamedWeights:
+    """Weights that are known by a name.
+
+    Attributes
+    ----------
+    name
+        As settings and commands call them.
+    about
+        What they are, in a few words.
+    files
+        Of stage 1 and stage 2, or one that training starts from.
+    page
+        Where they are described; empty: they come with the program.
+    zenodo_record
+        Number of the Zenodo record that holds them; None: they are elsewhere.
+    """
+
+    name: str
+    about: str
+    files: tuple[str, ...]
+    page: str = ""
+    zenodo_record: int | None = None
+
+
+_NANO = NamedWeights(
+    "nano", "small network for a CPU, comes with the program", ("nano_stage1.safetensors", "nano_stage2.safetensors")
+)
+_ETSAM_V1 = NamedWeights(
+    "etsam_v1",
+    "the published ETSAM weights",
+    ("etsam_stage1_v1.pt", "etsam_stage2_v1.pt"),
+    PUBLISHED_WEIGHTS_URL,
+    zenodo_record=17571925,
+)
+_SAM2 = [
+    NamedWeights(name, "SAM 2.1 as Meta trained it, to start training from", (f"{name}.pt",), _SAM2_URL)
+    for name in ("sam2.1_hiera_tiny", "sam2.1_hiera_small", "sam2.1_hiera_base_plus", "sam2.1_hiera_large")
+]
+
+REGISTRY = {weights.name: weights for weights in (_NANO, _ETSAM_V1, *_SAM2)}
+"""Every name that `etsam weights` knows."""
+
+
+def weights_folder() -> Path:
+    """Where downloaded weights go: ETSAM_CHECKPOINT_DIR, or `etsam` in the user's cache (XDG base directories)."""
+    given = os.environ.get("ETSAM_CHECKPOINT_DIR", "")
+    if given:
+        return Path(given).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(cache) if os.path.isabs(cache) else Path("~/.cache").expanduser()) / "etsam"
+
+
+def _places(file_name: str) -> list[Path]:
+    """Where a file that is known by name may lie, the first that has it wins."""
+    folders = [Path("checkpoints"), weights_folder()]
+    return [*(folder / file_name for folder in folders), *find_share("checkpoints", file_name)]
+
+
+def find_weights(file_name: str) -> Path | None:
+    """Find a file in `checkpoints`, where downloads go, or beside the program; None if it is in none of them."""
+    return next((place for place in _places(file_name) if place.is_file()), None)
+
+
+def _named_file(text: str) -> tuple[str, NamedWeights | None]:
+    """(file, the named weights it belongs to) of `sam2.1_hiera_large`, `etsam_stage1_v1` or the name of a file."""
+    for weights in REGISTRY.values():
+        for file_name in weights.files:
+            stem = file_name.rpartition(".")[0]
+            if Path(text).name == file_name or text == stem:
+                return file_name, weights
+    if text in REGISTRY:
+        stems = " or ".join(name.rpartition(".")[0] for name in REGISTRY[text].files)
+        raise CheckpointError(f"{text} has one file for each stage; name the one that is meant: {stems}.")
+    return Path(text).name, None
 
 
 @dataclass(frozen=True)
@@ -32,25 +114,33 @@ class StageWeights:
 
     @classmethod
     def resolve(cls, path: str | None = None, seed: int = 0) -> "StageWeights":
-        """Find the file: as given, or in the `checkpoints` folder that belongs to the program.
+        """Find the file: as given, or by its name where weights lie.
+
+        Parameters
+        ----------
+        path
+            A file, or a name such as `sam2.1_hiera_base_plus` or `etsam_stage1_v1`; None: random weights.
+        seed
+            Of random weights.
 
         Raises
         ------
         CheckpointError
-            If there is no such file; says where it looked and where the published weights are.
+            If there is no such file (says where it looked and how to get it), or it is not what was downloaded.
         """
         if path is None:
             return cls(None, seed)
         given = Path(path).expanduser()
-        candidates = [given] if given.is_absolute() else [given, *find_share("checkpoints", given.name)]
-        for candidate in candidates:
-            if candidate.is_file():
-                return cls(candidate, seed)
-        places = ", ".join(str(candidate.absolute()) for candidate in candidates)
-        raise CheckpointError(
-            f"no weights at {places}; give weights.stage1=FILE weights.stage2=FILE, or put the published files from "
-            f"{PUBLISHED_WEIGHTS_URL} there."
-        )
+        candidates = [given]
+        named = None
+        if not given.is_file() and str(given.parent) in (".", "checkpoints"):  # elsewhere only that file is meant
+            file_name, named = _named_file(path)
+            candidates += _places(file_name)
+        found = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if found is None:
+            raise CheckpointError(_missing(path, named, candidates))
+        _compare_with_record(found)
+        return cls(found, seed)
 
     @property
     def name(self) -> str:
@@ -59,13 +149,39 @@ class StageWeights:
 
     def sha256(self) -> str | None:
         """Checksum of the file, None for random weights."""
-        return file_sha256(self.path) if self.path else None
+        return sha256_of(self.path) if self.path else None
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal, read in pieces of 1 MiB."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+def _missing(path: str, named: NamedWeights | None, candidates: list[Path]) -> str:
+    places = ", ".join(dict.fromkeys(str(candidate.absolute()) for candidate in candidates))
+    if named is not None and named.page:
+        remedy = f"`etsam weights download {named.name}` gets them from {named.page}"
+        if len(named.files) == 2:
+            remedy += "; so does weights.download=true; for files of your own: weights.stage1=FILE weights.stage2=FILE"
+    elif named is not None:
+        remedy = "this version of the program comes without them; use weights=etsam_v1 or files of your own"
+    else:
+        remedy = f"give weights.stage1=FILE weights.stage2=FILE, or a name: {', '.join(REGISTRY)}"
+    return f"no weights {path} at {places}; {remedy}."
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, computed once a process while the file stays as it is."""
+    stat = path.stat()
+    return _sha256(path.absolute(), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    return file_sha256(path)
+
+
+def _compare_with_record(path: Path) -> None:
+    from etsam.io.download import read_record
+
+    record = read_record(path)
+    if record is not None and sha256_of(path) != record.checksums["sha256"]:
+        raise CheckpointError(
+            f"{path} is not what was downloaded from {record.url}: SHA-256 {sha256_of(path)}, recorded "
+            f"{record.checksums['sha256']}; remove it and download it again with `etsam weights download`."
+        )

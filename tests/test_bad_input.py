@@ -41,7 +41,7 @@ FILES = {
     "zero.mrc": (lambda path: path.touch(), ["not an MRC file", "0 bytes"]),
     "notes.mrc": (lambda path: path.write_text("no tomogram\n" * 200), ["not an MRC file"]),
     "image.tif": (lambda path: path.write_bytes(b"II*\0" * 500), ["suffix .tif", ".mrc", "convert it"]),
-    "store.zarr": (lambda path: path.mkdir(), ["OME-Zarr is not supported", "convert it to MRC"]),
+    "store.zarr": (lambda path: path.mkdir(), ["no Zarr metadata in it", "is the copy complete?"]),
     "nan.mrc": (with_nan, ["7 of 13440 voxels are NaN or infinite", "nonfinite=mean"]),
     "only_nan.mrc": (lambda path: write_mrc(path, grey() * np.nan), ["none of the 13440 voxels"]),
     "constant.mrc": (lambda path: write_mrc(path, grey() * 0 + 3), ["every voxel has the value 3", "check"]),

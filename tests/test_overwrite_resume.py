@@ -114,7 +114,7 @@ def test_outputs_are_not_taken_for_inputs_of_their_folder(predict, first, work):
 
 
 def test_a_run_that_fails_while_it_replaces_keeps_no_half_of_it(predict, first, work, monkeypatch):
-    monkeypatch.setattr("etsam.inference.writer.file_sha256", lambda path: 1 / 0)
+    monkeypatch.setattr("etsam.inference.writer.checksum_of", lambda path: 1 / 0)
     before = (work / "out" / MASK).read_bytes()
     assert predict("tomo.mrc", FAST, "--overwrite", "--logit-threshold", "-100").status == 1
     assert (work / "out" / MASK).read_bytes() == before

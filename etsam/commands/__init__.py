@@ -7,8 +7,10 @@ answers at once. `args.settings` holds the KEY=VALUE arguments of commands that 
 
 from typing import Any
 
-DATA_COMMANDS: tuple[Any, ...] = ()
+from etsam.commands import collect, compare, polnet, simulate, weights
+
+DATA_COMMANDS: tuple[Any, ...] = (collect, simulate, polnet)
 """Modules of `etsam data ...`."""
 
-OTHER_COMMANDS: tuple[Any, ...] = ()
+OTHER_COMMANDS: tuple[Any, ...] = (weights, compare)
 """Modules of further commands of `etsam`."""

@@ -16,7 +16,7 @@ from etsam.data.clips import ClipDataset
 from etsam.data.manifest import Sample, check_samples, read_manifest
 from etsam.data.sampling import ClipLoader, ClipSampler, MixedClips, ValidationSampler
 from etsam.errors import ConfigError, InputError
-from etsam.io import Slices
+from etsam.io import Location, Slices
 from etsam.normalize import Normalization
 
 
@@ -56,8 +56,8 @@ class ValidationItem(NamedTuple):
     source: str
     dataset_id: str
     run_id: str
-    tomogram: Path
-    target_mask: Path
+    tomogram: Location
+    target_mask: Location
 
 
 class _Validation(Dataset[ValidationItem]):

@@ -6,12 +6,14 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from etsam.data.measured import fingerprint, mask_summary
 from etsam.errors import InputError
-from etsam.io import Volume, atomic_path, read_volume
+from etsam.io import Location, Volume, atomic_path, locate, read_volume
+from etsam.io.location import is_zarr
 
 REQUIRED_COLUMNS = ("dataset_id", "run_id", "split", "tomogram", "target_mask")
 _OPTIONAL_COLUMNS = ("voxel_size", "shape")
@@ -29,7 +31,8 @@ class Sample:
     split
         `train`, `val`, `test`, or any other word that no part of the program uses.
     tomogram, target_mask
-        Files of equal shape. In the mask 1 is membrane, 0 is not, 255 (in int8 files -1) was not annotated.
+        Files, Zarr folders or URLs, of equal shape. In the mask 1 is membrane, 0 is not, 255 (in int8 files -1) was
+        not annotated.
     voxel_size_angstrom
         As the manifest says; None if it does not.
     shape
@@ -41,8 +44,8 @@ class Sample:
     dataset_id: str
     run_id: str
     split: str
-    tomogram: Path
-    target_mask: Path
+    tomogram: Location
+    target_mask: Location
     voxel_size_angstrom: float | None = None
     shape: tuple[int, int, int] | None = None
     extra: tuple[tuple[str, str], ...] = ()
@@ -108,15 +111,16 @@ def _sample(row: dict[str, str], folder: Path) -> Sample:
         dataset_id=row["dataset_id"],
         run_id=row["run_id"],
         split=row["split"],
-        tomogram=folder / Path(row["tomogram"]).expanduser(),  # absolute ones stay as they are
-        target_mask=folder / Path(row["target_mask"]).expanduser(),
-        voxel_size_angstrom=_voxel_size(row.get("voxel_size", "")),
-        shape=_shape(row.get("shape", "")),
+        tomogram=locate(row["tomogram"], folder),  # absolute ones stay as they are
+        target_mask=locate(row["target_mask"], folder),
+        voxel_size_angstrom=parse_voxel_size(row.get("voxel_size", "")),
+        shape=parse_shape(row.get("shape", "")),
         extra=tuple(item for item in row.items() if item[0] not in (*REQUIRED_COLUMNS, *_OPTIONAL_COLUMNS)),
     )
 
 
-def _voxel_size(text: str) -> float | None:
+def parse_voxel_size(text: str) -> float | None:
+    """Read a voxel size in Å; None if the text is empty. Raises ValueError if it is no positive number."""
     if not text:
         return None
     try:
@@ -128,7 +132,8 @@ def _voxel_size(text: str) -> float | None:
     return size
 
 
-def _shape(text: str) -> tuple[int, int, int] | None:
+def parse_shape(text: str) -> tuple[int, int, int] | None:
+    """Read a shape such as `(100, 200, 200)`, Z first; None if the text is empty. Raises ValueError if it is none."""
     if not text:
         return None
     match = re.fullmatch(r"\(?\s*(\d+)\s*[,x ]\s*(\d+)\s*[,x ]\s*(\d+)\s*\)?", text)
@@ -168,7 +173,9 @@ def write_manifest(path: str | os.PathLike[str], samples: Iterable[Sample], over
             )
 
 
-def _relative(file: Path, folder: Path) -> str:
+def _relative(file: Location, folder: Path) -> str:
+    if not isinstance(file, Path):
+        return str(file)
     absolute, base = Path(os.path.abspath(file)), Path(os.path.abspath(folder))
     return str(absolute.relative_to(base)) if absolute.is_relative_to(base) else str(absolute)
 
@@ -267,7 +274,7 @@ def _shape_faults(
             yield f"a clip of {clip_slices} slices is longer than the tomogram, which has {side} along {axis}"
 
 
-def _mask_faults(path: Path, cache_folder: Path | None) -> Iterator[str]:
+def _mask_faults(path: Location, cache_folder: Path | None) -> Iterator[str]:
     try:
         summary = mask_summary(path, cache_folder)
     except InputError as error:
@@ -284,14 +291,17 @@ def _mask_faults(path: Path, cache_folder: Path | None) -> Iterator[str]:
 
 
 def _leaks(samples: Sequence[Sample]) -> Iterator[str]:
-    readable = [sample for sample in samples if os.access(sample.tomogram, os.R_OK) and sample.tomogram.is_file()]
     by_file: dict[str, list[Sample]] = {}
     by_content: dict[str, list[Sample]] = {}
-    for sample in readable:
-        by_file.setdefault(str(sample.tomogram.resolve()), []).append(sample)
+    for sample in samples:
+        place = sample.tomogram
+        if isinstance(place, Path) and not (os.access(place, os.R_OK) and (place.is_file() or is_zarr(place))):
+            continue
+        by_file.setdefault(str(place.resolve() if isinstance(place, Path) else place), []).append(sample)
     for same in by_file.values():
         yield from _across_splits(same, "the same file")
-        by_content.setdefault(fingerprint(same[0].tomogram), []).append(same[0])
+        with suppress(InputError):  # a Zarr that cannot be read, which has been said
+            by_content.setdefault(fingerprint(same[0].tomogram), []).append(same[0])
     for same in by_content.values():
         yield from _across_splits(same, "the same content")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from etsam.errors import InputError
-from etsam.io import Slices, atomic_path, read_volume
+from etsam.io import Location, Slices, atomic_path, read_volume
+from etsam.io.location import display_name, is_zarr, state_of
 from etsam.normalize import Statistics, measure
 from etsam.overlap import IGNORE
 
@@ -79,13 +79,13 @@ def summarize(mask: Slices) -> MaskSummary:
 _summaries: dict[tuple[str, int, int], MaskSummary] = {}
 
 
-def mask_summary(path: Path, cache_folder: Path | None = None) -> MaskSummary:
+def mask_summary(path: Location, cache_folder: Path | None = None) -> MaskSummary:
     """`summarize` of a mask file, remembered by path, time of change and size.
 
     Parameters
     ----------
     path
-        Mask file.
+        Mask file, Zarr folder or URL.
     cache_folder
         Where results are kept over processes; None: for this process only.
 
@@ -94,7 +94,7 @@ def mask_summary(path: Path, cache_folder: Path | None = None) -> MaskSummary:
     InputError
         If the file cannot be read.
     """
-    key = _state(path)
+    key = state_of(path)
     if key not in _summaries:
 
         def compute() -> _Arrays:
@@ -108,7 +108,7 @@ def mask_summary(path: Path, cache_folder: Path | None = None) -> MaskSummary:
     return _summaries[key]
 
 
-def statistics(path: Path, volume: Slices, cache_folder: Path | None = None) -> Statistics:
+def statistics(path: Location, volume: Slices, cache_folder: Path | None = None) -> Statistics:
     """`etsam.normalize.measure` of a tomogram, kept in `cache_folder` (about 8 MB a tomogram) if one is given.
 
     Parameters
@@ -132,8 +132,22 @@ def statistics(path: Path, volume: Slices, cache_folder: Path | None = None) -> 
     )
 
 
-def fingerprint(path: Path) -> str:
-    """Size and SHA-256 of the first and the middle megabyte: equal for copies, whatever their names."""
+def fingerprint(path: Location) -> str:
+    """Equal for copies, whatever their names, read from as little as possible.
+
+    Of a file, its size and the SHA-256 of the first and the middle megabyte; of an OME-Zarr, its shape and the SHA-256
+    of the chunk in the middle.
+
+    Raises
+    ------
+    InputError
+        If an OME-Zarr cannot be read.
+    """
+    if not isinstance(path, Path) or is_zarr(path):
+        from etsam.io.zarr import open_zarr
+
+        source = open_zarr(path)
+        return f"{source.shape} {hashlib.sha256(source.middle_chunk().tobytes()).hexdigest()}"
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         digest = hashlib.sha256(file.read(_MEGABYTE))
@@ -146,19 +160,11 @@ def _as_arrays(record: MaskSummary | Statistics) -> _Arrays:
     return {name: np.asarray(value) for name, value in asdict(record).items()}
 
 
-def _state(path: Path) -> tuple[str, int, int]:
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return str(path.resolve()), found.st_mtime_ns, found.st_size
-
-
-def _remembered(kind: str, path: Path, cache_folder: Path | None, compute: Callable[[], _Arrays]) -> _Arrays:
+def _remembered(kind: str, path: Location, cache_folder: Path | None, compute: Callable[[], _Arrays]) -> _Arrays:
     if cache_folder is None:
         return compute()
-    key = hashlib.sha256(repr(_state(path)).encode()).hexdigest()[:16]
-    stored = cache_folder / f"{path.name[:80]}.{key}.{kind}.npz"
+    key = hashlib.sha256(repr(state_of(path)).encode()).hexdigest()[:16]
+    stored = cache_folder / f"{display_name(path).replace('/', '_')[:80]}.{key}.{kind}.npz"
     try:
         # opened here: NumPy leaves a damaged file open
         with stored.open("rb") as file, np.load(file, allow_pickle=False) as arrays:

@@ -1,1 +1,1 @@
-"""Numbers of an evaluation, and what is made of them: tables, tests, pictures."""
+"""How good masks are: scores of tomograms, comparisons of methods, and the report of both."""

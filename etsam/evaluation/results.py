@@ -47,7 +47,8 @@ class TomogramResult:
     counts
         (N, 3) int64: true positives, false positives, false negatives of `logits > threshold`, without ignored voxels.
     planes
-        `xy`, `xz`, `yz` -> metric -> mean over the slices of that orientation with membrane in truth or prediction.
+        `xy`, `xz`, `yz` -> metric -> mean over the slices of that orientation that hold membrane in truth or
+        prediction.
     theta
         Rows (lower_degrees, upper_degrees, recall, precision, truth_voxels): by the angle of the surface normal to Z.
     pictures

@@ -11,7 +11,8 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from etsam.errors import InputError
-from etsam.io import TOMOGRAM_SUFFIXES, read_volume, strip_suffix
+from etsam.io import TOMOGRAM_SUFFIXES, Location, Url, locate, read_volume, strip_suffix
+from etsam.io.location import exists, is_zarr
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +20,8 @@ _LIST_SUFFIXES = (".txt", ".lst", ".list")
 _OUTPUT_MARK = "_etsam_predicted"  # our own outputs are never taken for inputs of a folder
 
 
-def find_tomograms(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Paths of tomograms: of a file, a folder, a pattern, a text file with a path a line, or several of these.
+def find_tomograms(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Location]:
+    """Tomograms that a file, OME-Zarr, folder, pattern, text file with a path or URL a line, or several of these name.
 
     Paths in a text file are relative to it; empty lines and lines that start with # are skipped. In folders and
     patterns, outputs of this program are left out.
@@ -37,42 +38,51 @@ def find_tomograms(given: str | os.PathLike[str] | Iterable[str | os.PathLike[st
     return list(dict.fromkeys(found))
 
 
-def _expand(item: str) -> list[Path]:
+def _expand(item: str) -> list[Location]:
     if not item.strip():  # as a path it would be the current folder
         raise InputError(
             "a tomogram's name is empty (a variable of your shell or script that is not set?); give a file or folder."
         )
-    path = Path(item).expanduser()
-    if path.is_dir() and path.suffix != ".zarr":  # which read_volume explains
+    path = locate(item)
+    if isinstance(path, Url) or is_zarr(path):
+        return [path]
+    if path.is_dir():
         return _in_folder(path)
     if path.suffix.lower() in _LIST_SUFFIXES and path.is_file():
         return _in_list(path)
     if not path.exists() and glob.has_magic(item):
         matches = [Path(match) for match in sorted(glob.glob(os.path.expanduser(item), recursive=True))]
-        tomograms = [match for match in matches if match.is_file() and _OUTPUT_MARK not in match.name]
+        tomograms = [match for match in matches if _is_tomogram(match) and _OUTPUT_MARK not in match.name]
         if not tomograms:
             raise InputError(f"no file matches the pattern {item}; check the folder and the pattern.")
-        return tomograms
+        return list(tomograms)
     return [path]
 
 
-def _in_folder(folder: Path) -> list[Path]:
+def _is_tomogram(path: Path) -> bool:
+    """Whether a file, or a Zarr folder that is not a part of another one."""
+    return path.is_file() or (is_zarr(path) and not is_zarr(path.parent))
+
+
+def _in_folder(folder: Path) -> list[Location]:
     try:
-        files = sorted(entry for entry in folder.iterdir() if entry.is_file())
+        files = sorted(entry for entry in folder.iterdir() if _is_tomogram(entry))
     except PermissionError as error:
         raise InputError(f"the folder {folder} cannot be read: permission denied.") from error
-    tomograms = [
-        file for file in files if file.name.lower().endswith(TOMOGRAM_SUFFIXES) and _OUTPUT_MARK not in file.name
+    tomograms: list[Location] = [
+        file
+        for file in files
+        if (file.is_dir() or file.name.lower().endswith(TOMOGRAM_SUFFIXES)) and _OUTPUT_MARK not in file.name
     ]
     if not tomograms:
         raise InputError(
             f"the folder {folder} holds no tomogram ({len(files)} other files); expected names ending in "
-            f"{' '.join(TOMOGRAM_SUFFIXES[:3])} and the like."
+            f"{' '.join(TOMOGRAM_SUFFIXES[:3])} .zarr and the like."
         )
     return tomograms
 
 
-def _in_list(file: Path) -> list[Path]:
+def _in_list(file: Path) -> list[Location]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
@@ -82,8 +92,8 @@ def _in_list(file: Path) -> list[Path]:
     named = {number: line for number, line in enumerate(lines, 1) if line and not line.startswith("#")}
     if not named:
         raise InputError(f"the list {file} names no tomogram; write one path a line.")
-    paths = {number: file.parent / Path(line).expanduser() for number, line in named.items()}  # absolute ones stay
-    missing = [f"line {number}: {path}" for number, path in paths.items() if not path.exists()]
+    paths = {number: locate(line, file.parent) for number, line in named.items()}  # absolute ones stay
+    missing = [f"line {number}: {path}" for number, path in paths.items() if not exists(path) and not is_zarr(path)]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(
@@ -121,7 +131,7 @@ class Tomograms(LightningDataModule):
         self._refuse_collisions(Path(output_dir))
 
     def _refuse_collisions(self, output_dir: Path) -> None:
-        by_name: dict[str, Path] = {}
+        by_name: dict[str, Location] = {}
         for path in self.paths:
             other = by_name.setdefault(strip_suffix(path), path)
             if other != path:
@@ -130,23 +140,25 @@ class Tomograms(LightningDataModule):
                     "different output folders."
                 )
 
-    def check(self) -> dict[Path, int]:
+    def check(self) -> dict[Location, int]:
         """Open each header; compressed files are looked at when their turn comes.
 
         Returns
         -------
         dict
-            Path -> number of voxels, 0 where it is not known yet.
+            Tomogram -> number of voxels, 0 where it is not known yet.
 
         Raises
         ------
         InputError
             Naming every file that cannot be used.
         """
-        faults, voxels = [], {}
+        faults: list[str] = []
+        voxels: dict[Location, int] = {}
         for path in self.paths:
             voxels[path] = 0
-            if path.name.lower().endswith((".gz", ".bz2")) and path.is_file() and os.access(path, os.R_OK):
+            packed = isinstance(path, Path) and path.name.lower().endswith((".gz", ".bz2")) and path.is_file()
+            if packed and os.access(path, os.R_OK):
                 continue
             try:
                 voxels[path] = math.prod(read_volume(path, warn=False).shape)

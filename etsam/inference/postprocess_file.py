@@ -8,12 +8,13 @@ import numpy as np
 
 from etsam.errors import InputError, OutputError
 from etsam.inference.postprocess import Step, apply_steps
-from etsam.io import MrcWriter, read_volume
+from etsam.io import read_volume, volume_writer
+from etsam.io.location import Location, display_name
 
 log = logging.getLogger(__name__)
 
 
-def postprocess_file(source: Path, target: Path, steps: Sequence[Step], *, overwrite: bool = False) -> None:
+def postprocess_file(source: Location, target: Path, steps: Sequence[Step], *, overwrite: bool = False) -> None:
     """Apply steps in order; the output carries the input's voxel size, origin and start.
 
     Raises
@@ -24,7 +25,7 @@ def postprocess_file(source: Path, target: Path, steps: Sequence[Step], *, overw
         If the output exists (and `overwrite` is not set), is the input, or cannot be written.
     """
     mask = read_volume(source)
-    if target.exists() and target.samefile(source):
+    if isinstance(source, Path) and target.exists() and target.samefile(source):
         raise OutputError(f"{target} is the input; name another file for the output.")
     values: set[float] = set()
     for z in range(mask.shape[0]):
@@ -36,10 +37,10 @@ def postprocess_file(source: Path, target: Path, steps: Sequence[Step], *, overw
                 f"{source} is no mask: it holds the values {shown}{more}; a mask has 0 and one other, such as 1."
             )
     before = after = 0
-    with MrcWriter(target, mask.shape, np.int8, like=mask, overwrite=overwrite) as writer:
+    with volume_writer(target, mask.shape, bool, mask, overwrite) as writer:
         cleaned = apply_steps(mask, steps)
         for z in range(mask.shape[0]):
             plane = cleaned[z]
             writer[z] = plane
             before, after = before + int(np.count_nonzero(mask[z])), after + int(np.count_nonzero(plane))
-    log.info("%s: %d of %d membrane voxels kept -> %s", source.name, after, before, target)
+    log.info("%s: %d of %d membrane voxels kept -> %s", display_name(source), after, before, target)

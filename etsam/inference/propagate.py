@@ -81,17 +81,19 @@ def _segment_again(tracker: SliceTracker, z: int, image_at: Callable[[int], Tens
     return tracker.segment(z, features, {nearest: known[nearest]}, others, memory.num_slices, reverse=not before)
 
 
-class _LastSlice:
-    """Keeps the slice read last, since all tiles of a slice are cut from it in turn."""
+class _LastSlices:
+    """Keeps the slices read last, since all tiles of a slice are cut from them in turn."""
 
-    def __init__(self, slices: Slices) -> None:
-        self._slices = slices
-        self._z, self._plane = -1, np.empty((0, 0), dtype=np.float32)
+    def __init__(self, slices: Slices, count: int) -> None:
+        self._slices, self._count = slices, count
+        self._planes: dict[int, np.ndarray] = {}
 
     def __getitem__(self, z: int) -> np.ndarray:
-        if z != self._z:
-            self._plane, self._z = self._slices[z], z
-        return self._plane
+        if z not in self._planes:
+            while len(self._planes) >= self._count:
+                del self._planes[next(iter(self._planes))]
+            self._planes[z] = np.asarray(self._slices[z], dtype=np.float32)
+        return self._planes[z]
 
 
 @torch.no_grad()  # not inference_mode: sam2 caches position encodings, which training then needs as ordinary tensors
@@ -127,12 +129,12 @@ def propagate(
     progress
         Called with (slices done, slices in all).
     """
-    device, last, depth = tracker.mean.device, _LastSlice(slices), slices.shape[0]
+    device, last, depth = tracker.mean.device, _LastSlices(slices, tracker.input_slices), slices.shape[0]
 
     def images(batch: Sequence[Tile]) -> Callable[[int], Tensor]:
         def image_at(z: int) -> Tensor:
-            plane = torch.from_numpy(np.asarray(last[z], dtype=np.float32)).to(device)
-            return torch.cat([tracker.prepare(plane[tile.index][None]) for tile in batch])
+            planes = torch.from_numpy(np.stack([last[seen] for seen in tracker.seen_with(z, depth)])).to(device)
+            return torch.cat([tracker.prepare(planes[(..., *tile.index)][None]) for tile in batch])
 
         return image_at
 

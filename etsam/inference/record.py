@@ -26,29 +26,30 @@ class OutputNames:
     folder: Path
     stem: str
     infix: str = ""
+    volume_suffix: str = ".mrc"
 
     def _path(self, ending: str) -> Path:
         return self.folder / f"{self.stem}_etsam_predicted{self.infix}_{ending}"
 
     @property
     def mask(self) -> Path:
-        """Binary mask, MRC mode 0."""
-        return self._path("mask.mrc")
+        """Binary mask; in MRC mode 0."""
+        return self._path(f"mask{self.volume_suffix}")
 
     @property
     def logits(self) -> Path:
-        """Logits of stage 2, MRC mode 2."""
-        return self._path("logits.mrc")
+        """Logits of stage 2, float32."""
+        return self._path(f"logits{self.volume_suffix}")
 
     @property
     def post_processed_mask(self) -> Path:
-        """Mask after post-processing, MRC mode 0."""
-        return self._path("post_processed_mask.mrc")
+        """Mask after post-processing, as `mask`."""
+        return self._path(f"post_processed_mask{self.volume_suffix}")
 
     @property
     def instances(self) -> Path:
-        """Connected membranes numbered by decreasing size, MRC mode 6."""
-        return self._path("instances.mrc")
+        """Connected membranes numbered by decreasing size, uint16."""
+        return self._path(f"instances{self.volume_suffix}")
 
     @property
     def preview(self) -> Path:

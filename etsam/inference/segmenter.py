@@ -13,7 +13,7 @@ from lightning import LightningModule
 
 from etsam.errors import InputError
 from etsam.inference.two_stage import Mask, TwoStage
-from etsam.io import Slices, Volume, read_volume
+from etsam.io import Location, Slices, Volume, locate, read_volume
 from etsam.normalize import Normalization, normalize
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Segmenter(LightningModule):
         self.nonfinite = nonfinite
         self.scratch_folder = None if scratch_folder is None else Path(scratch_folder)
         self.progress: Progress | None = None
-        self.skip: Callable[[Path], bool] = lambda path: False
+        self.skip: Callable[[Location], bool] = lambda path: False
         self.failures: list[str] = []
 
     def predict_step(self, batch: str, batch_idx: int = 0) -> Prediction | None:
@@ -96,7 +96,7 @@ class Segmenter(LightningModule):
 
         A tomogram that cannot be used does not stop the others: it is logged, kept in `failures`, and gives None.
         """
-        path = Path(batch)
+        path = locate(batch)
         if self.skip(path):
             log.info("%s: complete, skipped", path.name)
             return None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from lightning import LightningModule, Trainer
@@ -18,14 +18,21 @@ from etsam.inference.postprocess import InstanceLabels, Step, apply_steps
 from etsam.inference.preview import PreviewPlanes, write_preview
 from etsam.inference.record import OutputNames, environment, peak_memory_mb, read_record, write_record
 from etsam.inference.segmenter import Prediction, Segmenter
-from etsam.io import MrcWriter, strip_suffix
-from etsam.weights import file_sha256
+from etsam.io import Location, VolumeWriter, strip_suffix, volume_writer
+from etsam.io.location import absolute, checksum_of, display_name
 
 log = logging.getLogger(__name__)
 
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.3f} MB"
+
+
+def _remove(output: Path) -> None:
+    if output.is_dir():  # OME-Zarr
+        shutil.rmtree(output)
+    else:
+        output.unlink(missing_ok=True)
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -39,6 +46,8 @@ class PredictionWriter(BasePredictionWriter):
         In the names of outputs, such as `_split_processing`.
     write_logits, write_instances, write_preview
         Further outputs.
+    output_format
+        Of masks, logits and instances: `mrc`, or `zarr` for OME-Zarr with a pyramid (`etsam.io.zarr_writer`).
     postprocess
         Steps in order, by name; with any, a post-processed mask is written beside the mask.
     overwrite
@@ -54,7 +63,7 @@ class PredictionWriter(BasePredictionWriter):
     Raises
     ------
     ConfigError
-        If both `overwrite` and `resume` are set, or `infix` names a folder.
+        If both `overwrite` and `resume` are set, `infix` names a folder, or `output_format` is another.
     """
 
     def __init__(
@@ -65,6 +74,7 @@ class PredictionWriter(BasePredictionWriter):
         write_logits: bool = False,
         write_instances: bool = False,
         write_preview: bool = True,
+        output_format: Literal["mrc", "zarr"] = "mrc",
         postprocess: Mapping[str, Step] | None = None,
         overwrite: bool = False,
         resume: bool = False,
@@ -74,18 +84,21 @@ class PredictionWriter(BasePredictionWriter):
             raise ConfigError("overwrite=true replaces what resume=true would keep; set one of them.")
         if os.path.basename(infix) != infix:
             raise ConfigError(f"output_infix={infix} is a part of file names, without /; for a folder use output_dir.")
+        if output_format not in ("mrc", "zarr"):
+            raise ConfigError(f"output_format={output_format} is unknown; allowed: mrc, zarr.")
         self.output_dir = Path(output_dir)
+        self.output_format = output_format
         self.infix = infix
         self.write_logits, self.write_instances, self.write_preview = write_logits, write_instances, write_preview
         self.steps = list((postprocess or {}).values())
         self.overwrite, self.resume = overwrite, resume
         self.settings: dict[str, Any] = {}
 
-    def names(self, path: Path) -> OutputNames:
+    def names(self, path: Location) -> OutputNames:
         """Output files of the tomogram at `path`."""
-        return OutputNames(self.output_dir, strip_suffix(path), self.infix)
+        return OutputNames(self.output_dir, strip_suffix(path), self.infix, f".{self.output_format}")
 
-    def wanted(self, path: Path) -> list[Path]:
+    def wanted(self, path: Location) -> list[Path]:
         """List the outputs that this run writes for a tomogram."""
         names = self.names(path)
         wanted = [names.mask, names.record]
@@ -93,7 +106,7 @@ class PredictionWriter(BasePredictionWriter):
         wanted += [names.preview] * self.write_preview + [names.post_processed_mask] * bool(self.steps)
         return wanted
 
-    def check(self, voxels: Mapping[Path, int]) -> None:
+    def check(self, voxels: Mapping[Location, int]) -> None:
         """Make the folder, and refuse to touch what is there or to fill the disk, before anything is computed.
 
         Parameters
@@ -122,6 +135,10 @@ class PredictionWriter(BasePredictionWriter):
             )
         todo = [path for path in voxels if not self.complete(path)]
         voxel_bytes = 1 + bool(self.steps) + 4 * self.write_logits + 2 * self.write_instances
+        if self.output_format == "zarr":
+            voxel_bytes = (
+                0  # compressed to nobody knows what: masks to a tenth or less, logits to nearly nothing or not
+            )
         needed, free = voxel_bytes * sum(voxels[path] for path in todo), shutil.disk_usage(self.output_dir).free
         if needed > free:
             raise OutputError(
@@ -138,7 +155,7 @@ class PredictionWriter(BasePredictionWriter):
                 "complete, or choose another output_dir."
             )
 
-    def complete(self, path: Path) -> bool:
+    def complete(self, path: Location) -> bool:
         """Whether `resume` may skip this tomogram.
 
         Raises
@@ -169,7 +186,7 @@ class PredictionWriter(BasePredictionWriter):
             )
         if not all(file.exists() for file in self.wanted(path)):
             return False
-        if record["input"].get("sha256") != file_sha256(path):
+        if record["input"].get("sha256") != checksum_of(path)[0]:
             raise OutputError(
                 f"{path} has changed since {names.mask} was made; choose another output_dir, or set overwrite=true to "
                 "make it anew."
@@ -205,7 +222,7 @@ class PredictionWriter(BasePredictionWriter):
             return self._write(prediction, progress, made)
         except BaseException:
             for file in made:  # without their record they would be in the way of the next run
-                file.unlink(missing_ok=True)
+                _remove(file)
             raise
 
     def _write(self, prediction: Prediction, progress: Any, made: list[Path]) -> OutputNames:
@@ -219,13 +236,13 @@ class PredictionWriter(BasePredictionWriter):
         depth = volume.shape[0]
         planes = PreviewPlanes(volume)
 
-        def writer(path: Path, dtype: type) -> MrcWriter:
+        def writer(path: Path, dtype: type) -> VolumeWriter:
             # what is pushed before the writer runs after it: then the file has its name
             stack.push(lambda kind, *_: made.append(path) if kind is None else None)
-            return stack.enter_context(MrcWriter(path, volume.shape, dtype, like=volume, overwrite=replace))
+            return stack.enter_context(volume_writer(path, volume.shape, dtype, volume, replace))
 
         with ExitStack() as stack:  # all files get their names at the end, or none
-            mask = writer(names.mask, np.int8)
+            mask = writer(names.mask, bool)
             logits = writer(names.logits, np.float32) if self.write_logits else None
             for z in range(depth):
                 plane = prediction.logits[z]
@@ -236,7 +253,7 @@ class PredictionWriter(BasePredictionWriter):
                     progress("writing", z + 1, depth)
             final = mask
             if self.steps:
-                final = writer(names.post_processed_mask, np.int8)
+                final = writer(names.post_processed_mask, bool)
                 cleaned = apply_steps(mask, self.steps)
                 for z in range(depth):
                     final[z] = cleaned[z]
@@ -254,13 +271,14 @@ class PredictionWriter(BasePredictionWriter):
                     planes.add(z, volume[z], plane)
             share = membrane / float(np.prod(volume.shape))
             if self.write_preview:
-                title = f"{volume.path.name}: {100 * share:.2f} % membrane" + self._caption()
+                title = f"{display_name(volume.path)}: {100 * share:.2f} % membrane" + self._caption()
                 write_preview(names.preview, planes, title.replace("$", r"\$"), replace)  # $...$ would be a formula
                 made.append(names.preview)
-            checksum = file_sha256(volume.path)  # takes a while, so before the outputs get their names
+            checksum = checksum_of(volume.path)  # takes a while, so before the outputs get their names
         seconds = prediction.seconds | {"write": time.perf_counter() - started}
         write_record(names.record, self._record(prediction, share, seconds, checksum), replace)
-        log.info("%s: %.2f %% membrane, %.1f s -> %s", volume.path.name, 100 * share, sum(seconds.values()), names.mask)
+        took = sum(seconds.values())
+        log.info("%s: %.2f %% membrane, %.1f s -> %s", display_name(volume.path), 100 * share, took, names.mask)
         return names
 
     def _caption(self) -> str:
@@ -268,14 +286,15 @@ class PredictionWriter(BasePredictionWriter):
         return f"\nweights: {weights}" + (" - MEANINGLESS" if weights.startswith("random") else "") if weights else ""
 
     def _record(
-        self, prediction: Prediction, share: float, seconds: Mapping[str, float], checksum: str
+        self, prediction: Prediction, share: float, seconds: Mapping[str, float], checksum: tuple[str, str]
     ) -> dict[str, Any]:
         volume = prediction.volume
         assert volume.path is not None
         return {
             "input": {
-                "path": str(volume.path.absolute()),
-                "sha256": checksum,
+                "path": absolute(volume.path),
+                "sha256": checksum[0],
+                "sha256_of": checksum[1],
                 "shape_zyx": list(volume.shape),
                 "dtype": str(volume.dtype),
                 "voxel_size_angstrom_zyx": volume.voxel_size_angstrom,

@@ -4,7 +4,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -53,8 +53,7 @@ def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterat
     """
     target = Path(path)
     refuse_existing(target, overwrite)
-    # 60 characters of the name: the whole stays below the usual limit of 255 bytes, in any alphabet
-    part = target.parent / f".{target.name[:60]}.{secrets.token_hex(6)}.part"
+    part = _part_of(target)
     try:
         # not tempfile: its files are readable by their owner only, and stay so after renaming
         part.open("xb").close()
@@ -74,14 +73,89 @@ def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterat
             part.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(
+    path: str | os.PathLike[str], overwrite: bool = False, *, replaceable: Callable[[Path], bool]
+) -> Iterator[Path]:
+    """`atomic_path` for an output that is a folder: a hidden one beside it, filled in the block, then renamed.
+
+    Parameters
+    ----------
+    path
+        Where the folder shall lie; what it lies in must exist.
+    overwrite
+        Replace an existing folder. It keeps its place until the new one is complete.
+    replaceable
+        Whether an existing folder is one that may be replaced, so that no folder of other things ever is.
+
+    Yields
+    ------
+    Path
+        The temporary folder, empty.
+
+    Raises
+    ------
+    OutputError
+        If `path` exists, cannot be written, or the disk is full.
+    """
+    target = Path(path)
+    _refuse_folder(target, overwrite, replaceable)
+    part = _part_of(target)
+    try:
+        part.mkdir()
+    except OSError as error:
+        raise output_error(error, target) from error
+    try:
+        yield part
+        for file in part.rglob("*"):
+            if file.is_file():
+                _flush_to_disk(file)
+        _refuse_folder(target, overwrite, replaceable)  # it may have appeared meanwhile
+        if os.path.lexists(target):
+            old = _part_of(target)
+            target.rename(old)
+            try:
+                part.rename(target)
+            except OSError:
+                old.rename(target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            part.rename(target)
+    except OSError as error:
+        if str(error.filename or "").startswith(str(part)) or error.errno in _FULL | _FORBIDDEN:
+            raise output_error(error, target) from error
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def refuse_existing(target: Path, overwrite: bool) -> None:
     """Raise an OutputError if `target` exists and may not be replaced, or is a folder."""
     if os.path.isdir(target):
         raise OutputError(f"{target}: is a folder; give the name of a file")
     if not overwrite and os.path.lexists(target):
-        raise OutputError(
-            f"{target}: exists already; set overwrite=true to replace it or resume=true to keep what is complete"
-        )
+        raise _exists(target)
+
+
+def _exists(target: Path) -> OutputError:
+    return OutputError(
+        f"{target}: exists already; set overwrite=true to replace it or resume=true to keep what is complete"
+    )
+
+
+def _refuse_folder(target: Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
+    if not os.path.lexists(target):
+        return
+    if os.path.islink(target) or not os.path.isdir(target) or not replaceable(target):
+        raise OutputError(f"{target}: is there and holds something else, which is never replaced; choose another name")
+    if not overwrite:
+        raise _exists(target)
+
+
+def _part_of(target: Path) -> Path:
+    # 60 characters of the name: the whole stays below the usual limit of 255 bytes, in any alphabet
+    return target.parent / f".{target.name[:60]}.{secrets.token_hex(6)}.part"
 
 
 def output_error(error: OSError, target: Path) -> OutputError:

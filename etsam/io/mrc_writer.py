@@ -19,6 +19,7 @@ from etsam import __version__
 from etsam.errors import OutputError
 from etsam.io.atomic import atomic_path, output_error
 from etsam.io.mrc_header import ALLOWED_MODES, HEADER_BYTES
+from etsam.io.planes import checked_plane, refuse_missing, slice_number, three_sides
 from etsam.io.unpack import write_all
 from etsam.io.volume import Volume
 
@@ -86,9 +87,7 @@ class MrcWriter:
         self.dtype = np.dtype(dtype).newbyteorder("=")
         if self.dtype.name not in ALLOWED_MODES.values():
             raise ValueError(f"dtype {self.dtype}: MRC files hold {', '.join(ALLOWED_MODES.values())}; masks are int8")
-        if len(shape) != 3 or not all(0 < side < 2**31 for side in shape):  # header words are int32
-            raise ValueError(f"shape {shape}: three positive sides (Z, Y, X) are needed")
-        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
+        self.shape = three_sides(shape, 2**31)  # header words are int32
         if voxel_size_angstrom is None and like is not None:
             voxel_size_angstrom = like.voxel_size_angstrom
         self._header = _new_header(self.shape, self.dtype, like, voxel_size_angstrom, label)
@@ -127,14 +126,8 @@ class MrcWriter:
     def __setitem__(self, z: int, plane: np.ndarray) -> None:
         if self._file is None:
             raise ValueError(f"{self.path}: not open; use MrcWriter in a with statement")
-        index = operator.index(z)
-        if not -self.shape[0] <= index < self.shape[0]:
-            raise IndexError(f"slice {index} of a volume with {self.shape[0]} slices")
-        index %= self.shape[0]
-        plane = np.asarray(plane)
-        if plane.shape != self.shape[1:]:
-            raise ValueError(f"slice of shape {plane.shape}: this volume has slices of {self.shape[1:]} (Y, X)")
-        converted = self._convert(plane)
+        index = slice_number(z, self.shape[0])
+        converted = checked_plane(plane, self.shape, self.dtype, self.path)
         # in this order a slice of which only a part was written does not count as written
         self._written[index] = False
         self._write_at(HEADER_BYTES + index * converted.nbytes, converted)
@@ -154,22 +147,6 @@ class MrcWriter:
             filled += count
         return plane
 
-    def _convert(self, plane: np.ndarray) -> np.ndarray:
-        """To the file's dtype, contiguous; values that do not survive are an error, rounding of floats is not."""
-        kind = plane.dtype.kind
-        if kind not in "biuf" or (kind == "f" and self.dtype.kind != "f"):
-            raise ValueError(f"slice of {plane.dtype} in a file of {self.dtype}: convert it first")
-        if kind in "iu" and self.dtype.kind in "iu" and not np.can_cast(plane.dtype, self.dtype):
-            limits = np.iinfo(self.dtype)
-            if int(plane.min()) < limits.min or int(plane.max()) > limits.max:
-                raise ValueError(f"values {plane.min()} to {plane.max()} do not fit into {self.dtype}")
-        if self.dtype.kind == "f" and not np.can_cast(plane.dtype, self.dtype):
-            limit = float(np.finfo(self.dtype).max)
-            finite = plane[np.isfinite(plane)]
-            if finite.size and max(-float(finite.min()), float(finite.max())) > limit:
-                raise OutputError(f"{self.path}: values beyond {limit:g} do not fit into {self.dtype}; use float32")
-        return np.ascontiguousarray(plane, dtype=self.dtype)
-
     def _write_at(self, offset: int, data: np.ndarray) -> None:
         assert self._file is not None
         try:
@@ -184,10 +161,7 @@ class MrcWriter:
         """Complete the header; runs before the file is closed, flushed to disk and renamed."""
         if kind is not None:
             return
-        missing = np.flatnonzero(~self._written)
-        if missing.size:
-            names = ", ".join(str(z) for z in missing[:10]) + (", ..." if missing.size > 10 else "")
-            raise RuntimeError(f"{self.path}: {missing.size} of {self.shape[0]} slices never written: {names}")
+        refuse_missing(self._written, self.path)
         _set_statistics(self._header, self._statistics)
         self._write_at(0, self._header)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
 _SIDE_MULTIPLE = 32  # the coarsest level of the image encoder has stride 32
+_INPUT_SLICES = (1, 3)  # how three channels can be filled
 
 
 def import_sam2() -> None:
@@ -49,7 +50,7 @@ def build_network(net: Mapping[str, Any]) -> "SAM2Base":
         If a constructor refuses its arguments, or the image side is no multiple of 32.
     """
     import_sam2()
-    config = net if OmegaConf.is_config(net) else OmegaConf.create(dict(net))
+    config = OmegaConf.create({key: value for key, value in net.items() if key != "input_slices"})
     side = config.get("image_size")
     if not isinstance(side, int) or side <= 0 or side % _SIDE_MULTIPLE:
         raise ConfigError(f"net.image_size={side}: the image side has to be a positive multiple of {_SIDE_MULTIPLE}.")
@@ -66,7 +67,7 @@ def build_tracker(net: Mapping[str, Any], checkpoint: str | None = None, seed: i
     Parameters
     ----------
     net
-        A config of the group `net`.
+        A config of the group `net`; its `input_slices` (1 if it says nothing) is for the tracker, the rest for SAM2.
     checkpoint
         Weights file, as `StageWeights.resolve` finds it; None: random weights.
     seed
@@ -78,12 +79,17 @@ def build_tracker(net: Mapping[str, Any], checkpoint: str | None = None, seed: i
         As `build_network`, `StageWeights.resolve` and `load_weights`.
     """
     weights = StageWeights.resolve(checkpoint, seed)
+    input_slices = net.get("input_slices", 1)
+    if input_slices not in _INPUT_SLICES:
+        raise ConfigError(
+            f"net.input_slices={input_slices} is unknown; allowed: 1, or 3 (with those before and after)."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(net)
     if weights.path is not None:
         load_weights(network, weights.path)
-    return SliceTracker(network).eval()
+    return SliceTracker(network, input_slices).eval()
 
 
 def random_click(truth: Tensor, prediction: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -29,14 +29,18 @@ class SliceTracker(nn.Module):
     ----------
     network
         A `sam2.modeling.sam2_base.SAM2Base`.
+    input_slices
+        What the network sees of slice z in its three channels: 1: the slice three times, as published; 3: the slices
+        z - 1, z, z + 1, of which noise averages out.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, input_slices: int = 1) -> None:
         super().__init__()
         self.network: Any = network
+        self.input_slices = input_slices
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
 
@@ -61,20 +65,26 @@ class SliceTracker(nn.Module):
         features = max(1, 2 + (stride - 1) + (network.num_maskmem - 3) * stride)  # oldest index in SAM2's own rule
         return SliceMemory(num_slices, max(network.max_obj_ptrs_in_encoder, features) + 1, features + 1)
 
+    def seen_with(self, z: int, num_slices: int) -> list[int]:
+        """The `input_slices` slices that the network sees when it sees slice `z`; the volume's ends are repeated."""
+        reach = self.input_slices // 2
+        return [min(max(other, 0), num_slices - 1) for other in range(z - reach, z + reach + 1)]
+
     def prepare(self, planes: Tensor) -> Tensor:
         """Normalised slices to the network's image: bicubic (a = -0.5, antialiased when shrinking), three channels.
 
         Parameters
         ----------
         planes
-            (B, Y, X) float32; about 0..1 for stage 1, 0..2 for stage 2. Overshoot is not clamped, as published.
+            (B, Y, X), or (B, input_slices, Y, X) as `seen_with` lists them, float32; about 0..1 for stage 1, 0..2 for
+            stage 2. Overshoot is not clamped, as published.
 
         Returns
         -------
         Tensor
             (B, 3, S, S) float32.
         """
-        images = planes[:, None].float()  # (B, 1, Y, X)
+        images = (planes if planes.ndim == 4 else planes[:, None]).float()  # (B, 1 or 3, Y, X)
         if images.shape[-2:] != (self.side, self.side):
             images = F.interpolate(images, (self.side, self.side), mode="bicubic", antialias=True)
         return (images - self.mean) / self.std  # (B, 3, S, S)

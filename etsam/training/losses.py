@@ -1,7 +1,8 @@
 """SAM2's losses of a clip: focal, dice, predicted IoU, object score; summed over slices and steps, float32.
 
 Of the candidate masks of a step only the best one (least weighted focal + dice) is trained; mask, dice and IoU only
-where the slice has an object. Ignored voxels are as if they were not there.
+where the slice has an object, unless slices without one are to be learnt by their masks (networks without object
+score). Ignored voxels are as if they were not there.
 """
 
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ class MaskLosses(nn.Module):
         Whether the predicted IoU of every candidate is trained, or of the best one only.
     iou_l1
         Absolute error of the predicted IoU; else squared.
+    train_empty
+        Train the masks of slices without object, too. SAM2 leaves it to the object score to say that there is none.
 
     Raises
     ------
@@ -58,6 +61,7 @@ class MaskLosses(nn.Module):
         gamma: float = 2.0,
         supervise_all_iou: bool = True,
         iou_l1: bool = True,
+        train_empty: bool = False,
     ) -> None:
         super().__init__()
         self.weights = {"mask": mask, "dice": dice, "iou": iou, "object": object}
@@ -69,7 +73,7 @@ class MaskLosses(nn.Module):
         if gamma < 0 or 0 < gamma < 1:
             raise ConfigError(f"loss.gamma={gamma}: the focal exponent is 0 or at least 1.")
         self.alpha, self.gamma = alpha, gamma
-        self.supervise_all_iou, self.iou_l1 = supervise_all_iou, iou_l1
+        self.supervise_all_iou, self.iou_l1, self.train_empty = supervise_all_iou, iou_l1, train_empty
 
     def forward(self, outputs: Sequence[SliceOutput], masks: Tensor, ignore: Tensor | None = None) -> Losses:
         """Sum over slices and steps, divided by the number of clips.
@@ -112,10 +116,11 @@ class MaskLosses(nn.Module):
         present = truth.any(dim=2)[:, 0].float()  # (B,)
         annotated = valid.any(dim=2)[:, 0].float()
         score = object_score.float()[:, 0]
+        trained = annotated if self.train_empty else present
         return {
-            "mask": focal.gather(1, best)[:, 0] * present,
-            "dice": dice.gather(1, best)[:, 0] * present,
-            "iou": (iou.mean(dim=1) if self.supervise_all_iou else iou.gather(1, best)[:, 0]) * present,
+            "mask": focal.gather(1, best)[:, 0] * trained,
+            "dice": dice.gather(1, best)[:, 0] * trained,
+            "iou": (iou.mean(dim=1) if self.supervise_all_iou else iou.gather(1, best)[:, 0]) * trained,
             "object": F.binary_cross_entropy_with_logits(score, present, reduction="none") * annotated,
         }
 

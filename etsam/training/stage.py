@@ -136,8 +136,11 @@ class Stage(LightningModule):
         """
         generators = clip_generators(batch.keys, self.seed, batch.images.device)
         images, masks = self.augment(batch.images, batch.masks, generators)  # (B, T, Y, X)
-        shape, side = images.shape[:2], self.tracker.side
-        prepared = self.tracker.prepare(images.flatten(0, 1)).unflatten(0, shape)  # (B, T, 3, S, S)
+        reach = self.tracker.input_slices // 2  # the outermost slices of a clip are only seen beside others
+        masks = masks[:, reach : masks.shape[1] - reach]
+        seen = images.unfold(1, 2 * reach + 1, 1).movedim(-1, 2)  # (B, T, input_slices, Y, X)
+        shape, side = seen.shape[:2], self.tracker.side
+        prepared = self.tracker.prepare(seen.flatten(0, 1)).unflatten(0, shape)  # (B, T, 3, S, S)
         resized = nn.functional.interpolate(masks.float(), (side, side), mode="nearest-exact").to(torch.uint8)
         return prepared.transpose(0, 1), resized.transpose(0, 1)
 

@@ -19,7 +19,8 @@ from etsam.errors import ConfigError
 from etsam.inference.stores import open_store
 from etsam.inference.tiles import Overlapping, Stitched, Tiling
 from etsam.inference.two_stage import Stage, run_stage
-from etsam.io import Slices, atomic_path, read_volume
+from etsam.io import Slices, atomic_path, locate, read_volume, strip_suffix
+from etsam.io.location import display_name, state_of
 from etsam.normalize import Normalization, normalize
 from etsam.training.validation import Annotated
 
@@ -84,10 +85,10 @@ class Stage1Logits:
 
     def path(self, sample: Annotated) -> Path:
         """File of a tomogram's logits."""
-        file = Path(sample.tomogram).resolve()
-        stat = file.stat()
-        key = f"{file}|{stat.st_size}|{stat.st_mtime_ns}|{self._identity}"
-        return self.folder / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+        place = locate(sample.tomogram)
+        name, changed, size = state_of(place)
+        key = f"{name}|{size}|{changed}|{self._identity}"
+        return self.folder / f"{strip_suffix(place)}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
 
     def prepare(self, samples: Iterable[Annotated], device: str | torch.device = "cpu") -> int:
         """Compute what is missing; returns how many tomograms that were.
@@ -114,7 +115,7 @@ class Stage1Logits:
             run_stage(stage, normalized, tiles, store=store, resegment_prompted=self._resegment)
             with atomic_path(self.path(sample), overwrite=True) as part, part.open("wb") as file:
                 np.save(file, np.asarray(store).astype(np.float16))
-            log.info("stage-1 logits %d of %d: %s", done, len(missing), Path(sample.tomogram).name)
+            log.info("stage-1 logits %d of %d: %s", done, len(missing), display_name(locate(sample.tomogram)))
         return len(missing)
 
     def __call__(self, sample: Annotated) -> Slices:

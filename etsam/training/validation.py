@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +10,7 @@ from etsam.errors import ConfigError
 from etsam.inference.prompts import Prompt
 from etsam.inference.tiles import Overlapping, Tiling
 from etsam.inference.two_stage import DEFAULT_THRESHOLD, Mask, Stage, fuse, run_stage
-from etsam.io import Slices, read_volume
+from etsam.io import Location, Slices, read_volume
 from etsam.network.tracker import SliceTracker
 from etsam.normalize import Normalization, normalize
 from etsam.overlap import overlap_scores, stat_counts
@@ -21,13 +20,13 @@ class Annotated(Protocol):
     """A tomogram with its mask: a `Sample` of a manifest, or a `ValidationItem`."""
 
     @property
-    def tomogram(self) -> str | Path:
-        """File."""
+    def tomogram(self) -> str | Location:
+        """File, Zarr folder or URL."""
         ...
 
     @property
-    def target_mask(self) -> str | Path:
-        """File."""
+    def target_mask(self) -> str | Location:
+        """File, Zarr folder or URL."""
         ...
 
 

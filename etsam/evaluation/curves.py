@@ -1,0 +1,119 @@
+"""What a sweep of the threshold says: Dice at every threshold, the best ones, precision against recall."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from etsam.evaluation.results import TomogramResult
+
+_DECIMALS = 5  # thresholds that agree so far are the same
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Counts of one method at the thresholds that all its tomograms share.
+
+    Attributes
+    ----------
+    method
+        Name.
+    tomograms
+        M names.
+    thresholds
+        (N,) float64, increasing.
+    counts
+        (M, N, 3) int64: true positives, false positives, false negatives.
+    """
+
+    method: str
+    tomograms: tuple[str, ...]
+    thresholds: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def dice(self) -> np.ndarray:
+        """(M, N) float64; NaN where neither truth nor prediction has membrane."""
+        return dice(self.counts)
+
+    @property
+    def mean_dice(self) -> np.ndarray:
+        """(N,): mean over tomograms."""
+        return _mean(self.dice)
+
+    def at(self, threshold: float) -> float:
+        """Mean Dice at a threshold, linear between those of the sweep; NaN outside."""
+        return float(np.interp(threshold, self.thresholds, self.mean_dice, left=np.nan, right=np.nan))
+
+    @property
+    def best_fixed(self) -> tuple[float, float]:
+        """(threshold, mean Dice) of the one threshold that serves all these tomograms best."""
+        if np.isnan(self.mean_dice).all():
+            return float("nan"), float("nan")
+        best = int(np.nanargmax(self.mean_dice))
+        return float(self.thresholds[best]), float(self.mean_dice[best])
+
+    @property
+    def oracle(self) -> np.ndarray:
+        """(M, 2): threshold and Dice of each tomogram at its own best threshold, which needs the truth to be known."""
+        found = np.full((len(self.tomograms), 2), np.nan)
+        for row, values in enumerate(self.dice):
+            if not np.isnan(values).all():
+                best = int(np.nanargmax(values))
+                found[row] = self.thresholds[best], values[best]
+        return found
+
+    @property
+    def oracle_mean(self) -> float:
+        """Mean of the tomograms' own best Dice."""
+        return float(_mean(self.oracle[:, 1:])[0])
+
+    @property
+    def pooled(self) -> tuple[np.ndarray, np.ndarray]:
+        """(precision, recall), (N,) each, of all voxels of all tomograms together."""
+        return precision_recall(self.counts.sum(0))
+
+
+def sweeps(results: Sequence[TomogramResult]) -> list[Sweep]:
+    """Sweeps of the methods that have thresholds, in the order of the results."""
+    by_method: dict[str, list[TomogramResult]] = {}
+    for result in results:
+        if len(result.thresholds) and not result.error:
+            by_method.setdefault(result.method, []).append(result)
+    found = []
+    for method, own in by_method.items():
+        rounded = [np.round(np.asarray(result.thresholds, np.float64), _DECIMALS) for result in own]
+        shared = rounded[0]
+        for other in rounded[1:]:
+            shared = np.intersect1d(shared, other)
+        if not shared.size:
+            continue
+        counts = np.stack(
+            [result.counts[np.isin(grid, shared)] for grid, result in zip(rounded, own, strict=True)]
+        ).astype(np.int64)
+        found.append(Sweep(method, tuple(result.tomogram for result in own), shared, counts))
+    return found
+
+
+def dice(counts: np.ndarray) -> np.ndarray:
+    """2 TP / (2 TP + FP + FN) of counts (..., 3); NaN for 0 / 0."""
+    counts = np.asarray(counts, dtype=np.float64)
+    return _ratio(2 * counts[..., 0], 2 * counts[..., 0] + counts[..., 1] + counts[..., 2])
+
+
+def precision_recall(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """TP / (TP + FP) and TP / (TP + FN) of counts (..., 3); NaN for 0 / 0."""
+    true, wrong, missed = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
+    return _ratio(true, true + wrong), _ratio(true, true + missed)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis without NaN; NaN where there is nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+        return np.nanmean(values, axis=0)

@@ -1,0 +1,137 @@
+"""The report of an evaluation: one HTML page that needs no network, and its tables as CSV, JSON and Markdown."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from etsam.errors import ConfigError
+from etsam.evaluation.report_page import page
+from etsam.evaluation.report_tables import (
+    ReportTables,
+    build_tables,
+    cells_of_means,
+    cells_of_pairs,
+    cells_of_scores,
+    markdown_table,
+    plain_markdown,
+    write_csv,
+    write_json,
+)
+from etsam.evaluation.report_words import LICENCE_LINES, METHOD_LINES, summary
+from etsam.evaluation.results import TomogramResult
+from etsam.inference.record import environment
+from etsam.io import atomic_path
+from etsam.io.atomic import refuse_existing
+
+PAGE, MARKDOWN, JSON = "report.html", "report.md", "report.json"
+"""Names of the files; each table is a CSV file with its name."""
+
+DEFAULT_TITLE = "Membrane segmentation: evaluation"
+
+
+def write_report(
+    results: Sequence[TomogramResult],
+    output_dir: Path,
+    settings: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    metrics: Sequence[str] | None = None,
+    baseline: str | None = None,
+    title: str = DEFAULT_TITLE,
+) -> Path:
+    """Write what an evaluation found.
+
+    Parameters
+    ----------
+    results
+        One for each method and tomogram; a failed one has its `error`.
+    output_dir
+        Made if it is not there. Gets `report.html` (written last), `report.md`, `report.json`, and, as far as there is
+        something in them, `scores.csv`, `means.csv`, `pairs.csv`, `missing.csv`, `thresholds.csv`,
+        `best_thresholds.csv`, `planes.csv`, `theta.csv`.
+    settings
+        Shown and stored; values may be nested. `threshold`, if it is there, is the threshold of the logits that the
+        masks were made with, and is marked in the sweep.
+    overwrite
+        Replace a report that is there.
+    metrics, baseline
+        Of the paired comparison; see `compare`. The first metric is the one the summary speaks of.
+    title
+        Heading of the page.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    OutputError
+        If a file exists and `overwrite` is not set, or cannot be written.
+    ConfigError
+        If there are no results, or `metrics` or `baseline` name what is not there.
+    """
+    if not results:
+        raise ConfigError("there are no results to report; evaluate at least one tomogram.")
+    threshold = settings.get("threshold")
+    tables = build_tables(
+        results, metrics=metrics, baseline=baseline, threshold=None if threshold is None else float(threshold)
+    )
+    output_dir = Path(output_dir)
+    files = [output_dir / name for name in (PAGE, MARKDOWN, JSON)]
+    files += [output_dir / f"{name}.csv" for name in tables.frames]
+    for file in files:
+        refuse_existing(file, overwrite)
+    sentences = summary(tables)
+    versions = _versions()
+    text = page(title, tables, results, sentences, flat(settings), versions)
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.frames.items():
+        file = output_dir / f"{name}.csv"
+        if len(table):
+            write_csv(file, table, overwrite)
+        elif overwrite:
+            file.unlink(missing_ok=True)  # of the report that is replaced
+    words = {"title": title, "summary": sentences, "metrics": tables.comparison.metrics, "versions": versions}
+    write_json(output_dir / JSON, tables, words, settings, overwrite)
+    for file, content in ((output_dir / MARKDOWN, markdown(title, tables, sentences)), (output_dir / PAGE, text)):
+        with atomic_path(file, overwrite) as part:
+            part.write_text(content, encoding="utf-8")
+    return output_dir / PAGE
+
+
+def markdown(title: str, tables: ReportTables, sentences: Sequence[str]) -> str:
+    """The summary and the tables of scores, for a repository or a lab book."""
+    blocks = [f"# {plain_markdown(title)}", "\n".join(f"- {plain_markdown(line)}" for line in sentences)]
+    blocks += ["## Means", markdown_table(*cells_of_means(tables.comparison))]
+    if tables.comparison.notes:
+        blocks.append("\n".join(f"- {plain_markdown(note)}" for note in tables.comparison.notes))
+    blocks += ["## Scores", markdown_table(*cells_of_scores(tables))]
+    if len(tables.comparison.pairs):
+        blocks += ["## Methods against each other", markdown_table(*cells_of_pairs(tables.comparison))]
+        blocks.append("\n".join(METHOD_LINES))
+    blocks.append("\n".join(LICENCE_LINES))
+    return "\n\n".join(blocks) + "\n"
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as `a.b.c` -> text."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return found
+
+
+def _versions() -> dict[str, str]:
+    found = environment()
+    return {
+        "etsam": found["etsam"],
+        **found["packages"],
+        "Python": found["python"],
+        "Computer": found["platform"],
+        "Written": found["finished"],
+    }

@@ -1,0 +1,248 @@
+"""The tables of a report as data frames, and as CSV, JSON and Markdown files."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from etsam.evaluation.compare import Comparison, compare, format_difference, format_p, format_score
+from etsam.evaluation.curves import Sweep, dice, precision_recall, sweeps
+from etsam.evaluation.results import TomogramResult
+from etsam.evaluation.tables import METRIC_NAMES, scores_of_results
+from etsam.io import atomic_path
+
+THETA_COLUMNS = ("method", "tomogram", "lower_degrees", "upper_degrees", "recall", "precision", "truth_voxels")
+
+
+@dataclass(frozen=True)
+class ReportTables:
+    """Everything of a report that is numbers.
+
+    Attributes
+    ----------
+    comparison
+        Means, paired tests, what is missing.
+    sweeps
+        Methods with a sweep of the threshold.
+    frames
+        File name without suffix -> table: scores, means, pairs, missing, thresholds, best_thresholds, planes, theta.
+    threshold
+        The threshold the masks were made with; None if it is not known.
+    """
+
+    comparison: Comparison
+    sweeps: tuple[Sweep, ...]
+    frames: dict[str, pd.DataFrame]
+    threshold: float | None
+
+
+def build_tables(
+    results: Sequence[TomogramResult],
+    *,
+    metrics: Sequence[str] | None = None,
+    baseline: str | None = None,
+    threshold: float | None = None,
+    seed: int = 0,
+) -> ReportTables:
+    """Put the results of an evaluation into tables.
+
+    Parameters
+    ----------
+    results
+        One for each method and tomogram.
+    metrics, baseline, seed
+        Of the comparison; see `compare`.
+    threshold
+        That the masks were made with.
+    """
+    scores = scores_of_results(results)
+    comparison = compare(scores, metrics, baseline=baseline, seed=seed)
+    found = tuple(sweeps(results))
+    return ReportTables(
+        comparison,
+        found,
+        {
+            "scores": scores,
+            "means": comparison.means,
+            "pairs": comparison.pairs,
+            "missing": comparison.missing,
+            "thresholds": _thresholds(results),
+            "best_thresholds": _best_thresholds(found, threshold),
+            "planes": _planes(results),
+            "theta": _theta(results),
+        },
+        threshold,
+    )
+
+
+def _thresholds(results: Sequence[TomogramResult]) -> pd.DataFrame:
+    columns = ["method", "tomogram", "threshold", "true_positives", "false_positives", "false_negatives"]
+    parts = []
+    for result in results:
+        if not len(result.thresholds) or result.error:
+            continue
+        counts = np.asarray(result.counts)
+        part = pd.DataFrame(counts, columns=columns[3:]).astype("int64")
+        part.insert(0, "threshold", np.round(np.asarray(result.thresholds, np.float64), 6))
+        part.insert(0, "tomogram", result.tomogram)
+        part.insert(0, "method", result.method)
+        part["dice"] = dice(counts)
+        part["precision"], part["recall"] = precision_recall(counts)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def _best_thresholds(found: Sequence[Sweep], threshold: float | None) -> pd.DataFrame:
+    """Choice, threshold and Dice; tomogram is empty for what concerns all."""
+    rows: list[tuple[Any, ...]] = []
+    for sweep in found:
+        if threshold is not None:
+            rows.append((sweep.method, "default", "", threshold, sweep.at(threshold)))
+        rows.append((sweep.method, "best fixed", "", *sweep.best_fixed))
+        rows.append((sweep.method, "oracle", "", math.nan, sweep.oracle_mean))
+        rows += [
+            (sweep.method, "oracle", name, *best) for name, best in zip(sweep.tomograms, sweep.oracle, strict=True)
+        ]
+    return pd.DataFrame(rows, columns=["method", "choice", "tomogram", "threshold", "dice"])
+
+
+def _planes(results: Sequence[TomogramResult]) -> pd.DataFrame:
+    rows = [
+        {"method": result.method, "tomogram": result.tomogram, "plane": plane} | dict(values)
+        for result in results
+        for plane, values in result.planes.items()
+    ]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["method", "tomogram", "plane"])
+
+
+def _theta(results: Sequence[TomogramResult]) -> pd.DataFrame:
+    rows = [(result.method, result.tomogram, *row) for result in results for row in result.theta]
+    return pd.DataFrame(rows, columns=list(THETA_COLUMNS))
+
+
+def theta_by_method(theta: pd.DataFrame) -> pd.DataFrame:
+    """Recall and precision of each method and range of angles over all tomograms, weighted by their truth voxels."""
+
+    def pooled(rows: pd.DataFrame) -> pd.Series:
+        out = {"truth_voxels": rows["truth_voxels"].sum()}
+        for name in ("recall", "precision"):
+            own = rows.dropna(subset=[name])
+            weight = own["truth_voxels"].sum()
+            out[name] = (own[name] * own["truth_voxels"]).sum() / weight if weight else math.nan
+        return pd.Series(out)
+
+    keys = ["method", "lower_degrees", "upper_degrees"]
+    rows = [dict(zip(keys, key, strict=True)) | dict(pooled(group)) for key, group in theta.groupby(keys, sort=False)]
+    return pd.DataFrame(rows, columns=[*keys, "truth_voxels", "recall", "precision"])
+
+
+def write_csv(path: Path, table: pd.DataFrame, overwrite: bool = False) -> None:
+    """Write a table with all digits; what has no value is empty."""
+    with atomic_path(path, overwrite) as part:
+        table.to_csv(part, index=False, lineterminator="\n")
+
+
+def write_json(
+    path: Path,
+    tables: ReportTables,
+    words: Mapping[str, object],
+    settings: Mapping[str, object],
+    overwrite: bool = False,
+) -> None:
+    """Write tables, summary and settings; what has no value is null."""
+    content = {
+        **words,
+        "notes": list(tables.comparison.notes),
+        "settings": settings,
+        **{name: table.to_dict(orient="records") for name, table in tables.frames.items()},
+    }
+    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    with atomic_path(path, overwrite) as part:
+        part.write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """The same with plain types, and None for what is not finite, which JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_finite(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return _finite(value.tolist())
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)
+
+
+def cells_of_scores(tables: ReportTables) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells of the table of scores as people read it."""
+    scores = tables.frames["scores"]
+    metrics = [column for column in scores.columns if column not in ("method", "tomogram", "error", "seconds")]
+    timed = bool(scores["seconds"].notna().any())
+    heads = ["Tomogram", "Method", *(METRIC_NAMES.get(name, name) for name in metrics), *(["Seconds"] if timed else [])]
+    rows = []
+    for row in scores.to_dict(orient="records"):
+        cells = [row["tomogram"], row["method"], *(format_score(row[name]) for name in metrics)]
+        if timed:
+            cells.append(f"{row['seconds']:.1f}" if math.isfinite(row["seconds"]) else "–")
+        if row["error"]:
+            cells[2] = f"failed: {row['error']}"
+            cells[3:] = [""] * (len(cells) - 3)
+        rows.append(cells)
+    return heads, rows
+
+
+def cells_of_means(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells: a row a method, its mean and interval in each metric."""
+    heads = ["Method", "Tomograms", *(METRIC_NAMES.get(name, name) for name in comparison.metrics)]
+    rows = []
+    for method in comparison.methods:
+        own = comparison.means[comparison.means["method"] == method].set_index("metric").loc[list(comparison.metrics)]
+        numbers = sorted(set(own["n"]))
+        cells = [method, str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"]
+        cells += [f"{format_score(row.mean)} {format_interval(row.low, row.high)}".strip() for row in own.itertuples()]
+        rows.append(cells)
+    return heads, rows
+
+
+def format_interval(low: float, high: float) -> str:
+    """`(0.650 to 0.865)`; nothing if there is none."""
+    return f"({low:.3f} to {high:.3f})" if math.isfinite(low) and math.isfinite(high) else ""
+
+
+def cells_of_pairs(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells of the paired comparison."""
+    heads = ["Metric", "Methods", "n", "Difference", "95 % interval", "Higher / equal / lower", "Effect d", "t-test p"]
+    heads += ["Holm", "Bonferroni", "Wilcoxon p", "Holm", "Bonferroni", "Shapiro-Wilk p"]
+    rows = []
+    for row in comparison.pairs.itertuples():
+        p = (row.t_p, row.t_p_holm, row.t_p_bonferroni, row.wilcoxon_p, row.wilcoxon_p_holm, row.wilcoxon_p_bonferroni)
+        cells = [METRIC_NAMES.get(row.metric, row.metric), f"{row.first} - {row.second}", str(row.n)]
+        cells.append(format_difference(row.difference))
+        known = math.isfinite(row.low)
+        cells.append(f"{row.low:+.3f} to {row.high:+.3f}" if known else "–")
+        cells += [f"{row.higher} / {row.equal} / {row.lower}"]
+        cells.append(f"{row.effect_size:.2f}" if math.isfinite(row.effect_size) else "–")
+        rows.append([*cells, *(format_p(value) for value in (*p, row.shapiro_p))])
+    return heads, rows
+
+
+def plain_markdown(text: str) -> str:
+    """Text on one line in which a backslash or a tag is no more than it looks."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("<", "&lt;")
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that GitHub and pandoc show; bars in names are escaped."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(plain_markdown(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(heads), "|" + "---|" * len(heads), *(line(row) for row in rows)])

@@ -1,0 +1,172 @@
+"""Means with intervals and paired tests, for scores of methods on the same tomograms."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+RESAMPLES = 9999  # the default of scipy.stats.bootstrap
+MIN_TOMOGRAMS = 3  # with fewer there is no test and no interval
+WILCOXON_MIN = 6  # the smallest two-sided p of n pairs is 2 / 2**n, above 0.05 for n < 6
+FEW = 10  # below, intervals and the normality check are rough
+NORMAL_ALPHA = 0.05  # Shapiro-Wilk below: differences are not taken for normal
+_SAME = 1e-12  # spread of values that differ by rounding only
+
+
+@dataclass(frozen=True)
+class PairedTests:
+    """What the differences a - b of paired scores say.
+
+    Attributes
+    ----------
+    n
+        Number of pairs.
+    mean_a, mean_b, difference
+        Means over these pairs and their difference; NaN without pairs.
+    low, high
+        95 % bootstrap interval of the mean difference (`mean_interval`).
+    t, t_p
+        Paired t-test, two-sided. NaN if all differences are equal.
+    wilcoxon_p
+        Wilcoxon signed rank, two-sided, differences of zero left out; exact null distribution for up to 50 pairs
+        without ties, otherwise as `scipy.stats.wilcoxon(method="auto")` chooses.
+    shapiro_p
+        Shapiro-Wilk test that the differences are normal, which the t-test assumes.
+    effect_size
+        Cohen's d of paired samples (d_z): mean difference / its standard deviation (n - 1).
+    rank_biserial
+        Matched-pairs rank-biserial correlation (Kerby 2014), -1..1: rank sum where a is higher minus rank sum where b
+        is, over both.
+    higher, equal, lower
+        On how many tomograms a is higher than, equal to, lower than b.
+    """
+
+    n: int
+    mean_a: float
+    mean_b: float
+    difference: float
+    low: float
+    high: float
+    t: float
+    t_p: float
+    wilcoxon_p: float
+    shapiro_p: float
+    effect_size: float
+    rank_biserial: float
+    higher: int
+    equal: int
+    lower: int
+
+
+def mean_interval(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean: bias-corrected and accelerated (BCa, Efron 1987), seeded.
+
+    Parameters
+    ----------
+    values
+        (n,) finite.
+    seed
+        The same seed and values give the same interval.
+    resamples
+        Bootstrap samples.
+
+    Returns
+    -------
+    low, high
+        NaN for fewer than 3 values; the value itself if all are equal; the percentile interval where BCa has no answer.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.size < MIN_TOMOGRAMS:
+        return float("nan"), float("nan")
+    if np.ptp(values) <= _SAME:
+        return float(values.mean()), float(values.mean())
+    for method in ("BCa", "percentile"):
+        interval = stats.bootstrap(
+            (values,),
+            np.mean,
+            n_resamples=resamples,
+            confidence_level=CONFIDENCE,
+            method=method,
+            random_state=np.random.default_rng(seed),
+        ).confidence_interval
+        if np.isfinite(interval.low) and np.isfinite(interval.high):
+            break
+    return float(interval.low), float(interval.high)
+
+
+def paired_tests(a: np.ndarray, b: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> PairedTests:
+    """Compare two methods on the same tomograms.
+
+    Parameters
+    ----------
+    a, b
+        (n,) finite scores; the same index is the same tomogram.
+    seed, resamples
+        Of the bootstrap interval.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ or a value is not finite.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1 or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError(f"paired scores need equal lengths and finite values, not shapes {a.shape} and {b.shape}")
+    d = a - b
+    d[np.abs(d) <= _SAME] = 0.0
+    n = int(d.size)
+    nan = float("nan")
+    t = t_p = wilcoxon_p = shapiro_p = effect = nan
+    if n >= MIN_TOMOGRAMS:
+        if np.ptp(d) > _SAME:
+            test = stats.ttest_1samp(d, 0.0)  # of the differences: the paired t-test
+            t, t_p = float(test.statistic), float(test.pvalue)
+            shapiro_p = float(stats.shapiro(d).pvalue)
+            effect = float(d.mean() / d.std(ddof=1))
+        # without a difference nothing speaks against equality
+        wilcoxon_p = float(stats.wilcoxon(d).pvalue) if d.any() else 1.0
+    low, high = mean_interval(d, seed=seed, resamples=resamples)
+    return PairedTests(
+        n=n,
+        mean_a=float(a.mean()) if n else nan,
+        mean_b=float(b.mean()) if n else nan,
+        difference=float(d.mean()) if n else nan,
+        low=low,
+        high=high,
+        t=t,
+        t_p=t_p,
+        wilcoxon_p=wilcoxon_p,
+        shapiro_p=shapiro_p,
+        effect_size=effect,
+        rank_biserial=_rank_biserial(d),
+        higher=int((d > 0).sum()),
+        equal=int((d == 0).sum()),
+        lower=int((d < 0).sum()),
+    )
+
+
+def _rank_biserial(d: np.ndarray) -> float:
+    d = d[d != 0]
+    if not d.size:
+        return 0.0
+    ranks = stats.rankdata(np.abs(d))
+    return float((ranks[d > 0].sum() - ranks[d < 0].sum()) / ranks.sum())
+
+
+def bonferroni(p: Sequence[float]) -> np.ndarray:
+    """Multiply each p by the number of tests made (those that are not NaN), at most 1."""
+    values = np.asarray(p, dtype=np.float64)
+    return np.minimum(values * np.isfinite(values).sum(), 1.0)
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Holm's step-down correction (1979): never larger than Bonferroni's, and controls the same error."""
+    values = np.asarray(p, dtype=np.float64)
+    adjusted = np.full(values.shape, np.nan)
+    tested = np.flatnonzero(np.isfinite(values))
+    order = tested[np.argsort(values[tested], kind="stable")]
+    factors = np.arange(order.size, 0, -1)  # number of tests, that less one, ..., 1
+    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1.0)
+    return adjusted

@@ -1,0 +1,587 @@
+"""`etsam data collect`, as typed, against answers of the documented forms of Dataverse and the CryoET Data Portal."""
+
+import csv
+import functools
+import hashlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SHAPE, write_mrc
+from web_server import serving
+
+from etsam.data.manifest import check_samples, read_manifest
+from etsam.data.portal import PortalTomogram, choose_tomogram
+from etsam.data.published import find_list, read_list
+from etsam.errors import DownloadError, InputError
+from etsam.io import web as web_module
+from etsam.paths import share
+
+pytest.importorskip("cryoet_data_portal")
+COMMAND = Path(sys.executable).parent / "etsam"
+DATASET_PATH = "/api/datasets/:persistentId/"
+
+
+class Published:
+    """The two servers on one: MRC files, Dataverse's list of them, the portal's GraphQL answers."""
+
+    def __init__(self, site, folder):
+        self.site, self.folder = site, folder
+        self.files, self.runs, self.tomograms = [], [], []
+        site.add(DATASET_PATH, answer=self.dataset, kind="application/json")
+        site.add("/graphql", answer=self.graphql, kind="application/json")
+
+    def body(self, data):
+        return write_mrc(self.folder / "made.mrc", data).read_bytes()
+
+    def deposit(self, folder, name, data, **more):
+        """Put a volume into Dataverse; the entry has the form of its native interface."""
+        body = data if isinstance(data, bytes) else self.body(data)
+        number = 1000 + len(self.files)
+        md5 = hashlib.md5(body).hexdigest()
+        self.site.add(f"/store/{number}", body, etag=None)
+        path = f"/api/access/datafile/{number}"
+        self.site.add(path, redirect=f"{self.site.url}/store/{number}")  # as with S3 storage
+        self.files.append(
+            {
+                "label": name, "restricted": False, "directoryLabel": folder, "version": 1, "datasetVersionId": 7,
+                "dataFile": {
+                    "id": number, "persistentId": "", "filename": name, "contentType": "application/octet-stream",
+                    "filesize": len(body), "storageIdentifier": f"s3://x:{number}", "rootDataFileId": -1, "md5": md5,
+                    "checksum": {"type": "MD5", "value": md5}, **more,
+                },
+            }
+        )  # fmt: skip
+        return self.site.pages[f"/store/{number}"]
+
+    def dataset(self, query, _):
+        if query != {"persistentId": "doi:10.7910/DVN/K4JKCW"}:
+            return 404, b'{"status":"ERROR","message":"not found"}'
+        version = {"id": 7, "versionNumber": 1, "versionState": "RELEASED", "files": self.files}
+        return 200, json.dumps({"status": "OK", "data": {"id": 3, "latestVersion": version}}).encode()
+
+    def reconstruct(self, dataset, run, number, data, *, name="TS_1", spacing=4.0, **more):
+        """Put a tomogram on the portal; the fields are those of its GraphQL schema."""
+        body = self.body(data)
+        base = f"{self.site.url}/{dataset}/{name}"
+        z, y, x = data.shape
+        self.site.add(f"/{dataset}/{name}/{number}.mrc", body)
+        if not any(known["id"] == run for known in self.runs):
+            self.runs.append({"id": run, "datasetId": dataset, "name": name, "s3Prefix": "", "httpsPrefix": base})
+        self.tomograms.append(
+            {
+                "id": number, "runId": run, "name": name, "sizeX": x, "sizeY": y, "sizeZ": z, "voxelSpacing": spacing,
+                "reconstructionMethod": "WBP", "processing": "raw", "isVisualizationDefault": False,
+                "httpsMrcFile": f"{base}/{number}.mrc", "s3MrcFile": f"s3://bucket/{dataset}/{name}/{number}.mrc",
+                "httpsOmezarrDir": f"{base}/{number}.zarr", "s3OmezarrDir": f"s3://bucket/{dataset}/{name}/{number}.zarr",
+                "depositionId": 1, **more,
+            }
+        )  # fmt: skip
+        return self.site.pages[f"/{dataset}/{name}/{number}.mrc"]
+
+    def graphql(self, _, sent):
+        query = json.loads(sent)["query"]
+        root, field = re.search(r"(runs|tomograms)\(where: \{\s*(id|runId):", query).groups()
+        numbers = {int(text) for text in re.search(r"_in: \[([\d, ]*)\]", query)[1].split(",")}
+        entries = self.runs if root == "runs" else self.tomograms
+        asked = re.findall(r"^\s+(\w+)$", query, re.MULTILINE)
+        found = [{name: entry.get(name) for name in asked} for entry in entries if entry[field] in numbers]
+        return 200, json.dumps({"data": {root: found}}).encode()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema_read_once():
+    """The portal's client reads its schema anew for every address, half a second each time."""
+    import gql.client
+
+    read, built = functools.cache(gql.client.parse), {}
+    build = gql.client.build_ast_schema
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gql.client, "parse", read)
+        patch.setattr(
+            gql.client, "build_ast_schema", lambda tree: built.get(id(tree)) or built.setdefault(id(tree), build(tree))
+        )
+        yield
+
+
+def volume(seed, shape=SHAPE):
+    return np.random.default_rng(seed).normal(0, 1, shape).astype(np.float32)
+
+
+def mask(seed, shape=SHAPE):
+    return np.random.default_rng(seed).integers(0, 2, shape).astype(np.int8)
+
+
+@pytest.fixture
+def published(work, monkeypatch):
+    """Two tomograms of the portal, one of EMDB, one simulated; all masks; and `list.csv` of the four."""
+    monkeypatch.setattr(web_module, "BACKOFF_SECONDS", 0.001)
+    with serving() as site:
+        monkeypatch.setenv("ETSAM_DATAVERSE_URL", site.url)
+        monkeypatch.setenv("ETSAM_PORTAL_URL", f"{site.url}/graphql")
+        servers = Published(site, work)
+        servers.reconstruct(10000, 245, 1, volume(1))
+        servers.reconstruct(10001, 258, 2, volume(2), name="TS_2")
+        servers.deposit("emdb/4603/tomogram", "emd.map", volume(3))
+        servers.deposit("polnet_data_1/polnet_data_1_generation_4/tomogram", "tomo_4.mrc", volume(4))
+        for number, name in enumerate(NAMES):
+            servers.deposit(f"{name}/target_mask", "mask.mrc", mask(number))
+        write_list([name.split("/") for name in NAMES])
+        yield servers
+
+
+NAMES = ["10000/245", "10001/258", "emdb/4603", "polnet_data_1/polnet_data_1_generation_4"]
+SPLITS = ["train", "test", "test", "train"]
+FILES = [
+    "10000/245/target_mask/mask.mrc",
+    "10000/245/tomogram/1.mrc",
+    "10001/258/target_mask/mask.mrc",
+    "10001/258/tomogram/2.mrc",
+    "emdb/4603/target_mask/mask.mrc",
+    "emdb/4603/tomogram/emd.map",
+    "manifest.csv",
+    "polnet_data_1/polnet_data_1_generation_4/target_mask/mask.mrc",
+    "polnet_data_1/polnet_data_1_generation_4/tomogram/tomo_4.mrc",
+]
+
+
+def write_list(rows, name="list.csv", columns=("voxel_size", "shape"), values=("4.0", str(SHAPE))):
+    with open(name, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["dataset_id", "run_id", "split", "organism_name", *columns])
+        for row, split in zip(rows, SPLITS, strict=False):
+            writer.writerow([*row, split, "Homo sapiens", *values])
+
+
+@pytest.fixture
+def collect(etsam):
+    def call(*arguments, csv="list.csv"):
+        return etsam("data", "collect", "--csv", csv, "--output-dir", "out", *arguments)
+
+    return call
+
+
+def files(records=False):
+    found = sorted(path.relative_to("out").as_posix() for path in Path("out").rglob("*") if path.is_file())
+    return found if records else [name for name in found if not name.endswith(".download.json")]
+
+
+def test_every_file_comes_and_the_manifest_lists_the_rows(published, collect):
+    outcome = collect()
+    assert outcome.status == 0, outcome.stderr
+    assert files() == FILES
+    samples = read_manifest("out/manifest.csv")
+    assert [(one.dataset_id, one.run_id, one.split) for one in samples] == [
+        (*name.split("/"), split) for name, split in zip(NAMES, SPLITS, strict=True)
+    ]
+    assert {(one.voxel_size_angstrom, one.shape) for one in samples} == {(4.0, SHAPE)}
+    assert Path("out/manifest.csv").read_text().splitlines()[1] == (
+        f'10000,245,train,10000/245/tomogram/1.mrc,10000/245/target_mask/mask.mrc,4.0,"{SHAPE}"'
+    )
+    check_samples(samples, splits=("train", "test"))
+    assert samples[0].tomogram.read_bytes() == published.site.pages["/10000/TS_1/1.mrc"].body
+
+
+def test_a_second_run_downloads_nothing(published, collect):
+    collect()
+    published.site.bytes_sent.clear()
+    before = Path("out/manifest.csv").read_bytes()
+    assert collect().status == 0
+    assert published.site.bytes_sent == {}
+    assert Path("out/manifest.csv").read_bytes() == before
+
+
+def test_what_fails_is_named_and_a_second_run_completes_it(published, collect):
+    site = published.site
+    site.pages["/10000/TS_1/1.mrc"].faults = ["500!"]
+    site.pages["/store/1000"].faults = ["html!"]
+    whole = site.pages["/store/1003"].body  # mask of 10001/258
+    site.pages["/store/1003"].body = whole[:-1] + b"\7"
+    outcome = collect()
+    assert outcome.status == 1
+    assert outcome.message.startswith("3 of 8 files are not there or do not fit, the others are; the same command")
+    assert f"10000/245 tomogram: {site.url}/10000/TS_1/1.mrc: the server answered 500" in outcome.message
+    assert f"emdb/4603 tomogram: {site.url}/api/access/datafile/1000: a web page came" in outcome.message
+    assert f"10001/258 mask: {site.url}/api/access/datafile/1003: came damaged or is another file" in outcome.message
+    missing = {"10000/245/tomogram/1.mrc", "10001/258/target_mask/mask.mrc", "emdb/4603/tomogram/emd.map"}
+    assert files() == sorted(set(FILES) - missing)
+    assert [one.name for one in read_manifest("out/manifest.csv")] == NAMES[3:]
+
+    for path in ("/10000/TS_1/1.mrc", "/store/1000"):
+        site.pages[path].faults = []
+    site.pages["/store/1003"].body = whole
+    site.bytes_sent.clear()
+    assert collect().status == 0
+    assert files() == FILES
+    assert sorted(site.bytes_sent) == ["/10000/TS_1/1.mrc", "/store/1000", "/store/1003"]
+    assert [one.name for one in read_manifest("out/manifest.csv")] == NAMES
+
+
+def test_a_dry_run_lists_sizes_and_writes_nothing(published, collect, capsys):
+    from etsam.cli import main
+
+    main(["data", "collect", "--csv", "list.csv", "--output-dir", "out", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert not Path("out").exists()
+    assert len(lines) == 10
+    assert lines[1].split() == ["10000/245", "tomogram", "portal", "54.8", "kB", "to", "download"]
+    assert lines[2].split() == ["10000/245", "mask", "Dataverse", "14.5", "kB", "to", "download"]
+    total = sum(len(page.body) for page in published.site.pages.values())
+    assert lines[-1].split()[:5] == ["all", "8", "files", f"{total / 1000:.1f}", "kB"]
+    collect()
+    capsys.readouterr()
+    main(["data", "collect", "--csv", "list.csv", "--output-dir", "out", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.split()[-1] == "there" for line in lines[1:-1])
+    assert "0 bytes to download" in lines[-1]
+
+
+def test_a_dry_run_fails_when_something_cannot_be_had(published, collect):
+    del published.runs[1]
+    outcome = collect("--dry-run")
+    assert outcome.status == 1
+    assert outcome.message.startswith("1 of 8 files cannot be had: 10001/258 tomogram: the portal has no run 258")
+    assert files() == []
+
+
+def test_masks_and_tomograms_may_be_collected_one_after_the_other(published, collect):
+    assert collect("--what", "masks").status == 0
+    assert files() == [name for name in FILES if "target_mask" in name]
+    assert collect("--what", "tomograms").status == 0
+    assert files() == FILES
+    assert [one.name for one in read_manifest("out/manifest.csv")] == NAMES
+
+
+def test_another_list_into_the_same_folder_keeps_the_rows_of_the_first(published, collect):
+    write_list([NAMES[0].split("/")], "first.csv")
+    write_list([NAMES[2].split("/")], "second.csv")
+    collect(csv="first.csv")
+    collect(csv="second.csv")
+    assert [one.name for one in read_manifest("out/manifest.csv")] == [NAMES[0], NAMES[2]]
+
+
+def test_rows_stay_in_the_manifest_when_a_server_is_away(published, collect):
+    collect()
+    before = Path("out/manifest.csv").read_bytes()
+    published.site.pages["/graphql"].answer = lambda *_: (500, b"down")
+    outcome = collect()
+    assert outcome.status == 1
+    assert "10000/245 tomogram: the CryoET Data Portal at" in outcome.message
+    assert "10001/258 tomogram: the CryoET Data Portal at" in outcome.message
+    assert sorted(one.name for one in read_manifest("out/manifest.csv")) == sorted(NAMES)
+    shutil.rmtree("out/10000")
+    collect()
+    assert sorted(one.name for one in read_manifest("out/manifest.csv")) == sorted(NAMES[1:])
+    assert before.count(b"\n") == 5
+
+
+def test_without_dataverse_nothing_begins(published, collect):
+    published.site.pages[DATASET_PATH].answer = lambda *_: (404, b'{"status":"ERROR","message":"no such dataset"}')
+    outcome = collect()
+    assert outcome.status == 1
+    assert "404 Not Found (no such dataset)" in outcome.message
+    assert files() == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "part"),
+    [(b'{"status":"OK","data":{}}', "answers in a form this program does not know"), (b"<html>", "expected JSON, got")],
+)
+def test_an_unknown_answer_of_dataverse_is_told(published, collect, answer, part):
+    published.site.pages[DATASET_PATH].answer = lambda *_: (200, answer)
+    assert part in collect().message
+
+
+def test_a_refusal_of_the_portal_is_told(published, collect):
+    refusal = json.dumps({"errors": [{"message": "query too complex"}], "data": None}).encode()
+    published.site.pages["/graphql"].answer = lambda *_: (200, refusal)
+    assert "query too complex" in collect().message
+
+
+def test_of_several_tomograms_that_of_the_rows_voxel_size_and_shape_is_taken(published, collect):
+    coarse = volume(8, (3, 20, 28))
+    published.reconstruct(10000, 245, 7, coarse, spacing=8.0)
+    published.reconstruct(10000, 245, 8, volume(9, (7, 40, 56)))
+    published.tomograms.reverse()
+    assert collect().status == 0
+    assert "10000/245/tomogram/1.mrc" in files()
+
+
+def test_an_ambiguous_choice_is_an_error_that_lists_the_choices(published, collect):
+    published.reconstruct(10000, 245, 7, volume(8), processing="denoised", isVisualizationDefault=True)
+    outcome = collect()
+    assert outcome.status == 1
+    assert "10000/245 tomogram: the portal has 2 tomograms of 4 Å, 6 x 40 x 56 in this run: " in outcome.message
+    assert (
+        "1 (4 Å, 6 x 40 x 56, WBP, raw); 7 (4 Å, 6 x 40 x 56, WBP, denoised, shown by the portal); " in outcome.message
+    )
+    assert "add a column tomogram_id to the list, or --if-several default" in outcome.message
+    assert [one.name for one in read_manifest("out/manifest.csv")] == NAMES[1:]
+    assert collect("--if-several", "default").status == 0
+    assert "10000/245/tomogram/7.mrc" in files()
+
+
+def test_the_list_may_name_the_tomogram(published, collect):
+    published.reconstruct(10000, 245, 7, volume(8))
+    columns = ("voxel_size", "shape", "tomogram_id")
+    write_list([NAMES[0].split("/")], columns=columns, values=("4.0", str(SHAPE), "7"))
+    assert collect().status == 0
+    assert files()[:2] == ["10000/245/target_mask/mask.mrc", "10000/245/tomogram/7.mrc"]
+
+
+def tomograms(*entries):
+    return [
+        PortalTomogram(number, size, shape, "raw", "WBP", shown, "u", "", "") for number, size, shape, shown in entries
+    ]
+
+
+A, B = (6, 40, 56), (3, 20, 28)
+
+
+@pytest.mark.parametrize(
+    ("settings", "number"),
+    [
+        ({"voxel_size_angstrom": 4.03}, 1),
+        ({"voxel_size_angstrom": 8.0, "shape": A}, 4),
+        ({"shape": B, "if_several": "first"}, 2),
+        ({"voxel_size_angstrom": 8.0, "if_several": "default"}, 3),
+        ({"tomogram_id": 4, "voxel_size_angstrom": 4.0}, 4),
+    ],
+)
+def test_the_rule_for_choosing(settings, number):
+    listed = tomograms((1, 4.0, A, False), (2, 8.0, B, False), (3, 8.0, B, True), (4, 8.0, A, False))
+    assert choose_tomogram(listed, **settings).id == number
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"voxel_size_angstrom": 5.0}, "has no tomogram of 5 Å in this run, but 1 (4 Å, 6 x 40 x 56, WBP, raw); 2 (8"),
+        ({"voxel_size_angstrom": 4.0, "shape": B}, "has no tomogram of 4 Å, 3 x 20 x 28 in this run"),
+        ({"tomogram_id": 9}, "has no tomogram of tomogram_id 9"),
+        ({}, "has 3 tomograms in this run: 1 (4 Å"),
+        ({"shape": B, "if_several": "default"}, "has 2 tomograms of 3 x 20 x 28"),
+    ],
+)
+def test_what_the_rule_cannot_choose(settings, part):
+    listed = tomograms((1, 4.0, A, False), (2, 8.0, B, True), (3, 8.0, B, True))
+    with pytest.raises(DownloadError, match=re.escape(part)):
+        choose_tomogram(listed, **settings)
+
+
+def test_a_run_that_the_portal_does_not_have_or_that_moved_is_named(published, collect):
+    published.runs[0]["datasetId"] = 10999
+    del published.runs[1]
+    message = collect().message
+    assert "10000/245 tomogram: run 245 of the portal belongs to dataset 10999, not 10000" in message
+    assert "10001/258 tomogram: the portal has no run 258; its numbers may have changed" in message
+
+
+def test_a_tomogram_that_the_portal_lost_is_taken_from_dataverse_if_it_has_a_copy(published, collect, caplog):
+    del published.runs[0]
+    published.deposit("10000/245/tomogram", "copy.mrc", volume(1))
+    outcome = collect()
+    assert outcome.status == 0
+    assert "10000/245 tomogram: taken from Dataverse, because the portal has no run 245" in caplog.text
+    assert "10000/245/tomogram/copy.mrc" in files()
+
+
+def test_a_mask_that_is_missing_or_restricted_in_dataverse_is_named(published, collect):
+    published.files[2]["restricted"] = True
+    del published.files[3]
+    message = collect().message
+    assert "10000/245 mask:" in message
+    assert "its owner restricts it" in message
+    assert (
+        "10001/258 mask: Dataverse (doi:10.7910/DVN/K4JKCW) has to have one volume in 10001/258/target_mask" in message
+    )
+
+
+def test_a_mask_of_another_shape_is_no_row(published, collect):
+    published.files.pop(4)
+    published.deposit("emdb/4603/target_mask", "mask.mrc", mask(0, (6, 40, 57)))
+    message = collect().message
+    assert "emdb/4603: the mask has the shape (6, 40, 57), the tomogram (6, 40, 56)" in message
+    assert NAMES[2] not in [one.name for one in read_manifest("out/manifest.csv")]
+
+
+def test_tomograms_without_ground_truth_come_without_mask(published, collect, caplog):
+    write_list([NAMES[0].split("/")])
+    Path("list.csv").write_text(Path("list.csv").read_text().replace("train", "robustness"))
+    outcome = collect()
+    assert outcome.status == 0
+    assert "without published mask, so not in the manifest: 10000/245" in caplog.text
+    assert files() == ["10000/245/tomogram/1.mrc"]
+
+
+def test_a_file_of_unknown_content_is_not_replaced(published, collect):
+    write_mrc("out/emdb/4603/tomogram/emd.map", volume(99))
+    mine = Path("out/emdb/4603/tomogram/emd.map").read_bytes()
+    outcome = collect()
+    assert outcome.status == 1
+    assert "out/emdb/4603/tomogram/emd.map: is there, but has md5" in outcome.message
+    assert Path("out/emdb/4603/tomogram/emd.map").read_bytes() == mine
+
+
+def test_files_of_the_published_script_are_verified_and_kept(published, collect):
+    for path, page in (
+        ("out/emdb/4603/tomogram/emd.map", "/store/1000"),
+        ("out/10000/245/tomogram/1.mrc", "/10000/TS_1/1.mrc"),
+    ):
+        Path(path).parent.mkdir(parents=True)
+        Path(path).write_bytes(published.site.pages[page].body)
+    assert collect().status == 0
+    assert "/store/1000" not in published.site.bytes_sent
+    assert "/10000/TS_1/1.mrc" not in published.site.bytes_sent
+
+
+def test_a_piece_of_a_tomogram_is_not_taken_for_whole(published, collect):
+    path = write_mrc("out/10000/245/tomogram/1.mrc", volume(1))
+    path.write_bytes(path.read_bytes()[:-100])
+    message = collect().message
+    assert "out/10000/245/tomogram/1.mrc: is there, but has 54684 bytes, the file on the server 54784" in message
+
+
+def test_no_room_is_told_before_anything_is_downloaded(published, collect, monkeypatch):
+    usage = shutil._ntuple_diskusage(10**9, 10**9, 10**8)
+    monkeypatch.setattr("etsam.data.collect.shutil.disk_usage", lambda _: usage)
+    outcome = collect()
+    assert "only 0.1 GB are; free some space or choose another --output-dir" in outcome.message
+    assert published.site.bytes_sent == {}
+
+
+ZARR = {".zattrs": b"{}", ".zgroup": b'{"zarr_format": 2}', "0/.zarray": b"{}", "0/0/0/0": b"x" * 5000, "1/0/0/0": b"y"}
+
+
+@pytest.fixture
+def bucket(published, monkeypatch):
+    """The OME-Zarr folder of 10000/245, listed as S3 lists it (ListObjectsV2, two pages)."""
+    site = published.site
+    monkeypatch.setenv("BOTO_ENDPOINT_URL", site.url)
+    write_list([NAMES[0].split("/")])
+    for key, body in ZARR.items():
+        site.add(f"/10000/TS_1/1.zarr/{key}", body, kind="application/json" if key[-5:] == "array" else "binary")
+    entries = [
+        f"<Contents><Key>10000/TS_1/1.zarr/{key}</Key><Size>{len(body)}</Size></Contents>" for key, body in ZARR.items()
+    ]
+
+    def answer(query, _):
+        assert query["prefix"] == "10000/TS_1/1.zarr/"
+        second = "continuation-token" in query
+        shown = entries[3:] if second else entries[:3]
+        more = "" if second else "<NextContinuationToken>2</NextContinuationToken>"
+        page = f"<IsTruncated>{str(not second).lower()}</IsTruncated>{more}{''.join(shown)}"
+        return 200, f'<?xml version="1.0"?><ListBucketResult>{page}</ListBucketResult>'.encode()
+
+    site.add("/bucket", answer=answer, kind="application/xml")
+    return site
+
+
+def test_an_ome_zarr_folder_gets_its_name_when_it_is_complete(bucket, collect):
+    bucket.pages["/10000/TS_1/1.zarr/0/0/0/0"].faults = ["500!"]
+    outcome = collect("--format", "zarr")
+    assert outcome.status == 1
+    assert "/10000/TS_1/1.zarr/0/0/0/0: the server answered 500" in outcome.message
+    folder = Path("out/10000/245/tomogram")
+    assert [path.name for path in folder.iterdir()] == ["1.zarr.part"]
+    bucket.pages["/10000/TS_1/1.zarr/0/0/0/0"].faults = []
+    bucket.bytes_sent.clear()
+    outcome = collect("--format", "zarr")
+    assert outcome.status == 0, outcome.stderr
+    assert list(bucket.bytes_sent) == ["/10000/TS_1/1.zarr/0/0/0/0"]
+    found = {path.relative_to(folder / "1.zarr").as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == set(ZARR)
+    assert all((folder / "1.zarr" / key).read_bytes() == body for key, body in ZARR.items())
+    sample = read_manifest("out/manifest.csv")[0]
+    assert (sample.tomogram, sample.shape) == (folder / "1.zarr", SHAPE)
+    bucket.requests.clear()
+    assert collect("--format", "zarr").status == 0
+    assert bucket.asked("/bucket") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--what", "mask"], "--what mask does not fit; allowed: tomograms, masks"),
+        (["--jobs", "0"], "--jobs 0 does not fit"),
+        (["--format", "tiff"], "invalid choice: 'tiff'"),
+        (["--csv", "no.csv"], "no.csv: no such list; give a CSV file or one of dataset, testset, robustness"),
+        (["surplus"], "unknown argument surplus"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(work, etsam, arguments, part):
+    outcome = etsam("data", "collect", *arguments)
+    assert outcome.status == 1
+    assert part in outcome.message
+    assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("dataset_id,run_id\n1,2\n", "lacks the columns split"),
+        ("dataset_id,run_id,split\n", "names no tomogram"),
+        ("dataset_id,run_id,split\n../x,2,test\n", "line 2: dataset_id '../x' is no name"),
+        ("dataset_id,run_id,split\n1,2,test\n1,2,test\n", "line 3: 1/2 is listed twice"),
+        ("dataset_id,run_id,split\n1,ts,test\n", "run_id 'ts' of the portal's dataset 1 is no number"),
+        ("dataset_id,run_id,split,voxel_size\n1,2,test,big\n", "voxel_size 'big' is no positive number"),
+    ],
+)
+def test_a_malformed_list_is_told(work, text, part):
+    Path("list.csv").write_text(text)
+    with pytest.raises(InputError, match=re.escape(part)):
+        read_list(Path("list.csv"))
+
+
+def test_the_shipped_lists_are_found_by_name_and_know_voxel_sizes_and_shapes(work):
+    assert share("data", "testset.csv") == find_list("testset") == find_list("data/testset.csv")
+    test = read_list(find_list("testset"))
+    assert len(test) == 17
+    assert all(row.split == "test" and row.voxel_size_angstrom and row.shape for row in test)
+    assert sum(row.on_portal for row in test) == 11
+    rows = {row.name: row for row in read_list(find_list("dataset"))}
+    assert len(rows) == 128
+    assert (rows["10010/12000"].voxel_size_angstrom, rows["10010/12000"].shape) == (28.4, (250, 464, 480))
+    assert [row.has_mask for row in read_list(find_list("robustness"))] == [False] * 5
+    assert share("data", "polnet_config", "polnet_data_2", "sample_config.yaml").is_file()
+
+
+def test_without_the_portals_package_the_command_says_what_to_install(published, collect, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryoet_data_portal", None)
+    outcome = collect()
+    assert outcome.status == 1
+    assert "pip install 'etsam[data]'" in outcome.message
+
+
+def test_ctrl_c_keeps_parts_and_the_same_command_goes_on(published, collect):
+    site = published.site
+    big = published.deposit("emdb/1/tomogram", "big.mrc", volume(5, (40, 100, 100)))
+    published.deposit("emdb/1/target_mask", "mask.mrc", mask(5, (40, 100, 100)))
+    big.slow_seconds = 0.3
+    write_list([["emdb", "1"]], values=("4.0", "(40, 100, 100)"))
+    command = [COMMAND, "data", "collect", "--csv", "list.csv", "--output-dir", "out"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    part = Path("out/emdb/1/tomogram/big.mrc.part")
+    deadline = time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert [line for line in stderr.splitlines() if not line.startswith("INFO")] == [
+        "etsam: error: interrupted; what came is kept in .part files, and the same command goes on from there."
+    ]
+    assert not Path("out/emdb/1/tomogram/big.mrc").exists()
+    big.slow_seconds = 0
+    assert collect().status == 0
+    assert Path("out/emdb/1/tomogram/big.mrc").read_bytes() == big.body
+    assert site.bytes_sent[f"/store/{1000 + len(published.files) - 2}"] < 2 * len(big.body)
+    assert [path.name for path in Path("out").rglob("*.part*")] == []

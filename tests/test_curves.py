@@ -1,0 +1,55 @@
+"""Sweeps of the threshold and scores by direction, against cases computed by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from etsam.evaluation.curves import dice, precision_recall, sweeps
+from etsam.evaluation.report_tables import theta_by_method
+from etsam.evaluation.results import TomogramResult
+
+
+def test_sweeps_find_the_best_single_and_each_own_best_threshold():
+    def counted(name, *rows):
+        thresholds = np.arange(len(rows), dtype=np.float32)
+        return TomogramResult("m", name, thresholds=thresholds, counts=np.array(rows))
+
+    # Dice: 2 TP / (2 TP + FP + FN)
+    first = counted("a", (1, 1, 1), (2, 0, 0), (1, 0, 2))  # 0.5, 1, 0.5
+    second = counted("b", (3, 0, 0), (1, 1, 1), (0, 0, 3))  # 1, 0.5, 0
+    (sweep,) = sweeps([first, second])
+    np.testing.assert_allclose(sweep.mean_dice, [0.75, 0.75, 0.25])
+    assert sweep.best_fixed == (0.0, 0.75)
+    np.testing.assert_allclose(sweep.oracle, [[1, 1], [0, 1]])
+    assert sweep.oracle_mean == 1
+    assert sweep.at(1.5) == pytest.approx(0.5)
+    assert np.isnan(sweep.at(9))
+    precision, recall = sweep.pooled
+    np.testing.assert_allclose(precision, [4 / 5, 3 / 4, 1])
+    np.testing.assert_allclose(recall, [4 / 5, 3 / 4, 1 / 6])
+
+
+def test_sweeps_use_the_thresholds_that_all_tomograms_share():
+    one = TomogramResult("m", "a", thresholds=np.array([0.0, 0.1, 0.2], np.float32), counts=np.array([[1, 2, 3]] * 3))
+    two = TomogramResult("m", "b", thresholds=np.array([0.1, 0.2, 0.3], np.float32), counts=np.array([[4, 5, 6]] * 3))
+    (sweep,) = sweeps([one, two, TomogramResult("masks", "a")])
+    np.testing.assert_allclose(sweep.thresholds, [0.1, 0.2])
+    assert sweep.counts.shape == (2, 2, 3)
+
+
+def test_ratios_of_nothing_are_not_defined():
+    empty = np.zeros((1, 3), np.int64)
+    assert np.isnan(dice(empty)).all()
+    assert np.isnan(precision_recall(empty)).all()
+
+
+def test_angles_are_weighted_by_membrane_voxels():
+    rows = [
+        ("m", "a", 0.0, 30.0, 1.0, 0.5, 30),
+        ("m", "b", 0.0, 30.0, 0.0, float("nan"), 10),
+        ("m", "a", 30.0, 60.0, float("nan"), float("nan"), 0),
+    ]
+    columns = ["method", "tomogram", "lower_degrees", "upper_degrees", "recall", "precision", "truth_voxels"]
+    found = theta_by_method(pd.DataFrame(rows, columns=columns))
+    np.testing.assert_allclose(found["recall"], [0.75, np.nan])
+    np.testing.assert_allclose(found["precision"], [0.5, np.nan])

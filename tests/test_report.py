@@ -1,0 +1,336 @@
+"""The report of an evaluation: one page that loads nothing, with every number, and the same numbers in other files."""
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from etsam.errors import ConfigError, OutputError
+from etsam.evaluation.report import write_report
+from etsam.evaluation.report_page import PICTURE_BUDGET_BYTES, page
+from etsam.evaluation.report_pictures import FOUND, MISSED, WRONG, encoder, errors_image, slice_views, truth_image
+from etsam.evaluation.report_tables import build_tables
+from etsam.evaluation.results import SlicePicture, TomogramResult
+from etsam.evaluation.tables import parse_source, published_scores, read_scores, results_of_scores
+
+NAMES = ["d1/t1", "d1/t2", "d2/t1", "d2/t9"]
+THRESHOLDS = np.array([-1.0, -0.25, 0.5, 2.0], np.float32)
+SETTINGS = {"threshold": -0.25, "weights": "nano", "data": {"manifest": "test.csv"}}
+VOID = {"meta", "img", "rect", "br"}
+
+
+def picture(shape=(20, 30), seed=0, axis="z", index=7):
+    random = np.random.default_rng(seed)
+    truth = (random.random(shape) < 0.2).astype(np.uint8)
+    truth[:, -4:] = 255
+    return SlicePicture(axis, index, random.random(shape, dtype=np.float32), truth, random.random(shape) < 0.2)
+
+
+def result(method, tomogram, seed, masks_only=False):
+    random = np.random.default_rng(seed)
+    values = dict(zip(("dice", "iou", "precision", "recall"), random.uniform(0.2, 0.9, 4), strict=True))
+    true = np.array([90, 80, 60, 20]) + seed
+    counts = np.stack([true, [70, 30, 10, 1], 100 + seed - true], axis=1).astype(np.int64)
+    return TomogramResult(
+        method,
+        tomogram,
+        metrics=values | {"surface": random.uniform(1, 9)},
+        thresholds=THRESHOLDS[:0] if masks_only else THRESHOLDS,
+        counts=counts[:0] if masks_only else counts,
+        planes={plane: {"dice": random.uniform(0.1, 0.9)} for plane in ("xy", "xz", "yz")},
+        theta=tuple((float(a), a + 30.0, random.uniform(), random.uniform(), 10 + a) for a in (0, 30, 60)),
+        pictures=(picture(seed=seed), picture((12, 30), seed=seed, axis="y", index=3)),
+        seconds=seed + 0.5,
+    )
+
+
+@pytest.fixture(scope="module")
+def results():
+    found = [result("nano", name, i) for i, name in enumerate(NAMES)]
+    found += [result("other tool", name, 10 + i, masks_only=True) for i, name in enumerate(NAMES)]
+    failed = TomogramResult("other tool", NAMES[2], error="mask has shape (3, 4, 5); expected (3, 4, 6)")
+    return [failed if (r.method, r.tomogram) == (failed.method, failed.tomogram) else r for r in found]
+
+
+@pytest.fixture(scope="module")
+def written(results, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "new"
+    return write_report(results, folder, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def html(written):
+    return written.read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order; gathers text, attributes and the rows of tables."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.attributes, self.text, self.rows, self.tags = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, *pair) for pair in attrs]
+        self.tags.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes += [(tag, *pair) for pair in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.text.append(data)
+            if {"td", "th"} & set(self.open):
+                self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def parsed(html):
+    return Page(html)
+
+
+def test_the_page_loads_nothing(parsed, html):
+    loading = {"src", "srcset", "href", "xlink:href", "action", "poster", "data"}
+    for tag, name, value in parsed.attributes:
+        if name in loading:
+            assert value.startswith("data:image/") or (tag == "a" and value.startswith("#part-")), (tag, name)
+    assert not {"link", "iframe", "object", "embed", "base", "form"} & set(parsed.tags)
+    plain = re.sub(r"data:image/[\w+]+;base64,[\w+/=]+", "", html)
+    assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttp", plain)
+    for encoded in re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", html):
+        svg = base64.b64decode(encoded).decode()
+        assert not re.search(r"""(href|src)="(?!\#|data:)""", svg)
+
+
+def test_the_page_says_its_language_and_every_picture_has_words(parsed):
+    assert ("html", "lang", "en") in parsed.attributes
+    alternatives = [value for tag, name, value in parsed.attributes if (tag, name) == ("img", "alt")]
+    assert parsed.tags.count("img") == len(alternatives)
+    assert all(alternatives)
+
+
+def test_links_within_the_page_lead_somewhere(parsed):
+    identities = {value for _, name, value in parsed.attributes if name == "id"}
+    links = {value[1:] for _, name, value in parsed.attributes if name == "href"}
+    assert links
+    assert links <= identities
+
+
+def test_every_method_tomogram_and_number_is_in_the_table(parsed, results):
+    for r in results:
+        row = [r.tomogram, r.method, *(f"{r.metrics[name]:.3f}" for name in r.metrics), f"{r.seconds:.1f}"]
+        if r.error:
+            row = [r.tomogram, r.method, f"failed: {r.error}"]
+        assert row in parsed.rows
+
+
+def test_the_summary_says_mean_interval_number_and_what_failed(parsed, results):
+    text = "".join(parsed.text)
+    values = [r.metrics["dice"] for r in results if r.method == "other tool" and not r.error]
+    assert f"other tool: mean Dice {np.mean(values):.3f} (" in text
+    assert "on 3 of 4 tomograms" in text
+    assert "other tool failed on d2/t1: mask has shape (3, 4, 5); expected (3, 4, 6)." in text
+    assert "cannot give p < 0.05" in text
+
+
+def test_settings_versions_and_licence_are_there(parsed):
+    text = "".join(parsed.text)
+    assert ["data.manifest", "test.csv"] in parsed.rows
+    rows = {row[0]: row[1] for row in parsed.rows if len(row) == 2}
+    assert rows["torch"].startswith("2.")
+    assert {"etsam", "sam2", "lightning"} <= set(rows)
+    assert "Apache-2.0" in text
+    assert "10.1101/2025.11.23.689996" in text
+
+
+def test_csv_json_and_markdown_hold_the_same_numbers(written, results):
+    folder = written.parent
+    as_csv = pd.read_csv(folder / "scores.csv", keep_default_na=False, na_values=[""])
+    as_json = json.loads((folder / "report.json").read_text())
+    lines = (folder / "report.md").read_text().splitlines()
+    assert len(as_csv) == len(as_json["scores"]) == len(results)
+    for r, row, record in zip(results, as_csv.to_dict("records"), as_json["scores"], strict=True):
+        for name, value in (results[0].metrics | r.metrics).items():
+            if r.error:
+                assert record[name] is None
+                assert np.isnan(row[name])
+            else:
+                assert row[name] == record[name] == value
+        cells = ["failed: " + r.error] if r.error else [f"{value:.3f}" for value in r.metrics.values()]
+        assert any(line.startswith("| " + " | ".join([r.tomogram, r.method, *cells])) for line in lines)
+    for name in ("means", "pairs", "best_thresholds", "thresholds", "planes", "theta"):
+        table = pd.read_csv(folder / f"{name}.csv")
+        assert len(table) == len(as_json[name])
+        for column in table.select_dtypes("number"):
+            stored = [np.nan if record[column] is None else record[column] for record in as_json[name]]
+            np.testing.assert_allclose(table[column], stored, rtol=1e-12)
+
+
+def test_the_scores_can_be_compared_again(written, results):
+    table = read_scores(parse_source(str(written.parent / "scores.csv")))
+    again = results_of_scores(table)
+    assert [r.error for r in again] == [r.error for r in results]
+    assert again[0].metrics == results[0].metrics
+
+
+def test_names_cannot_put_code_into_the_page(results, tmp_path):
+    name = '<script>alert("x")</script>&amp;'
+    evil = [
+        replace(r, pictures=(), method=name if r.method == "nano" else r.method, tomogram=f"{r.tomogram}'\"><b>")
+        for r in (results[0], results[4])
+    ]
+    evil[-1] = TomogramResult("other tool", "x", error="<img src=x onerror=alert(1)>")
+    html = write_report(evil, tmp_path, {"<i>key": "<script>"}, title="<title>|").read_text()
+    parsed = Page(html)
+    assert parsed.tags.count("script") == 1
+    assert not {"b", "i"} & set(parsed.tags)
+    assert not any(name == "onerror" for _, name, _ in parsed.attributes)
+    assert name in "".join(parsed.text)
+    assert "<script" not in (tmp_path / "report.md").read_text()
+    assert json.loads((tmp_path / "report.json").read_text())["scores"][0]["method"] == name
+
+
+def test_bars_in_names_do_not_break_the_tables_of_markdown(results, tmp_path):
+    write_report([replace(results[4], tomogram="d1/t1|x")], tmp_path, {})
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith("| d1/t1"))
+    head = next(line for line in lines if line.startswith("| Tomogram"))
+    assert len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"(?<!\\)\|", head))
+
+
+def test_a_report_is_not_overwritten_unless_asked(results, tmp_path):
+    (tmp_path / "pairs.csv").write_text("mine")
+    with pytest.raises(OutputError, match=r"pairs\.csv: exists already"):
+        write_report(results, tmp_path, SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.csv"]
+    write_report([results[4], results[0]], tmp_path, SETTINGS, overwrite=True)
+    assert (tmp_path / "pairs.csv").read_text() != "mine"
+    assert (tmp_path / "theta.csv").exists()
+    write_report(results_of_scores(published_scores()), tmp_path, {}, overwrite=True)
+    assert not (tmp_path / "theta.csv").exists()  # it belonged to the report that was replaced
+
+
+def test_no_results_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no results"):
+        write_report([], tmp_path, {})
+
+
+def test_one_tomogram_and_one_method_make_a_report(results, tmp_path):
+    text = "".join(Page(write_report(results[:1], tmp_path, SETTINGS).read_text()).text)
+    assert "nano: mean Dice" in text
+    assert "Methods against each other" not in text
+    assert not (tmp_path / "pairs.csv").exists()
+
+
+def test_nothing_but_failures_makes_a_report(tmp_path):
+    failed = [TomogramResult("a", "t", error="no file", metrics={}), TomogramResult("a", "u", error="disk full")]
+    with pytest.raises(ConfigError, match="no table has the metric"):
+        write_report(failed, tmp_path, {})
+    failed = [replace(r, metrics={"dice": float("nan")}) for r in failed]
+    parsed = Page(write_report(failed, tmp_path, {}).read_text())
+    assert ["u", "a", "failed: disk full"] in parsed.rows
+    assert "a: no Dice; none of 2 tomograms has scores." in "".join(parsed.text)
+
+
+def test_twenty_tomograms_with_large_slices_stay_below_five_megabytes():
+    many = []
+    for method in ("a", "b", "c"):
+        for i in range(20):
+            large = tuple(picture((400, 480), i, axis, 9) for axis in "zyx")
+            many.append(TomogramResult(method, f"t{i}", pictures=large))
+    views = slice_views(many)
+    encode, number = encoder(views, PICTURE_BUDGET_BYTES)
+    sizes = [len(encode(view.images[i % 5][2])) for i, view in enumerate(views[:number:4])]
+    total = np.mean(sizes) * 5 * number
+    assert number >= 20
+    assert 0.5 * PICTURE_BUDGET_BYTES < total < 1.1 * PICTURE_BUDGET_BYTES
+
+
+def test_a_page_too_small_for_all_slices_shows_some_of_each_tomogram(results, monkeypatch):
+    monkeypatch.setattr("etsam.evaluation.report_page.PICTURE_BUDGET_BYTES", 60_000)
+    shortened = [replace(r, thresholds=THRESHOLDS[:0], theta=()) for r in results]
+    text = page("t", build_tables(shortened), shortened, [], {}, {})
+    shown = re.findall(r"<h3>(d\d/t\d)</h3>", text)
+    assert 0 < text.count('class="slices"') < 8
+    assert len(shown) == min(len(NAMES), text.count('class="slices"'))
+    assert "slices are left out" in text
+
+
+def test_pictures_show_found_wrong_and_missed():
+    grey = np.zeros((3, 5), np.float32)
+    truth = np.array([[1, 1, 0, 0, 255]] * 3, np.uint8)
+    prediction = np.array([[True, False, True, False, True]] * 3)
+    image = errors_image(SlicePicture("z", 0, grey, truth, prediction))
+
+    def painted(colour):
+        return [round(0.7 * int(colour[i : i + 2], 16)) for i in (1, 3, 5)]
+
+    for column, colour in ((0, FOUND), (1, MISSED), (2, WRONG)):
+        np.testing.assert_allclose(image[1, column], painted(colour), atol=1)
+    assert image[1, 3].tolist() == [0, 0, 0]
+    assert np.ptp(image[:, 4], axis=-1).max() == 0  # not annotated: grey, or a grey stripe
+    assert (truth_image(SlicePicture("z", 0, grey, truth, prediction))[:, :2].sum(axis=-1) > 0).all()
+
+
+def test_pictures_stand_upright_and_count_pixels(html):
+    one = picture()
+    (view,) = slice_views([TomogramResult("m", "t", pictures=(one,))])
+    np.testing.assert_array_equal(view.images[0][2][0], np.repeat((one.grey[-1] * 255).round()[:, None], 3, axis=1))
+    counted = one.truth != 255
+    found = int(((one.truth == 1) & one.prediction).sum())
+    wrong = int((one.prediction & (one.truth == 0) & counted).sum())
+    assert view.images[2][1].startswith(f"t, z = 7, m: {found} pixels found, {wrong} wrong")
+    jpeg = re.search(r"data:image/jpeg;base64,([\w+/=]+)", html).group(1)
+    assert Image.open(io.BytesIO(base64.b64decode(jpeg))).size == (210, 140)  # 30 x 20, enlarged seven times
+
+
+def test_wandb_gets_tables_curves_slices_and_means(results, tmp_path, monkeypatch):
+    from etsam.evaluation.wandb_log import log_to_wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    folder = log_to_wandb(results, SETTINGS, project="test", name="look", save_dir=tmp_path)
+    assert folder.startswith(str(tmp_path))
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    media = run / "files/media"
+    (scores,) = (media / "table/tables").glob("scores_*.json")
+    stored = json.loads(scores.read_text())
+    assert stored["columns"][:3] == ["method", "tomogram", "error"]
+    assert stored["data"][0][:4] == ["nano", NAMES[0], "", results[0].metrics["dice"]]
+    assert len(stored["data"]) == len(results)
+    curves = {path.name.rsplit("_", 2)[0] for path in (media / "images/curves").iterdir()}
+    assert {"scores_dice", "precision_recall", "threshold_nano", "theta_recall"} <= curves
+    assert len(list((media / "images/slices").rglob("*.png"))) == len(NAMES) * 2 * 2 + 7 * 2  # grey, truth, predictions
+    recorded = next(run.glob("*.wandb")).read_bytes()
+    assert b"nano/dice" in recorded
+    assert b"manifest" in recorded
+
+
+def test_reports_do_not_import_wandb():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, etsam.evaluation.report, etsam.evaluation.wandb_log; print({'wandb', 'torch'} & set(sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "set()"
