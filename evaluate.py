@@ -23,7 +23,9 @@ def run(cfg: DictConfig) -> None:
 
     from etsam.evaluation.run import check_outputs, finish, predictor, result_store, writer_of
     from etsam.evaluation.scorer import Scorer
+    from etsam.weights_store import provide
 
+    provide(cfg.weights)
     data, metrics, store = instantiate(cfg.data), instantiate(cfg.scores), result_store(cfg)
     data.leave_out_complete(store)
     if is_first_process():  # before the networks are built, and once for all processes

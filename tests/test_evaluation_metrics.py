@@ -15,17 +15,11 @@ from torchmetrics.functional.classification import (
 )
 
 from etsam.errors import ConfigError, InputError
-from etsam.evaluation.curve import (
-    ThresholdCounter,
-    area_under_curve,
-    best_fixed_threshold,
-    oracle,
-    pooled_counts,
-    threshold_grid,
-)
+from etsam.evaluation.curves import area_under_curve, sweeps
 from etsam.evaluation.metrics import METRICS, Metrics, Scored
 from etsam.evaluation.packed import PackedMask
 from etsam.evaluation.results import TomogramResult
+from etsam.evaluation.thresholds import ThresholdCounter, threshold_grid
 from etsam.overlap import overlap_scores, stat_counts
 
 SHAPE = (9, 14, 17)
@@ -107,7 +101,6 @@ def test_empty_masks(truth, mask, score):
     assert math.isnan(found.metrics["hausdorff95_angstrom"])
     assert math.isnan(found.metrics["assd_angstrom"])
     assert math.isnan(found.metrics["auprc"]) == (not truth.any())
-    assert math.isnan(found.metrics["oracle_dice"]) == (not truth.any())
     assert len(found.counts) == len(found.thresholds) == 1000
     assert all(math.isnan(value) for value in found.planes["xy"].values()) == (not (truth | mask).any())
 
@@ -163,22 +156,21 @@ def test_area_under_the_curve_is_that_of_torchmetrics():
 
 
 def test_best_thresholds_are_found_by_trying_all():
-    results = []
+    results, dice = [], []
     for seed in range(3):
         truth = blobs(seed)
-        found = Metrics(["curve"])(truth, Scored(logits_of(seed + 10, truth) + seed, -0.25))
-        results.append(TomogramResult("a", f"s/{seed}", metrics={}, thresholds=found.thresholds, counts=found.counts))
-        logits, target = torch.from_numpy(logits_of(seed + 10, truth) + seed), torch.from_numpy(truth).int()
-        dice = [float(binary_f1_score((logits > float(t)).int(), target)) for t in found.thresholds]
-        assert oracle(found.thresholds, found.counts) == pytest.approx((found.thresholds[np.argmax(dice)], max(dice)))
-        assert found.metrics["oracle_dice"] == pytest.approx(max(dice))
-        results[-1].metrics["all"] = dice
-    mean = np.mean([result.metrics["all"] for result in results], axis=0)
-    assert best_fixed_threshold(results)[1] == pytest.approx(mean.max())
-    assert best_fixed_threshold(results)[0] == results[0].thresholds[np.argmax(mean)]
-    pooled = pooled_counts([*results, TomogramResult("a", "s/x", error="no"), TomogramResult("a", "s/y")])[1]
-    np.testing.assert_array_equal(pooled, sum(result.counts for result in results))
-    assert all(np.isnan(best_fixed_threshold([])))
+        logits = logits_of(seed + 10, truth) + seed
+        found = Metrics(["curve"])(truth, Scored(logits, -0.25))
+        results.append(TomogramResult("a", f"s/{seed}", thresholds=found.thresholds, counts=found.counts))
+        values, target = torch.from_numpy(logits), torch.from_numpy(truth).int()
+        dice.append([float(binary_f1_score((values > float(t)).int(), target)) for t in found.thresholds])
+    (sweep,) = sweeps(results)
+    grid = results[0].thresholds
+    for row, own in enumerate(dice):
+        assert sweep.oracle[row] == pytest.approx((grid[np.argmax(own)], max(own)), abs=1e-5)
+    mean = np.mean(dice, axis=0)
+    assert sweep.best_fixed == pytest.approx((grid[np.argmax(mean)], mean.max()), abs=1e-5)
+    assert sweep.pooled_area == pytest.approx(area_under_curve(sum(result.counts for result in results)))
 
 
 def test_scores_of_planes_are_means_over_slices_that_hold_membrane():

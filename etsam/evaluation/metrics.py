@@ -5,7 +5,7 @@ Truth and prediction are read once, slice by slice. What each score means stands
 | name in `metrics` | gives | where |
 |---|---|---|
 | always | `dice`, `iou`, `precision`, `recall` over all annotated voxels (torchmetrics) | `etsam.overlap` |
-| `curve` | counts at 1000 thresholds, `auprc`, `oracle_dice` and `oracle_threshold`; logits only | `curve` |
+| `curve` | counts at 1000 thresholds, and `auprc`; of logits only | `thresholds`, `curves` |
 | `planes` | the four scores of XY, XZ and YZ slices | `planes` |
 | `surface` | `surface_dice`, `hausdorff95_angstrom`, `assd_angstrom` | `surface` |
 | `theta` | recall and precision of surfaces by the angle of their normal to Z | `normals` |
@@ -14,7 +14,7 @@ Truth and prediction are read once, slice by slice. What each score means stands
 
 Voxels marked 255 (or -1), and those within `ignore_border_voxels` of a face, are in neither mask and count nowhere.
 Both masks empty: overlap scores, surface Dice and clDice are 1, Betti errors 0. One of them empty: those scores are 0.
-Distances are NaN if either mask is empty; scores of the curve if the truth is.
+Distances are NaN if either mask is empty; `auprc` if the truth is.
 """
 
 import math
@@ -25,7 +25,7 @@ import numpy as np
 
 from etsam.data.measured import IGNORE, labels
 from etsam.errors import ConfigError, InputError
-from etsam.evaluation.curve import ThresholdCounter, area_under_curve, oracle, threshold_grid
+from etsam.evaluation.curves import area_under_curve
 from etsam.evaluation.normals import angles_to_z, theta_counts, theta_table
 from etsam.evaluation.packed import PackedMask
 from etsam.evaluation.planes import PlaneCounter
@@ -37,6 +37,7 @@ from etsam.evaluation.surface import (
     surface_voxels,
     within,
 )
+from etsam.evaluation.thresholds import ThresholdCounter, threshold_grid
 from etsam.evaluation.topology import betti_errors, cl_dice
 from etsam.io import Slices
 from etsam.overlap import overlap_scores, stat_counts
@@ -177,8 +178,6 @@ class Metrics:
             if counter is not None:
                 thresholds, counts = counter.thresholds, counter.counts
             metrics["auprc"] = area_under_curve(counts)
-            known = counts if totals[0] + totals[2] else counts[:0]  # nothing to find: no threshold is best
-            metrics["oracle_threshold"], metrics["oracle_dice"] = oracle(thresholds[: len(known)], known)
         theta: tuple[tuple[float, float, float, float, int], ...] = ()
         if {"surface", "theta"} & set(self.metrics):
             of_surface, theta = self._surface(masks, voxel_size_angstrom, progress)

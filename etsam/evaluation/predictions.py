@@ -13,6 +13,7 @@ from etsam.errors import InputError
 from etsam.evaluation.metrics import Scored
 from etsam.inference.record import OutputNames
 from etsam.io import TOMOGRAM_SUFFIXES, Slices, Volume, read_volume, strip_suffix
+from etsam.io.location import ZARR_SUFFIXES
 
 Kind = Literal["mask", "logits", "probabilities"]
 
@@ -69,7 +70,7 @@ def _find(root: Path, sample: Sample, names: dict[str, list[str]]) -> Path | str
         except OSError as error:
             raise InputError(f"the folder of predictions {folder} cannot be read: {error.strerror}.") from error
         for file in files:
-            if not file.name.lower().endswith(TOMOGRAM_SUFFIXES):
+            if not file.name.lower().endswith((*TOMOGRAM_SUFFIXES, *ZARR_SUFFIXES)):
                 continue
             stem = strip_suffix(file)
             fitting = [name for name in names if stem == name or stem.startswith((f"{name}_", f"{name}-", f"{name}."))]
@@ -85,8 +86,8 @@ def _find(root: Path, sample: Sample, names: dict[str, list[str]]) -> Path | str
         return found[0][1]
     for chosen in (
         [file for name, file in found if strip_suffix(file) == name],
-        [file for name, file in found if file.name == OutputNames(root, name).logits.name],
-        [file for name, file in found if file.name == OutputNames(root, name).mask.name],
+        [file for name, file in found if strip_suffix(file) == strip_suffix(OutputNames(root, name).logits)],
+        [file for name, file in found if strip_suffix(file) == strip_suffix(OutputNames(root, name).mask)],
     ):
         if len(chosen) == 1:
             return chosen[0]

@@ -12,20 +12,25 @@ from omegaconf import DictConfig, OmegaConf
 from etsam.errors import InputError, OutputError
 from etsam.evaluation.data import EvaluationData
 from etsam.evaluation.predictions import StoredPredictions
+from etsam.evaluation.report import JSON, MARKDOWN, PAGE, write_report
 from etsam.evaluation.results import TomogramResult
 from etsam.evaluation.store import ResultStore
-from etsam.evaluation.table import CSV, JSON, MARKDOWN, require_pandas, write_tables
 from etsam.inference.settings import settings_of
 from etsam.inference.writer import PredictionWriter
+from etsam.io.atomic import refuse_existing
 
 log = logging.getLogger(__name__)
+
+SCORES = "scores.csv"
+"""The table of the report with a row for each tomogram."""
 
 
 def evaluation_settings(cfg: DictConfig) -> dict[str, Any]:
     """What decides the scores, plain values: kept with each result and compared by `resume`."""
     keys = ("metrics", "surface_tolerance_angstrom", "ignore_border_voxels")
     settings = {key: OmegaConf.to_container(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key] for key in keys}
-    settings["prediction"] = settings_of(cfg) if cfg.predictions is None else {"threshold": cfg.stage2.threshold}
+    settings["threshold"] = cfg.stage2.threshold
+    settings["prediction"] = settings_of(cfg) if cfg.predictions is None else "stored"
     return settings
 
 
@@ -40,11 +45,8 @@ def check_outputs(cfg: DictConfig, data: EvaluationData) -> None:
     Raises
     ------
     OutputError
-        If the folder cannot be made, or tables or predictions exist that may not be replaced.
-    ConfigError
-        If pandas is missing, or settings contradict each other.
+        If the folder cannot be made, or a report or predictions exist that may not be replaced.
     """
-    require_pandas()
     folder = Path(cfg.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,12 +54,8 @@ def check_outputs(cfg: DictConfig, data: EvaluationData) -> None:
         raise OutputError(
             f"the output folder {folder} cannot be made ({error.strerror}); choose another output_dir."
         ) from error
-    for name in (CSV, JSON, MARKDOWN):
-        if (folder / name).exists() and not (cfg.overwrite or cfg.resume):
-            raise OutputError(
-                f"{folder / name} exists already; set overwrite=true to replace it, resume=true to keep what is "
-                "complete, or choose another output_dir."
-            )
+    for name in (PAGE, MARKDOWN, JSON, SCORES):
+        refuse_existing(folder / name, cfg.overwrite or cfg.resume)
     writer = writer_of(cfg)
     if writer is None:
         return
@@ -98,7 +96,7 @@ def predictor(cfg: DictConfig) -> LightningModule:
 
 
 def finish(cfg: DictConfig, data: EvaluationData, store: ResultStore) -> None:
-    """Write the tables of all results.
+    """Write the report of all results: pages and tables.
 
     Raises
     ------
@@ -106,11 +104,12 @@ def finish(cfg: DictConfig, data: EvaluationData, store: ResultStore) -> None:
         At the end, if a tomogram failed, naming each and why.
     """
     results: list[TomogramResult] = [store.load(job.method, job.name) for job in data.jobs]
-    files = write_tables(results, Path(cfg.output_dir), store.settings, overwrite=cfg.overwrite or cfg.resume)
-    log.info("%d results -> %s", len(results), files[-1])
+    folder = Path(cfg.output_dir)
+    page = write_report(results, folder, store.settings, overwrite=cfg.overwrite or cfg.resume)
+    log.info("%d results -> %s", len(results), page)
     failed = [f"{result.method}, {result.tomogram}: {result.error}" for result in results if result.error]
     if failed:
         raise InputError(
             f"{len(failed)} of {len(results)} tomograms failed: {' | '.join(failed)} - the scores of the others are in "
-            f"{files[0]}; go on with resume=true."
+            f"{folder / SCORES}; go on with resume=true."
         )

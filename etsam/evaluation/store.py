@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +15,15 @@ from etsam.errors import InputError, OutputError
 from etsam.evaluation.results import SlicePicture, TomogramResult
 from etsam.inference.record import read_record, write_record
 from etsam.io import atomic_path
+from etsam.io.location import locate, state_of
 
 
-def state_of(path: str | os.PathLike[str]) -> list[int]:
-    """Size and time of change of a file, by which `resume` knows it again; empty if it is not there."""
+def _state(path: str) -> list[int]:
+    """Time of change and size of a file, by which `resume` knows it again; empty if it cannot be read."""
     try:
-        found = os.stat(path)
-    except OSError:
+        return list(state_of(locate(path))[1:])  # whatever its folder is called
+    except InputError:
         return []
-    return [found.st_size, found.st_mtime_ns]
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class ResultStore:
                 f"{file} was made with other settings ({', '.join(different)}); choose another output_dir, or set "
                 "overwrite=true to make it anew."
             )
-        if record.get("inputs") != [state_of(path) for path in inputs]:
+        if record.get("inputs") != [_state(path) for path in inputs]:
             raise OutputError(
                 f"the files of {tomogram} have changed since {file} was made; choose another output_dir, or set "
                 "overwrite=true to make it anew."
@@ -119,7 +118,7 @@ class ResultStore:
             "theta": without_nan(result.theta),
             "seconds": without_nan(result.seconds),
             "pictures": [[picture.axis, picture.index] for picture in result.pictures],
-            "inputs": [state_of(path) for path in inputs],
+            "inputs": [_state(path) for path in inputs],
             "settings": self.settings,
         }
         write_record(file, record)
