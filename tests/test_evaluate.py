@@ -81,15 +81,8 @@ def test_predictions_made_in_the_run_are_scored_and_kept(evaluate, manifest):
         assert float(row["seconds"]) > 0
         assert {"auprc", "surface_dice", "hausdorff95_angstrom", "cldice", "betti0_error"} <= set(row)
     assert json.loads((manifest / "out/report.json").read_text())["settings"]["prediction"]["net"]["image_size"] == 64
-    for name in (
-        "report.html",
-        "report.md",
-        "means.csv",
-        "planes.csv",
-        "theta.csv",
-        "best_thresholds.csv",
-        "pooled.csv",
-    ):
+    tables = (f"{name}.csv" for name in ("means", "planes", "theta", "thresholds", "best_thresholds", "pooled"))
+    for name in ("report.html", "report.md", *tables):
         assert (manifest / "out" / name).stat().st_size > 50
     # the same predictions, read back, score the same
     assert evaluate("predictions=out/predictions", "output_dir=again", "stage2.threshold=-0.075").status == 0

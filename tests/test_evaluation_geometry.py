@@ -206,7 +206,7 @@ def test_betti_numbers_of_known_shapes(mask, numbers):
     assert betti_numbers(mask) == numbers
 
 
-@pytest.mark.parametrize("depth", [1, 2, 16, 17, 18, 33, 40])
+@pytest.mark.parametrize("depth", [1, 2, 6, 7, 8, 13, 40])
 def test_the_euler_number_put_together_from_slabs_is_that_of_the_whole(depth):
     mask = np.random.default_rng(depth).random((depth, 9, 12)) < 0.3
     assert euler_characteristic(mask) == euler_number(mask, connectivity=3)

@@ -7,10 +7,10 @@ answers at once. `args.settings` holds the KEY=VALUE arguments of commands that 
 
 from typing import Any
 
-from etsam.commands import collect, compare, polnet, simulate, weights
+from etsam.commands import benchmark, collect, compare, polnet, simulate, weights
 
 DATA_COMMANDS: tuple[Any, ...] = (collect, simulate, polnet)
 """Modules of `etsam data ...`."""
 
-OTHER_COMMANDS: tuple[Any, ...] = (weights, compare)
+OTHER_COMMANDS: tuple[Any, ...] = (weights, compare, benchmark)
 """Modules of further commands of `etsam`."""

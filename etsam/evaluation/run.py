@@ -17,7 +17,9 @@ from etsam.evaluation.results import TomogramResult
 from etsam.evaluation.store import ResultStore
 from etsam.inference.settings import settings_of
 from etsam.inference.writer import PredictionWriter
+from etsam.io import Location
 from etsam.io.atomic import refuse_existing
+from etsam.io.location import locate
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +61,9 @@ def check_outputs(cfg: DictConfig, data: EvaluationData) -> None:
     writer = writer_of(cfg)
     if writer is None:
         return
-    by_dataset: dict[Path, dict[Path, int]] = {}
+    by_dataset: dict[Path, dict[Location, int]] = {}
     for job in data.open_jobs:
-        by_dataset.setdefault(Path(job.name).parent, {})[Path(job.tomogram)] = 0
+        by_dataset.setdefault(Path(job.name).parent, {})[locate(job.tomogram)] = 0
     for dataset, voxels in by_dataset.items():
         writer(dataset).check(voxels)
 

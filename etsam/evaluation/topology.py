@@ -9,7 +9,7 @@ from skimage.morphology import skeletonize
 from etsam.inference.components import StreamedComponents
 from etsam.io import Slices
 
-_SLAB_SLICES = 16  # for the Euler number, whose intermediate arrays take 30 bytes a voxel
+_SLAB_SLICES = 6  # for the Euler number, whose intermediate arrays take 30 bytes a voxel
 
 
 class _Known:
