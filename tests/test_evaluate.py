@@ -151,6 +151,15 @@ def test_predictions_of_several_tools_with_a_missing_and_a_damaged_file(evaluate
     assert failed(manifest) == {"bad lab/a", "bad lab/b"}
 
 
+def test_where_every_tomogram_fails_there_is_a_table_that_says_why(evaluate, manifest):
+    (manifest / "nothing").mkdir()
+    outcome = evaluate("predictions=nothing")
+    assert outcome.status == 1
+    assert "2 of 2 tomograms failed: nothing, lab/a: no prediction in nothing" in outcome.message
+    assert failed(manifest) == {"nothing lab/a", "nothing lab/b"}
+    assert "report.html" in outcome.files
+
+
 def test_stored_predictions_are_scored_without_the_tomogram(evaluate, manifest):
     write_mrc("masks/a.mrc", binary())
     write_mrc("masks/b.mrc", binary(1))

@@ -19,7 +19,7 @@ from etsam.inference.postprocess import Step, apply_steps
 from etsam.inference.segmenter import Prediction
 from etsam.inference.writer import PredictionWriter
 from etsam.io import Volume, read_volume
-from etsam.overlap import IGNORE
+from etsam.overlap import IGNORE, Overlap
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,12 @@ class Scorer(Callback):
             result = self._result(outputs, batch, getattr(pl_module, "progress", None))
         except InputError as error:
             log.warning("%s: not scored: %s", batch.name, error)
-            result = TomogramResult(method=batch.method, tomogram=batch.name, error=" ".join(str(error).split()))
+            result = TomogramResult(
+                method=batch.method,
+                tomogram=batch.name,
+                error=" ".join(str(error).split()),
+                metrics=dict.fromkeys(Overlap._fields, math.nan),  # columns of the table, even if all fail
+            )
         self.store.save(result, batch.inputs)
 
     def _result(self, outputs: Any, job: Job, progress: Any) -> TomogramResult:
