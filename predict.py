@@ -7,12 +7,12 @@ Every setting is in configs/predict.yaml; `python predict.py --help` lists them.
 """
 
 import logging
-from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from etsam.entry import check_values, guarded, is_first_process, launch, require
+from etsam.inference.settings import settings_of
 
 log = logging.getLogger("etsam.predict")
 
@@ -43,26 +43,6 @@ def run(cfg: DictConfig) -> None:
     trainer = instantiate(cfg.trainer, callbacks=[writer, SliceProgress()])
     trainer.predict(segmenter, datamodule=inputs, return_predictions=False)
     segmenter.raise_failures()
-
-
-def settings_of(cfg: DictConfig) -> dict[str, Any]:
-    """What decides a mask, plain values: for the record and for `resume`."""
-    from etsam.weights import StageWeights
-
-    keys = ("net", "normalize", "nonfinite", "tiles", "postprocess", "resegment_prompted")
-    settings = {key: _plain(cfg[key]) for key in keys}
-    settings["precision"] = cfg.trainer.precision
-    settings["weights"] = {}
-    for stage in ("stage1", "stage2"):
-        tracker = cfg[stage].tracker
-        weights = StageWeights.resolve(tracker.checkpoint, tracker.seed)
-        settings[stage] = {"prompt": _plain(cfg[stage].prompt), "threshold": cfg[stage].threshold}
-        settings["weights"][stage] = {"name": weights.name, "sha256": weights.sha256()}
-    return settings
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="predict")

@@ -166,6 +166,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="such as experiment=nano_stage1")
 
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="predictions and masks -> scores",
+        description="Score predictions against masks. KEY=VALUE sets what configs/evaluate.yaml lists.",
+    )
+    evaluate.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="such as data.manifest=manifest.csv")
+
     export = commands.add_parser("export", help="checkpoint of a training run -> small weights file")
     export.add_argument("checkpoint", type=Path, help="a .ckpt of a run, or any other checkpoint")
     export.add_argument("weights", type=Path, help="where the weights go, a .safetensors file")
@@ -188,7 +195,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, rest = parser.parse_known_args(argv)
     items = [*rest, *getattr(args, "settings", [])]
     only_settings = args.command != "predict"
-    takes_settings = args.command in ("predict", "postprocess", "train") or getattr(args, "takes_settings", False)
+    with_settings = ("predict", "postprocess", "train", "evaluate")
+    takes_settings = args.command in with_settings or getattr(args, "takes_settings", False)
     unknown = [item for item in items if item.startswith("-") or (only_settings and not _OVERRIDE.match(item))]
     if unknown or (rest and not takes_settings):
         parser.error(f"unknown argument {[*unknown, *rest][0]}")
@@ -199,6 +207,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             run = partial(_postprocess, args, postprocess_overrides(args, default="all") + rest)
         elif args.command == "train":
             run = partial(_train, items)
+        elif args.command == "evaluate":
+            run = partial(_evaluate, items)
         elif args.command == "export":
             run = partial(_export, args)
         else:
@@ -235,6 +245,12 @@ def _train(overrides: Sequence[str]) -> None:
     from etsam.entry import load_script
 
     _run("train", overrides, load_script("train").run, stop_at_once=False)
+
+
+def _evaluate(overrides: Sequence[str]) -> None:
+    from etsam.entry import load_script
+
+    _run("evaluate", overrides, load_script("evaluate").run)
 
 
 def _export(args: argparse.Namespace) -> None:

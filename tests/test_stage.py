@@ -14,10 +14,11 @@ from etsam.inference.two_stage import Stage as InferenceStage
 from etsam.io import MrcWriter
 from etsam.network.parameter_groups import freeze_encoder, parameter_groups
 from etsam.normalize import MinMaxPositive, Robust
+from etsam.overlap import stat_counts
 from etsam.training.callbacks import comparison_picture
 from etsam.training.stage import CosineToFraction
 from etsam.training.stage1_logits import Stage1Logits
-from etsam.training.validation import ValidationResult, Validator, stat_counts
+from etsam.training.validation import ValidationResult, Validator
 
 RATES = {"lr": 1e-3, "encoder_lr": 5e-4, "layer_decay": 0.9, "weight_decay": 0.1}
 

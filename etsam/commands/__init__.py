@@ -8,6 +8,7 @@ answers at once. `args.settings` holds the KEY=VALUE arguments of commands that 
 from typing import Any
 
 from etsam.commands import (
+    benchmark,
     collect,
     compare,
     data_check,
@@ -22,5 +23,5 @@ from etsam.commands import (
 DATA_COMMANDS: tuple[Any, ...] = (collect, simulate, polnet, data_manifest, data_check, data_copick_store)
 """Modules of `etsam data ...`."""
 
-OTHER_COMMANDS: tuple[Any, ...] = (inspect_, weights, compare)
+OTHER_COMMANDS: tuple[Any, ...] = (inspect_, weights, compare, benchmark)
 """Modules of further commands of `etsam`."""

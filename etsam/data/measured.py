@@ -11,9 +11,7 @@ import numpy as np
 from etsam.io import Location, Slices, atomic_path, read_volume
 from etsam.io.location import display_name, state_of
 from etsam.normalize import Statistics, measure
-
-IGNORE = 255
-"""Label of voxels that nobody annotated: they count neither as membrane nor as background. -1 in files of int8."""
+from etsam.overlap import IGNORE
 
 _FINGERPRINT_SLICES = 8
 _Arrays = dict[str, np.ndarray]

@@ -74,6 +74,34 @@ class Sweep:
         """(precision, recall), (N,) each, of all voxels of all tomograms together."""
         return precision_recall(self.counts.sum(0))
 
+    @property
+    def pooled_area(self) -> float:
+        """Area under that curve."""
+        return area_under_curve(self.counts.sum(0))
+
+
+def area_under_curve(counts: np.ndarray) -> float:
+    """Area under the precision-recall curve as average precision: sum of (recall step) x (precision after the step).
+
+    That is what torchmetrics' `BinaryAveragePrecision` and scikit-learn's `average_precision_score` compute, here over
+    the thresholds given: membrane whose logit is below the lowest of them counts as never found.
+
+    Parameters
+    ----------
+    counts
+        (N, 3): true positives, false positives, false negatives, for increasing thresholds.
+
+    Returns
+    -------
+    float
+        0 to 1; NaN without any membrane in the truth, or without thresholds.
+    """
+    if len(counts) == 0 or counts[0, 0] + counts[0, 2] == 0:
+        return float("nan")
+    precision, recall = precision_recall(counts)
+    steps = recall - np.append(recall[1:], 0.0)
+    return float(np.nansum(steps * precision))  # no precision where nothing is called membrane: there is no step
+
 
 def sweeps(results: Sequence[TomogramResult]) -> list[Sweep]:
     """Sweeps of the methods that have thresholds, in the order of the results."""

@@ -48,7 +48,7 @@ def write_report(
     output_dir
         Made if it is not there. Gets `report.html` (written last), `report.md`, `report.json`, and, as far as there is
         something in them, `scores.csv`, `means.csv`, `pairs.csv`, `missing.csv`, `thresholds.csv`,
-        `best_thresholds.csv`, `planes.csv`, `theta.csv`.
+        `best_thresholds.csv`, `pooled.csv`, `planes.csv`, `theta.csv`.
     settings
         Shown and stored; values may be nested. `threshold`, if it is there, is the threshold of the logits that the
         masks were made with, and is marked in the sweep.

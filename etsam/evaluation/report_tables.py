@@ -30,7 +30,8 @@ class ReportTables:
     sweeps
         Methods with a sweep of the threshold.
     frames
-        File name without suffix -> table: scores, means, pairs, missing, thresholds, best_thresholds, planes, theta.
+        File name without suffix -> table: scores, means, pairs, missing, thresholds, best_thresholds, pooled (all
+        voxels of a method together), planes, theta.
     threshold
         The threshold the masks were made with; None if it is not known.
     """
@@ -73,6 +74,10 @@ def build_tables(
             "missing": comparison.missing,
             "thresholds": _thresholds(results),
             "best_thresholds": _best_thresholds(found, threshold),
+            "pooled": pd.DataFrame(
+                [(sweep.method, len(sweep.tomograms), sweep.pooled_area) for sweep in found],
+                columns=["method", "tomograms", "auprc"],
+            ),
             "planes": _planes(results),
             "theta": _theta(results),
         },

@@ -1,15 +1,14 @@
-"""Progress of a prediction: tomograms, and slices of the one at work, each with the time left."""
+"""Progress of a prediction or evaluation: tomograms, and slices of the one at work, each with the time left."""
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-from etsam.inference.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +38,48 @@ class SliceProgress(ProgressBar):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the bars and listen to the Segmenter."""
-        assert isinstance(pl_module, Segmenter)
+        self._open(pl_module, trainer.num_predict_batches)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the bars and listen to what makes or opens predictions."""
+        self._open(pl_module, trainer.num_test_batches)
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Name the tomogram at work."""
+        self._name, self._part = str(batch).replace("\\", "/").rsplit("/", 1)[-1], ""
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Name the tomogram at work."""
+        self._name, self._part = batch.name, ""
+
+    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """One tomogram more."""
+        self._advance()
+
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """One tomogram more."""
+        self._advance()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the bars away."""
+        self._close()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the bars away."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave a clean terminal for the message."""
+        self._close()
+
+    def _open(self, module: LightningModule, batches: Sequence[int | float]) -> None:
         if not self._enabled:
             return
-        pl_module.progress = self._update
+        module.progress = self._update  # type: ignore[assignment]
         if self._console.is_terminal:
             self._bars = Progress(
                 TextColumn("{task.description}"),
@@ -53,37 +90,13 @@ class SliceProgress(ProgressBar):
                 console=self._console,
                 transient=True,
             )
-            total = sum(int(batches) for batches in trainer.num_predict_batches)
-            self._tomograms = self._bars.add_task("tomograms", total=total)
+            self._tomograms = self._bars.add_task("tomograms", total=sum(int(number) for number in batches))
             self._slices = self._bars.add_task("slices", total=None)
             self._bars.start()
 
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Name the tomogram at work."""
-        self._name, self._part = str(batch).replace("\\", "/").rsplit("/", 1)[-1], ""
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """One tomogram more."""
+    def _advance(self) -> None:
         if self._bars is not None and self._tomograms is not None:
             self._bars.advance(self._tomograms)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the bars away."""
-        self._close()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave a clean terminal for the message."""
-        self._close()
 
     def _close(self) -> None:
         if self._bars is not None:
@@ -99,6 +112,6 @@ class SliceProgress(ProgressBar):
         if self._bars is not None and self._slices is not None:
             self._bars.update(self._slices, completed=done)
         elif not self._console.is_terminal and now - self._last_line >= _LOG_INTERVAL_SECONDS:
-            left = (now - self._part_started) / done * (total - done)
+            left = (now - self._part_started) / max(done, 1) * (total - done)
             log.info("%s: %s %d of %d slices, %.0f s left", self._name, part, done, total, left)
             self._last_line = now

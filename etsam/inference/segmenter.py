@@ -1,4 +1,4 @@
-"""The two stages as one LightningModule: `predict_step` takes a tomogram's path and gives its logits."""
+"""The two stages as one LightningModule: `predict_step` and `test_step` take a tomogram's path and give its logits."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning import LightningModule
@@ -20,6 +20,15 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, slices done, slices in all)."""
+
+
+class NamesTomogram(Protocol):
+    """What `test_step` takes."""
+
+    @property
+    def tomogram(self) -> str:
+        """File."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,22 @@ class Segmenter(LightningModule):
                 log.warning("not segmented: %s", error)
             self.failures.append(str(error))
             return None
+
+    def test_step(self, batch: NamesTomogram, batch_idx: int = 0) -> dict[str, Any]:
+        """Segment one tomogram, to be scored.
+
+        Returns
+        -------
+        dict
+            `prediction`: a `Prediction`; or, so that one tomogram does not stop the others, `error`: an `InputError`.
+        """
+        try:
+            return {"prediction": self.segment(read_volume(batch.tomogram))}
+        except InputError as error:
+            return {"error": error}
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            return {"error": InputError(f"{batch.tomogram}: {' '.join(str(error).split())[:200]}")}
 
     def on_predict_end(self) -> None:
         """Tell every process what failed in the others."""

@@ -5,10 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torchmetrics.functional.classification import binary_stat_scores
 
-from etsam.data.measured import IGNORE
 from etsam.errors import ConfigError
 from etsam.inference.prompts import Prompt
 from etsam.inference.tiles import Overlapping, Tiling
@@ -16,6 +13,7 @@ from etsam.inference.two_stage import DEFAULT_THRESHOLD, Mask, Stage, fuse, run_
 from etsam.io import Location, Slices, read_volume
 from etsam.network.tracker import SliceTracker
 from etsam.normalize import Normalization, normalize
+from etsam.overlap import overlap_scores, stat_counts
 
 
 class Annotated(Protocol):
@@ -149,30 +147,10 @@ class Validator:
             membrane = int(np.count_nonzero(target == 1))
             if membrane > most:
                 most, shown = membrane, z
-        true_positive, false_positive, false_negative, _ = counts
         return ValidationResult(
-            dice=_ratio(2 * true_positive, 2 * true_positive + false_positive + false_negative),
-            iou=_ratio(true_positive, true_positive + false_positive + false_negative),
-            precision=_ratio(true_positive, true_positive + false_positive, empty=float(false_negative == 0)),
-            recall=_ratio(true_positive, true_positive + false_negative, empty=float(false_positive == 0)),
+            **overlap_scores(counts)._asdict(),
             z=shown,
             grey=np.asarray(grey[shown], dtype=np.float32),
             logits=logits[shown],
             truth=truth[shown].astype(np.uint8),
         )
-
-
-def stat_counts(mask: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """True positives, false positives, false negatives and true negatives of a slice, without ignored voxels, (4,)."""
-    scores = binary_stat_scores(
-        torch.from_numpy(np.ascontiguousarray(mask)).int(),
-        torch.from_numpy(np.ascontiguousarray(target)).int(),
-        ignore_index=IGNORE,
-        validate_args=False,
-    )
-    true_positive, false_positive, true_negative, false_negative, _ = scores.tolist()
-    return np.array([true_positive, false_positive, false_negative, true_negative], dtype=np.float64)
-
-
-def _ratio(part: float, whole: float, empty: float = 1.0) -> float:
-    return float(part / whole) if whole > 0 else empty

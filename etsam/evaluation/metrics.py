@@ -1,0 +1,295 @@
+"""Scores of one prediction against its truth, with memory for a few slices and one bit a voxel for each mask.
+
+Truth and prediction are read once, slice by slice. What each score means stands where it is computed:
+
+| name in `metrics` | gives | where |
+|---|---|---|
+| always | `dice`, `iou`, `precision`, `recall` over all annotated voxels (torchmetrics) | `etsam.overlap` |
+| `curve` | counts at 1000 thresholds, and `auprc`; of logits only | `thresholds`, `curves` |
+| `planes` | the four scores of XY, XZ and YZ slices | `planes` |
+| `surface` | `surface_dice`, `hausdorff95_angstrom`, `assd_angstrom` | `surface` |
+| `theta` | recall and precision of surfaces by the angle of their normal to Z | `normals` |
+| `cldice` | `cldice` | `topology` |
+| `betti` | `betti0_error`, `betti1_error`, `betti2_error` | `topology` |
+
+Voxels marked 255 (or -1), and those within `ignore_border_voxels` of a face, are in neither mask and count nowhere.
+Both masks empty: overlap scores, surface Dice and clDice are 1, Betti errors 0. One of them empty: those scores are 0.
+Distances are NaN if either mask is empty; `auprc` if the truth is.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from etsam.data.measured import IGNORE, labels
+from etsam.errors import ConfigError, InputError
+from etsam.evaluation.curves import area_under_curve
+from etsam.evaluation.normals import angles_to_z, theta_counts, theta_table
+from etsam.evaluation.packed import PackedMask
+from etsam.evaluation.planes import PlaneCounter
+from etsam.evaluation.surface import (
+    average_distance,
+    hausdorff95,
+    nearest_distances,
+    surface_dice,
+    surface_voxels,
+    within,
+)
+from etsam.evaluation.thresholds import ThresholdCounter, threshold_grid
+from etsam.evaluation.topology import betti_errors, cl_dice
+from etsam.io import Slices
+from etsam.overlap import overlap_scores, stat_counts
+
+METRICS = ("curve", "planes", "surface", "theta", "cldice", "betti")
+"""What can be asked for beside the overlap scores, which are always computed."""
+
+DEFAULT_TOLERANCE_VOXELS = 2.0
+"""Tolerance of surface Dice without a setting, in units of the largest voxel side."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, slices done, slices in all)."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Something to be scored.
+
+    Attributes
+    ----------
+    logits
+        (Z, Y, X) float32, more is more likely membrane; None if there is only a mask.
+    threshold
+        Logits strictly above it are membrane.
+    mask
+        (Z, Y, X), membrane is above 0; None: from the logits. With both, the curve is that of the logits.
+    seconds
+        It took to predict; NaN if unknown.
+    """
+
+    logits: Slices | None = None
+    threshold: float = 0.0
+    mask: Slices | None = None
+    seconds: float = math.nan
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(Z, Y, X)."""
+        slices = self.mask if self.logits is None else self.logits
+        assert slices is not None
+        return tuple(slices.shape)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `Metrics` finds; see `TomogramResult` for the fields it shares, and the module for names and definitions.
+
+    Attributes
+    ----------
+    shown
+        Axis -> number of the slice with the most membrane in the truth.
+    masks
+        Truth and prediction where they are known (elsewhere False) and where that is (None: everywhere).
+    """
+
+    metrics: dict[str, float]
+    thresholds: np.ndarray
+    counts: np.ndarray
+    planes: dict[str, dict[str, float]]
+    theta: tuple[tuple[float, float, float, float, int], ...]
+    shown: dict[str, int]
+    masks: tuple[PackedMask, PackedMask, PackedMask | None]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Which scores are computed, and how.
+
+    Attributes
+    ----------
+    metrics
+        Names of `METRICS`.
+    surface_tolerance_angstrom
+        Of surface Dice and of `theta`; None: twice the largest voxel side.
+    ignore_border_voxels
+        So many layers of voxels at each face count as not annotated.
+
+    Raises
+    ------
+    ConfigError
+        If a name is unknown or a number makes no sense.
+    """
+
+    metrics: Sequence[str] = field(default=METRICS)
+    surface_tolerance_angstrom: float | None = None
+    ignore_border_voxels: int = 0
+
+    def __post_init__(self) -> None:
+        names = self.metrics
+        unknown = [name for name in names if name not in METRICS] if not isinstance(names, str) else [names]
+        if unknown:
+            raise ConfigError(
+                f"metrics={names} does not fit: {', '.join(map(str, unknown))}; allowed is a list of "
+                f"{', '.join(METRICS)}, such as 'metrics=[curve,planes]'."
+            )
+        tolerance = self.surface_tolerance_angstrom
+        if tolerance is not None and not (isinstance(tolerance, int | float) and 0 <= tolerance < math.inf):
+            raise ConfigError(f"surface_tolerance_angstrom={tolerance} has to be a number of Å from 0 up, or null.")
+        if self.ignore_border_voxels < 0:
+            raise ConfigError(f"ignore_border_voxels={self.ignore_border_voxels} has to be 0 or more.")
+
+    def __call__(
+        self,
+        truth: Slices,
+        scored: Scored,
+        voxel_size_angstrom: tuple[float, float, float] | None = None,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """Compare a prediction with its truth.
+
+        Parameters
+        ----------
+        truth
+            (Z, Y, X): 1 is membrane, 0 is not, 255 or -1 was not annotated.
+        scored
+            The prediction.
+        voxel_size_angstrom
+            (z, y, x) in Å; None if unknown: then distances and tolerances in Å make NaN, but surface Dice with the
+            default tolerance is computed in voxels taken as cubes.
+        progress
+            Called slice by slice.
+
+        Raises
+        ------
+        InputError
+            If the shapes differ, the truth holds other values, nothing is annotated, or logits are not finite.
+        """
+        if tuple(truth.shape) != scored.shape:
+            raise InputError(f"the prediction has shape {scored.shape}, the mask of the truth {tuple(truth.shape)}.")
+        counter = ThresholdCounter(threshold_grid(scored.threshold)) if scored.logits is not None else None
+        if "curve" not in self.metrics:
+            counter = None
+        planes = PlaneCounter(truth.shape)
+        totals, masks = self._read(truth, scored, counter, planes, progress)
+        metrics = overlap_scores(totals)._asdict()
+        thresholds, counts = np.empty(0, np.float32), np.empty((0, 3), np.int64)
+        if "curve" in self.metrics:
+            if counter is not None:
+                thresholds, counts = counter.thresholds, counter.counts
+            metrics["auprc"] = area_under_curve(counts)
+        theta: tuple[tuple[float, float, float, float, int], ...] = ()
+        if {"surface", "theta"} & set(self.metrics):
+            of_surface, theta = self._surface(masks, voxel_size_angstrom, progress)
+            metrics |= of_surface
+        if "cldice" in self.metrics:
+            report = None if progress is None else lambda done, total: progress("clDice", done, total)
+            metrics["cldice"] = cl_dice(*masks, progress=report)
+        if "betti" in self.metrics:
+            _tell(progress, "Betti numbers", truth.shape[0])
+            metrics |= dict(betti_errors(*masks))
+        return Scores(
+            metrics=metrics,
+            thresholds=thresholds,
+            counts=counts,
+            planes=planes.scores() if "planes" in self.metrics else {},
+            theta=theta,
+            shown=planes.most_truth(),
+            masks=masks,
+        )
+
+    def _read(
+        self,
+        truth: Slices,
+        scored: Scored,
+        counter: ThresholdCounter | None,
+        planes: PlaneCounter,
+        progress: Progress | None,
+    ) -> tuple[np.ndarray, tuple[PackedMask, PackedMask, PackedMask | None]]:
+        """Read both once: counts (4,), and the masks packed."""
+        depth = truth.shape[0]
+        of_truth, of_prediction, of_known = (PackedMask(truth.shape) for _ in range(3))
+        totals, ignored = np.zeros(4, np.int64), 0
+        for z in range(depth):
+            target, odd = labels(truth[z])
+            if odd.any():
+                raise InputError(
+                    f"the mask of the truth is not binary: slice {z} holds {truth[z][odd][0]:g}; allowed are 1 "
+                    "(membrane), 0 (not), 255 or -1 (not annotated)."
+                )
+            target = self._without_border(target, z, depth)
+            mask, logits = _mask_and_logits(scored, z)
+            totals += stat_counts(mask, target)
+            known, membrane = target != IGNORE, target == 1
+            unknown = known.size - int(np.count_nonzero(known))
+            ignored += unknown
+            if counter is not None:
+                assert logits is not None
+                counter.add(logits, membrane, known if unknown else None)
+            mask &= known
+            planes.add(z, mask, membrane)
+            of_truth[z], of_prediction[z], of_known[z] = membrane, mask, known
+            _tell(progress, "comparing", depth, z + 1)
+        if not totals.any():
+            border = f" and ignore_border_voxels={self.ignore_border_voxels}" if self.ignore_border_voxels else ""
+            raise InputError(f"the mask of the truth has no annotated voxel (255 and -1 mean not annotated){border}.")
+        return totals, (of_truth, of_prediction, of_known if ignored else None)
+
+    def _without_border(self, target: np.ndarray, z: int, depth: int) -> np.ndarray:
+        width = self.ignore_border_voxels
+        if width == 0:
+            return target
+        out = np.full_like(target, IGNORE)
+        if width <= z < depth - width:
+            inside = tuple(slice(width, max(side - width, width)) for side in target.shape)
+            out[inside] = target[inside]
+        return out
+
+    def _surface(
+        self,
+        masks: tuple[PackedMask, PackedMask, PackedMask | None],
+        voxel_size_angstrom: tuple[float, float, float] | None,
+        progress: Progress | None,
+    ) -> tuple[dict[str, float], tuple[tuple[float, float, float, float, int], ...]]:
+        truth, prediction, known = masks
+        size = voxel_size_angstrom or (1.0, 1.0, 1.0)
+        tolerance = self.surface_tolerance_angstrom
+        if tolerance is None:
+            tolerance = DEFAULT_TOLERANCE_VOXELS * max(size)
+        elif voxel_size_angstrom is None:
+            tolerance = math.nan
+        _tell(progress, "surfaces", truth.shape[0])
+        surfaces = surface_voxels(truth, known), surface_voxels(prediction, known)
+        distances = [nearest_distances(*pair, truth.shape, size) for pair in (surfaces, surfaces[::-1])]
+        hits = [within(distance, tolerance) for distance in distances]
+        metrics: dict[str, float] = {}
+        if "surface" in self.metrics:
+            unit = 1.0 if voxel_size_angstrom is not None else math.nan
+            metrics["surface_dice"] = math.nan if math.isnan(tolerance) else surface_dice(*hits)
+            metrics["assd_angstrom"] = unit * average_distance(*distances)
+            metrics["hausdorff95_angstrom"] = unit * hausdorff95(*distances)  # last: it changes their order
+        if "theta" not in self.metrics or math.isnan(tolerance):
+            return metrics, ()
+        distances.clear()
+        _tell(progress, "normals", truth.shape[0])
+        counts = [
+            theta_counts(angles_to_z(surface, mask, size, known), hit)  # one after the other: angles take 100 MB
+            for surface, mask, hit in zip(surfaces, (truth, prediction), hits, strict=True)
+        ]
+        return metrics, theta_table(*counts)
+
+
+def _mask_and_logits(scored: Scored, z: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Slice `z` as a new (Y, X) bool, and its logits if there are any."""
+    logits = None if scored.logits is None else np.asarray(scored.logits[z], np.float32)
+    if logits is not None and not np.isfinite(logits).all():
+        raise InputError(f"slice {z} of the predicted logits holds values that are not finite.")
+    if scored.mask is not None:
+        return np.asarray(scored.mask[z]) > 0, logits
+    assert logits is not None
+    return logits > scored.threshold, logits
+
+
+def _tell(progress: Progress | None, part: str, total: int, done: int = 0) -> None:
+    if progress is not None:
+        progress(part, done, total)

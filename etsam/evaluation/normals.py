@@ -1,0 +1,190 @@
+"""Which way a surface faces, voxel by voxel, and how well each direction is found."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from etsam.evaluation.surface import SurfaceVoxels
+from etsam.io import Slices
+
+THETA_EDGES_DEGREES = tuple(range(0, 91, 10))
+"""0: the normal runs along Z, the membrane lies flat in XY, where the missing wedge hides it; 90: it stands upright."""
+
+SIGMA_VOXELS = 2.0
+"""Of the Gaussian, in units of the largest voxel side; see the tests for the angles this gives."""
+
+_TRUNCATE = 3.0  # radius of the Gaussian in sigmas; the rest has 0.3 % of the weight
+
+
+def smoothed_slices(
+    mask: Slices, sigma_voxels: tuple[float, float, float], annotated: Slices | None = None
+) -> Iterator[np.ndarray]:
+    """A mask smoothed by a Gaussian, slice by slice, with one Gaussian's depth of slices in memory.
+
+    Voxels that nobody annotated have no weight (normalised convolution); beyond a face the outermost slice goes on.
+
+    Parameters
+    ----------
+    mask
+        (Z, Y, X) bool.
+    sigma_voxels
+        Of the Gaussian, (z, y, x) in voxels.
+    annotated
+        (Z, Y, X) bool; None: everywhere.
+
+    Yields
+    ------
+    np.ndarray
+        (Y, X) float32, 0..1.
+    """
+    depth, area = mask.shape[0], int(np.prod(mask.shape[1:]))
+    radius = int(_TRUNCATE * sigma_voxels[0] + 0.5)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma_voxels[0]) ** 2)
+    weights /= weights.sum()
+
+    def blurred(plane: np.ndarray) -> np.ndarray:
+        smooth = gaussian_filter(plane.astype(np.float32), sigma_voxels[1:], mode="nearest", truncate=_TRUNCATE)
+        return smooth.ravel()
+
+    size = len(weights)
+    ring = np.zeros((size, area), np.float32)  # slice z lies in row z % size
+    norms = None if annotated is None else np.zeros_like(ring)
+    following = 0
+    for z in range(depth):
+        while following <= min(z + radius, depth - 1):
+            if annotated is None or norms is None:
+                ring[following % size] = blurred(mask[following])
+            else:
+                ring[following % size] = blurred(mask[following] & annotated[following])
+                norms[following % size] = blurred(annotated[following])
+            following += 1
+        shares = np.zeros(size, np.float32)
+        np.add.at(shares, np.clip(np.arange(z - radius, z + radius + 1), 0, depth - 1) % size, weights)
+        total = shares @ ring
+        if norms is not None:
+            weight = shares @ norms
+            np.divide(total, weight, out=total, where=weight > 0)
+        yield total.reshape(mask.shape[1:])
+
+
+def angles_to_z(
+    voxels: SurfaceVoxels,
+    mask: Slices,
+    voxel_size: tuple[float, float, float],
+    annotated: Slices | None = None,
+) -> np.ndarray:
+    """Angle between Z and the normal of the surface, at each surface voxel.
+
+    The normal is the gradient of the Gaussian-smoothed mask. It is taken where it is steepest: at the voxel or one of
+    its six neighbours, because in the middle of a thin sheet it vanishes.
+
+    Parameters
+    ----------
+    voxels
+        Surface voxels of `mask`.
+    mask
+        (Z, Y, X) bool.
+    voxel_size
+        (z, y, x), in any one unit.
+    annotated
+        (Z, Y, X) bool; None: everywhere.
+
+    Returns
+    -------
+    np.ndarray
+        (voxels,) float32, degrees, 0 to 90; NaN where the smoothed mask is level.
+    """
+    depth, _, width = mask.shape
+    sigma = SIGMA_VOXELS * max(voxel_size)
+    smooth = smoothed_slices(mask, (sigma / voxel_size[0], sigma / voxel_size[1], sigma / voxel_size[2]), annotated)
+    slopes = _slopes(smooth, depth, voxel_size)
+    row = width + 2  # of a slice with one pixel around it
+    window: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    angles = np.full(len(voxels), np.nan, np.float32)
+    for z in range(depth):
+        while len(window) == 0 or max(window) < min(z + 1, depth - 1):
+            steepness, cosine = next(slopes)
+            window[max(window, default=-1) + 1] = np.pad(steepness, 1).ravel(), np.pad(cosine, 1).ravel()
+        window.pop(z - 2, None)
+        rows = slice(voxels.rows[z], voxels.rows[z + 1])
+        y, x = voxels.yx[rows].astype(np.int64).T
+        here = (y + 1) * row + x + 1
+        around = [(z, 0), (z - 1, 0), (z + 1, 0), (z, -row), (z, row), (z, -1), (z, 1)]
+        steepest, cosines = np.zeros(len(here), np.float32), np.full(len(here), np.nan, np.float32)
+        for index, step in around:
+            if index in window:
+                found = window[index][0][here + step]
+                better = np.flatnonzero(found > steepest)
+                steepest[better] = found[better]
+                cosines[better] = window[index][1][here[better] + step]
+        angles[rows] = np.degrees(np.arccos(cosines))
+    return angles
+
+
+def _slopes(
+    smooth: Iterator[np.ndarray], depth: int, voxel_size: tuple[float, float, float]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Length of the gradient of each slice, and the share of it that points along Z; both (Y, X) float32.
+
+    Central differences, one-sided at the faces; along an axis of one voxel there is no slope.
+    """
+    below, plane = None, next(smooth)
+    for z in range(depth):
+        above = next(smooth) if z + 1 < depth else None
+        low, high = (plane if below is None else below), (plane if above is None else above)
+        steps = 1 if below is None or above is None else 2
+        rise = (high - low) / np.float32(steps * voxel_size[0])
+        squares = rise**2
+        for side, across in ((voxel_size[1], plane), (voxel_size[2], plane.T)):
+            if len(across) > 1:
+                into = squares if across is plane else squares.T
+                into[1:-1] += ((across[2:] - across[:-2]) * np.float32(0.5 / side)) ** 2
+                into[0] += ((across[1] - across[0]) / np.float32(side)) ** 2
+                into[-1] += ((across[-1] - across[-2]) / np.float32(side)) ** 2
+        length = np.sqrt(squares)
+        cosine = np.divide(np.abs(rise), length, out=np.zeros_like(length), where=length > 0)
+        yield length, np.minimum(cosine, 1)
+        if above is not None:
+            below, plane = plane, above
+
+
+def theta_counts(angles: np.ndarray, hits: np.ndarray) -> np.ndarray:
+    """Surface voxels in each bin of `THETA_EDGES_DEGREES`, and how many of them are hits, (9, 2) int64.
+
+    Parameters
+    ----------
+    angles
+        (voxels,) degrees, 0 to 90; NaN is in no bin.
+    hits
+        (voxels,) bool.
+    """
+    edges = [*THETA_EDGES_DEGREES[:-1], np.nextafter(np.float32(THETA_EDGES_DEGREES[-1]), np.float32(np.inf))]
+    return np.stack([np.histogram(angles, edges)[0], np.histogram(angles[hits], edges)[0]], axis=1)
+
+
+def theta_table(truth: np.ndarray, prediction: np.ndarray) -> tuple[tuple[float, float, float, float, int], ...]:
+    """How well surfaces of each inclination are found.
+
+    Parameters
+    ----------
+    truth, prediction
+        `theta_counts` of both surfaces, a hit being a voxel within the tolerance of the other surface.
+
+    Returns
+    -------
+    tuple
+        Rows (lower degrees, upper degrees, recall, precision, surface voxels of the truth). Recall: share of the
+        truth's surface in the bin that lies within the tolerance of the predicted surface. Precision: the same of the
+        predicted surface, by its own normals. NaN for empty bins.
+    """
+    edges = itertools.pairwise(THETA_EDGES_DEGREES)
+    return tuple(
+        (float(lower), float(upper), _share(*of_truth), _share(*of_prediction), int(of_truth[0]))
+        for (lower, upper), of_truth, of_prediction in zip(edges, truth, prediction, strict=True)
+    )
+
+
+def _share(voxels: int, hits: int) -> float:
+    return float(hits / voxels) if voxels else float("nan")

@@ -1,0 +1,46 @@
+"""Scores by orientation of the slice: XY slices, as networks see them, and XZ and YZ, where the missing wedge shows."""
+
+import numpy as np
+
+from etsam.overlap import overlap_scores
+
+PLANES = {"xy": "z", "xz": "y", "yz": "x"}
+"""Orientation of a slice -> the axis that its number runs along."""
+
+
+class PlaneCounter:
+    """Counts voxels for every slice of the three orientations, while XY slices pass by once.
+
+    Parameters
+    ----------
+    shape
+        (Z, Y, X).
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        # (slices, 3): true positives, false positives, false negatives
+        self.counts = {plane: np.zeros((side, 3), np.int64) for plane, side in zip(PLANES, shape, strict=True)}
+
+    def add(self, z: int, mask: np.ndarray, truth: np.ndarray) -> None:
+        """Count slice `z`; both are (Y, X) bool and False where nobody annotated."""
+        for column, voxels in enumerate((mask & truth, mask & ~truth, truth & ~mask)):
+            by_y = np.count_nonzero(voxels, axis=1)
+            self.counts["xy"][z, column] = by_y.sum()
+            self.counts["xz"][:, column] += by_y
+            self.counts["yz"][:, column] += np.count_nonzero(voxels, axis=0)
+
+    def most_truth(self) -> dict[str, int]:
+        """Axis -> number of the slice with the most membrane in the truth; the middle one if there is none."""
+        found = {}
+        for plane, axis in PLANES.items():
+            membrane = self.counts[plane][:, 0] + self.counts[plane][:, 2]
+            found[axis] = int(np.argmax(membrane)) if membrane.any() else len(membrane) // 2
+        return found
+
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Plane -> metric -> mean over the slices that hold membrane in truth or prediction; NaN if none does."""
+        out = {}
+        for plane, counts in self.counts.items():
+            scores = overlap_scores(counts[counts.any(axis=1)])._asdict()
+            out[plane] = {name: float(np.mean(values)) if len(values) else np.nan for name, values in scores.items()}
+        return out

@@ -1,0 +1,117 @@
+"""The steps of an evaluation around `Trainer.test`: what is there already, what predicts, what is written."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule
+from omegaconf import DictConfig, OmegaConf
+
+from etsam.errors import InputError, OutputError
+from etsam.evaluation.data import EvaluationData
+from etsam.evaluation.predictions import StoredPredictions
+from etsam.evaluation.report import JSON, MARKDOWN, PAGE, write_report
+from etsam.evaluation.results import TomogramResult
+from etsam.evaluation.store import ResultStore
+from etsam.inference.settings import settings_of
+from etsam.inference.writer import PredictionWriter
+from etsam.io import Location
+from etsam.io.atomic import refuse_existing
+from etsam.io.location import locate
+
+log = logging.getLogger(__name__)
+
+SCORES = "scores.csv"
+"""The table of the report with a row for each tomogram."""
+
+
+def evaluation_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What decides the scores, plain values: kept with each result and compared by `resume`."""
+    keys = ("metrics", "surface_tolerance_angstrom", "ignore_border_voxels")
+    settings = {key: OmegaConf.to_container(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key] for key in keys}
+    settings["threshold"] = cfg.stage2.threshold
+    settings["prediction"] = settings_of(cfg) if cfg.predictions is None else "stored"
+    return settings
+
+
+def result_store(cfg: DictConfig) -> ResultStore:
+    """Where the results of single tomograms are kept: `output_dir/tomograms`."""
+    return ResultStore(Path(cfg.output_dir) / "tomograms", evaluation_settings(cfg), cfg.overwrite, cfg.resume)
+
+
+def check_outputs(cfg: DictConfig, data: EvaluationData) -> None:
+    """Make the folder, and refuse to touch what is there, before anything is computed.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be made, or a report or predictions exist that may not be replaced.
+    """
+    folder = Path(cfg.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the output folder {folder} cannot be made ({error.strerror}); choose another output_dir."
+        ) from error
+    for name in (PAGE, MARKDOWN, JSON, SCORES):
+        refuse_existing(folder / name, cfg.overwrite or cfg.resume)
+    writer = writer_of(cfg)
+    if writer is None:
+        return
+    by_dataset: dict[Path, dict[Location, int]] = {}
+    for job in data.open_jobs:
+        by_dataset.setdefault(Path(job.name).parent, {})[locate(job.tomogram)] = 0
+    for dataset, voxels in by_dataset.items():
+        writer(dataset).check(voxels)
+
+
+def writer_of(cfg: DictConfig) -> Callable[[Path], PredictionWriter] | None:
+    """What keeps predictions, for each dataset in a folder of its own; None if they are not to be kept."""
+    if not cfg.write_predictions or cfg.predictions is not None:
+        return None
+    from hydra.utils import instantiate
+
+    make: partial[PredictionWriter] = instantiate(cfg.writer)
+    steps = instantiate(cfg.postprocess, _convert_="all")
+
+    def writer(dataset: Path) -> PredictionWriter:
+        made = make(Path(cfg.output_dir) / "predictions" / dataset, postprocess=steps)
+        made.settings = settings_of(cfg)
+        return made
+
+    return writer
+
+
+def predictor(cfg: DictConfig) -> LightningModule:
+    """What `Trainer.test` runs: the Segmenter of prediction, or what opens predictions that are there."""
+    if cfg.predictions is not None:
+        return StoredPredictions(cfg.stage2.threshold)
+    from hydra.utils import instantiate
+
+    if None in (cfg.weights.stage1, cfg.weights.stage2):
+        log.warning("the weights are RANDOM, so the scores mean nothing; see weights=etsam_v1 or weights=files")
+    segmenter: LightningModule = instantiate(cfg.segmenter)
+    return segmenter
+
+
+def finish(cfg: DictConfig, data: EvaluationData, store: ResultStore) -> None:
+    """Write the report of all results: pages and tables.
+
+    Raises
+    ------
+    InputError
+        At the end, if a tomogram failed, naming each and why.
+    """
+    results: list[TomogramResult] = [store.load(job.method, job.name) for job in data.jobs]
+    folder = Path(cfg.output_dir)
+    page = write_report(results, folder, store.settings, overwrite=cfg.overwrite or cfg.resume)
+    log.info("%d results -> %s", len(results), page)
+    failed = [f"{result.method}, {result.tomogram}: {result.error}" for result in results if result.error]
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(results)} tomograms failed: {' | '.join(failed)} - the scores of the others are in "
+            f"{folder / SCORES}; go on with resume=true."
+        )

@@ -1,0 +1,164 @@
+"""Lightning callback that scores each prediction as soon as it is there, and keeps the result on disk."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from etsam.errors import InputError
+from etsam.evaluation.data import Job
+from etsam.evaluation.metrics import Metrics, Scored, Scores
+from etsam.evaluation.results import SlicePicture, TomogramResult
+from etsam.evaluation.store import ResultStore
+from etsam.inference.postprocess import Step, apply_steps
+from etsam.inference.segmenter import Prediction
+from etsam.inference.writer import PredictionWriter
+from etsam.io import Volume, read_volume
+from etsam.overlap import IGNORE, Overlap
+
+log = logging.getLogger(__name__)
+
+_CLIP_PERCENT = (1.0, 99.0)  # of grey values, as in previews
+
+
+class Scorer(Callback):
+    """Scores what a `test_step` gives.
+
+    Parameters
+    ----------
+    metrics
+        What is computed.
+    postprocess
+        Steps applied to masks made in this run before they are scored; logits, and so the curve, stay as they are.
+    store
+        Where results go.
+    writer
+        Output folder -> what keeps predictions made in this run; None: they are not kept.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        store: ResultStore,
+        postprocess: Mapping[str, Step] | None = None,
+        writer: Callable[[Path], PredictionWriter] | None = None,
+    ) -> None:
+        self.metrics, self.store = metrics, store
+        self.steps: Sequence[Step] = list((postprocess or {}).values())
+        self.writer = writer
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Job,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Score a prediction; one that cannot be scored makes a result with an error, and does not stop the others."""
+        try:
+            result = self._result(outputs, batch, getattr(pl_module, "progress", None))
+        except InputError as error:
+            log.warning("%s: not scored: %s", batch.name, error)
+            result = TomogramResult(
+                method=batch.method,
+                tomogram=batch.name,
+                error=" ".join(str(error).split()),
+                metrics=dict.fromkeys(Overlap._fields, math.nan),  # columns of the table, even if all fail
+            )
+        self.store.save(result, batch.inputs)
+
+    def _result(self, outputs: Any, job: Job, progress: Any) -> TomogramResult:
+        if "error" in outputs:
+            raise outputs["error"]
+        prediction = outputs["prediction"]
+        if isinstance(prediction, Prediction) and self.writer is not None:
+            self.writer(Path(job.name).parent).write(prediction, progress)
+        scored = self._scored(prediction)
+        with read_volume(job.target_mask, warn=False) as truth:
+            tomogram = _tomogram(job, prediction)
+            size = truth.voxel_size_angstrom or (None if tomogram is None else tomogram.voxel_size_angstrom)
+            if size is None and job.voxel_size_angstrom:
+                size = (job.voxel_size_angstrom,) * 3
+            if size is None:
+                log.warning("%s: voxel size unknown: no distances in Å", job.name)
+            scores = self.metrics(truth, scored, size, progress)
+        if tomogram is not None and tuple(tomogram.shape) != tuple(truth.shape):
+            raise InputError(f"the tomogram has shape {tomogram.shape}, the mask of the truth {truth.shape}.")
+        log.info("%s: Dice %.4f", job.name, scores.metrics["dice"])
+        return TomogramResult(
+            method=job.method,
+            tomogram=job.name,
+            metrics=scores.metrics,
+            thresholds=scores.thresholds,
+            counts=scores.counts,
+            planes=scores.planes,
+            theta=scores.theta,
+            pictures=() if tomogram is None else pictures(tomogram, scores),
+            seconds=scored.seconds,
+        )
+
+    def _scored(self, prediction: Prediction | Scored) -> Scored:
+        if isinstance(prediction, Scored):
+            return prediction
+        return Scored(
+            logits=prediction.logits,
+            threshold=prediction.threshold,
+            mask=apply_steps(prediction.mask, self.steps) if self.steps else None,
+            seconds=math.fsum(prediction.seconds.values()),
+        )
+
+
+def _tomogram(job: Job, prediction: Prediction | Scored) -> Volume | None:
+    """The tomogram, for pictures; stored predictions can be scored without."""
+    if isinstance(prediction, Prediction):
+        return prediction.volume
+    try:
+        return read_volume(job.tomogram, warn=False)
+    except InputError as error:
+        log.warning("%s: no pictures: %s", job.name, error)
+        return None
+
+
+def pictures(tomogram: Volume, scores: Scores) -> tuple[SlicePicture, ...]:
+    """The XY, XZ and YZ slice with the most membrane in the truth; the tomogram is read once.
+
+    Parameters
+    ----------
+    tomogram
+        (Z, Y, X), of the shape that was scored.
+    scores
+        Its scores.
+    """
+    at, masks = scores.shown, scores.masks
+    taken: dict[str, list[list[np.ndarray]]] = {"z": [], "y": [], "x": []}
+    for z in range(tomogram.shape[0]):
+        planes = [tomogram[z], *(np.ones(tomogram.shape[1:], bool) if mask is None else mask[z] for mask in masks)]
+        if z == at["z"]:
+            taken["z"] = [planes]
+        taken["y"].append([plane[at["y"]] for plane in planes])
+        taken["x"].append([plane[:, at["x"]] for plane in planes])
+    out = []
+    for axis, rows in taken.items():
+        grey, truth, prediction, known = (
+            rows[0][i] if axis == "z" else np.stack([row[i] for row in rows]) for i in range(4)
+        )
+        shown = truth.astype(np.uint8)
+        shown[~known] = IGNORE
+        out.append(SlicePicture(axis, at[axis], _scaled(grey), shown, prediction.astype(bool)))
+    return tuple(out)
+
+
+def _scaled(grey: np.ndarray) -> np.ndarray:
+    """Grey values between their 1st and 99th percentile as 0..1, float32; NaN and infinity are 0."""
+    grey = grey.astype(np.float32)
+    finite = grey[np.isfinite(grey)]
+    low, high = np.percentile(finite, _CLIP_PERCENT) if finite.size else (0.0, 1.0)
+    scaled = (np.nan_to_num(grey, nan=low, posinf=high, neginf=low) - low) / max(high - low, 1e-12)
+    return np.clip(scaled, 0, 1).astype(np.float32)

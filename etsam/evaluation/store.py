@@ -1,0 +1,182 @@
+"""Results on disk, one tomogram at a time, so that an evaluation that was stopped goes on where it was."""
+
+import json
+import math
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from etsam.errors import InputError, OutputError
+from etsam.evaluation.results import SlicePicture, TomogramResult
+from etsam.inference.record import read_record, write_record
+from etsam.io import atomic_path
+from etsam.io.location import locate, state_of
+
+
+def _state(path: str) -> list[int]:
+    """Time of change and size of a file, by which `resume` knows it again; empty if it cannot be read."""
+    try:
+        return list(state_of(locate(path))[1:])  # whatever its folder is called
+    except InputError:
+        return []
+
+
+@dataclass(frozen=True)
+class ResultStore:
+    """Results of an evaluation below `folder`, each a JSON file of scores and an NPZ file of arrays.
+
+    The JSON file is written last: its presence says that the result is complete.
+
+    Attributes
+    ----------
+    folder
+        Made if need be.
+    settings
+        What decides the scores, plain values.
+    overwrite, resume
+        As for the whole evaluation.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    overwrite: bool = False
+    resume: bool = False
+
+    def path(self, method: str, tomogram: str) -> Path:
+        """JSON file of a result."""
+        return self.folder / quote(method, safe=" ") / f"{quote(tomogram, safe=' ').replace('%2F', '__', 1)}.json"
+
+    def complete(self, method: str, tomogram: str, inputs: Sequence[str]) -> bool:
+        """Whether a result is there, without error, made with the same settings from the same files.
+
+        Parameters
+        ----------
+        method, tomogram
+            Which result.
+        inputs
+            Files that it depends on.
+
+        Raises
+        ------
+        OutputError
+            If it is there and may be neither replaced nor kept.
+        """
+        file = self.path(method, tomogram)
+        if self.overwrite or not file.exists():
+            return False
+        if not self.resume:
+            raise OutputError(
+                f"{file} exists already; set overwrite=true to replace it, resume=true to keep what is complete, or "
+                "choose another output_dir."
+            )
+        record = read_record(file)
+        if record is None or record.get("error"):
+            return False
+        # by way of JSON, which knows no tuples
+        ours, theirs = json.loads(json.dumps(self.settings)), record["settings"]
+        different = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+        if different:
+            raise OutputError(
+                f"{file} was made with other settings ({', '.join(different)}); choose another output_dir, or set "
+                "overwrite=true to make it anew."
+            )
+        if record.get("inputs") != [_state(path) for path in inputs]:
+            raise OutputError(
+                f"the files of {tomogram} have changed since {file} was made; choose another output_dir, or set "
+                "overwrite=true to make it anew."
+            )
+        return file.with_suffix(".npz").exists()
+
+    def save(self, result: TomogramResult, inputs: Sequence[str]) -> None:
+        """Write a result, whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written.
+        """
+        file = self.path(result.method, result.tomogram)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)  # allowed: `complete` was asked before
+        arrays: dict[str, np.ndarray] = {"thresholds": result.thresholds, "counts": result.counts}
+        for number, picture in enumerate(result.pictures):
+            arrays[f"grey{number}"] = np.rint(picture.grey * 255).astype(np.uint8)  # for looking at
+            arrays[f"truth{number}"], arrays[f"prediction{number}"] = picture.truth, picture.prediction
+        with atomic_path(file.with_suffix(".npz"), overwrite=True) as part, part.open("wb") as new:
+            np.savez_compressed(new, **arrays)  # type: ignore[arg-type]
+        record = {
+            "method": result.method,
+            "tomogram": result.tomogram,
+            "error": result.error,
+            "metrics": without_nan(result.metrics),
+            "planes": without_nan(result.planes),
+            "theta": without_nan(result.theta),
+            "seconds": without_nan(result.seconds),
+            "pictures": [[picture.axis, picture.index] for picture in result.pictures],
+            "inputs": [_state(path) for path in inputs],
+            "settings": self.settings,
+        }
+        write_record(file, record)
+
+    def load(self, method: str, tomogram: str) -> TomogramResult:
+        """Read a result.
+
+        Raises
+        ------
+        InputError
+            If it is not there or damaged.
+        """
+        file = self.path(method, tomogram)
+        record = read_record(file)
+        if record is None:
+            raise InputError(f"{file} is missing; go on with resume=true.")
+        try:
+            with file.with_suffix(".npz").open("rb") as stored, np.load(stored, allow_pickle=False) as arrays:
+                found = dict(arrays)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{file.with_suffix('.npz')} is damaged or missing; remove {file}, then resume."
+            ) from error
+        pictures = tuple(
+            SlicePicture(
+                axis=axis,
+                index=index,
+                grey=found[f"grey{number}"].astype(np.float32) / 255,
+                truth=found[f"truth{number}"],
+                prediction=found[f"prediction{number}"],
+            )
+            for number, (axis, index) in enumerate(record["pictures"])
+        )
+        return replace(
+            TomogramResult(method=method, tomogram=tomogram, error=record["error"]),
+            metrics=with_nan(record["metrics"]),
+            planes=with_nan(record["planes"]),
+            theta=tuple(tuple(row) for row in with_nan(record["theta"])),
+            seconds=with_nan(record["seconds"]),
+            thresholds=found["thresholds"],
+            counts=found["counts"],
+            pictures=pictures,
+        )
+
+
+def without_nan(value: Any) -> Any:
+    """Nested lists and dictionaries with None in the place of NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def with_nan(value: Any) -> Any:
+    """Undo `without_nan`: None becomes NaN."""
+    if isinstance(value, dict):
+        return {key: with_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_nan(item) for item in value]
+    return math.nan if value is None else value

@@ -1,0 +1,76 @@
+"""What a thousand thresholds call membrane, counted from two histograms of the logits; `curves` makes scores of it."""
+
+import numpy as np
+import torch
+
+from etsam.inference.two_stage import DEFAULT_THRESHOLD
+
+LOGIT_LIMIT = 20.0
+"""Thresholds lie between +-20: beyond, a probability differs from 0 or 1 by less than 2.1e-9."""
+
+_BASE_THRESHOLDS = 999  # odd, so that 0 (probability 1/2) is one of them
+_TEMPERATURE = 4.0  # steps of 0.016 around 0, of 0.6 at +-20; with 1 the tails beyond +-7 would have no threshold
+
+
+def threshold_grid(threshold: float = DEFAULT_THRESHOLD) -> np.ndarray:
+    """Thresholds at which predictions are counted, the same for all tomograms.
+
+    999 of them are 4 * logit(p) with p evenly spaced, from -20 to 20: dense where networks are undecided. 0, the
+    default -0.25 and `threshold` are among them exactly.
+
+    Parameters
+    ----------
+    threshold
+        The one that makes masks.
+
+    Returns
+    -------
+    np.ndarray
+        (1000 or 1001,) float32, increasing.
+    """
+    end = 1 / (1 + np.exp(-LOGIT_LIMIT / _TEMPERATURE))
+    half = np.linspace(0.5, end, _BASE_THRESHOLDS // 2 + 1)
+    positive = _TEMPERATURE * np.log(half / (1 - half))
+    grid = np.concatenate([-positive[:0:-1], positive]).astype(np.float32)
+    return np.union1d(grid, np.array([DEFAULT_THRESHOLD, threshold], np.float32))
+
+
+class ThresholdCounter:
+    """Counts, slice by slice, what each threshold would call membrane.
+
+    Parameters
+    ----------
+    thresholds
+        (N,) float32, increasing.
+    """
+
+    def __init__(self, thresholds: np.ndarray) -> None:
+        self.thresholds = thresholds
+        self._histogram = np.zeros((2, len(thresholds) + 1), np.int64)
+
+    def add(self, logits: np.ndarray, truth: np.ndarray, annotated: np.ndarray | None = None) -> None:
+        """Count a slice.
+
+        Parameters
+        ----------
+        logits
+            Any shape, float32.
+        truth
+            The same shape, bool.
+        annotated
+            The same shape, bool; None: all voxels.
+        """
+        if annotated is not None:
+            logits, truth = logits[annotated], truth[annotated]
+        grid = torch.from_numpy(self.thresholds)
+        below = torch.bucketize(torch.from_numpy(np.ascontiguousarray(logits).ravel()), grid, out_int32=True).numpy()
+        columns = self._histogram.shape[1]  # `below`: how many thresholds are smaller than the logit
+        below += columns * truth.ravel().astype(np.int32)
+        self._histogram += np.bincount(below, minlength=2 * columns).reshape(2, columns)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(N, 3) int64: true positives, false positives, false negatives of `logits > threshold`."""
+        above = self._histogram[:, ::-1].cumsum(axis=1)[:, ::-1]
+        false_positive, true_positive = above[:, 1:]
+        return np.stack([true_positive, false_positive, above[1, 0] - true_positive], axis=1)

@@ -1,0 +1,138 @@
+"""Whether membranes are whole: centre lines of their cuts (clDice), and numbers of parts, tunnels and cavities."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from skimage.measure import euler_number
+from skimage.morphology import skeletonize
+
+from etsam.inference.components import StreamedComponents
+from etsam.io import Slices
+
+_SLAB_SLICES = 6  # for the Euler number, whose intermediate arrays take 30 bytes a voxel
+
+
+class _Known:
+    """A mask without the voxels that nobody annotated, which count as background in both masks."""
+
+    def __init__(self, mask: Slices, annotated: Slices | None) -> None:
+        self._mask, self._annotated = mask, annotated
+        self.shape = tuple(mask.shape)
+
+    def __getitem__(self, z: int, /) -> np.ndarray:
+        plane = self._mask[z]
+        return plane if self._annotated is None else plane & self._annotated[z]
+
+
+class _Around:
+    """The background of a mask, with one layer of it all around."""
+
+    def __init__(self, mask: Slices) -> None:
+        self._mask = mask
+        self.shape = tuple(side + 2 for side in mask.shape)
+
+    def __getitem__(self, z: int, /) -> np.ndarray:
+        out = np.ones(self.shape[1:], bool)
+        if 0 < z < self.shape[0] - 1:
+            out[1:-1, 1:-1] = ~self._mask[z - 1]
+        return out
+
+
+def cl_dice(
+    truth: Slices,
+    prediction: Slices,
+    annotated: Slices | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> float:
+    """Centre-line Dice (Shit et al., CVPR 2021, arXiv 2003.07311), of the XY slices.
+
+    The harmonic mean of the share of the prediction's skeleton that lies in the truth and of the share of the truth's
+    skeleton that lies in the prediction. A membrane is a sheet, and the 3D thinning of a sheet shrinks it to a few
+    lines; its cut by a slice is a line, whose 2D skeleton (scikit-image, Zhang and Suen 1984) follows it. So skeletons
+    are made slice by slice, with one slice in memory, and their pixels counted over the whole volume. A membrane that
+    lies flat in a slice is an area there, and its skeleton says little.
+
+    Parameters
+    ----------
+    truth, prediction
+        (Z, Y, X) bool.
+    annotated
+        (Z, Y, X) bool; None: everywhere. Other voxels are background in both masks.
+    progress
+        Called with (slices done, slices in all).
+
+    Returns
+    -------
+    float
+        0 to 1; 1 if both masks are empty, 0 if one is.
+    """
+    truth, prediction = _Known(truth, annotated), _Known(prediction, annotated)
+    counts = np.zeros((2, 2), np.int64)  # truth, prediction: pixels of the skeleton, those in the other mask
+    for z in range(truth.shape[0]):
+        planes = truth[z], prediction[z]
+        for row, (own, other) in enumerate((planes, planes[::-1])):
+            if own.any():
+                skeleton = skeletonize(own)
+                counts[row] += np.count_nonzero(skeleton), np.count_nonzero(skeleton & other)
+        if progress is not None:
+            progress(z + 1, truth.shape[0])
+    if not counts[:, 0].any():
+        return 1.0
+    if not counts[:, 0].all() or not counts[:, 1].any():
+        return 0.0
+    sensitivity, precision = counts[:, 1] / counts[:, 0]
+    return float(2 * sensitivity * precision / (sensitivity + precision))
+
+
+def euler_characteristic(mask: Slices) -> int:
+    """Parts minus tunnels plus cavities, of a mask whose voxels touch by faces, edges and corners (26).
+
+    scikit-image's `euler_number` of slabs that share a slice: the Euler number of a union is the sum of both minus
+    that of what they share.
+
+    Parameters
+    ----------
+    mask
+        (Z, Y, X) bool.
+    """
+    total = 0
+    depth = mask.shape[0]
+    for first in range(0, max(depth - 1, 1), _SLAB_SLICES):
+        slab = np.stack([mask[z] for z in range(first, min(first + _SLAB_SLICES + 1, depth))])
+        if slab.any():
+            total += int(euler_number(slab, connectivity=3))
+            if first and slab[0].any():
+                total -= int(euler_number(slab[:1], connectivity=3))
+    return total
+
+
+def betti_numbers(mask: Slices, annotated: Slices | None = None) -> tuple[int, int, int]:
+    """Connected parts, tunnels and cavities of a mask.
+
+    Membrane voxels touch by faces, edges and corners (26), background by faces (6), and outside the volume there is
+    background, so that a vesicle cut by a face is no cavity. b0 and b2 are counted as connected components (cc3d,
+    slice by slice), b1 follows from the Euler number: b1 = b0 + b2 - (b0 - b1 + b2).
+
+    Parameters
+    ----------
+    mask
+        (Z, Y, X) bool.
+    annotated
+        (Z, Y, X) bool; None: everywhere. Other voxels are background.
+
+    Returns
+    -------
+    tuple
+        (b0, b1, b2).
+    """
+    known = _Known(mask, annotated)
+    parts = StreamedComponents(known, 26).count
+    cavities = StreamedComponents(_Around(known), 6).count - 1
+    return parts, parts + cavities - euler_characteristic(known), cavities
+
+
+def betti_errors(truth: Slices, prediction: Slices, annotated: Slices | None = None) -> Iterator[tuple[str, float]]:
+    """Betti-number errors, |b(prediction) - b(truth)| over the whole volume, as (`betti0_error`, value) and so on."""
+    pairs = zip(betti_numbers(truth, annotated), betti_numbers(prediction, annotated), strict=True)
+    for dimension, (of_truth, of_prediction) in enumerate(pairs):
+        yield f"betti{dimension}_error", float(abs(of_prediction - of_truth))

@@ -1,0 +1,52 @@
+"""Score predictions against masks.
+
+    python evaluate.py data.manifest=manifest.csv weights=etsam_v1
+    python evaluate.py data.manifest=manifest.csv 'predictions={etsam: masks, other: other_masks}'
+
+Every setting is in configs/evaluate.yaml; `python evaluate.py --help` lists them.
+"""
+
+import logging
+
+import hydra
+from omegaconf import DictConfig
+
+from etsam.entry import check_values, guarded, is_first_process, launch
+
+log = logging.getLogger("etsam.evaluate")
+
+
+def run(cfg: DictConfig) -> None:
+    """Compose -> instantiate -> test. Raises `EtsamError`s; what is written is in `output_dir`."""
+    check_values(cfg, "evaluate")
+    from hydra.utils import instantiate
+
+    from etsam.evaluation.run import check_outputs, finish, predictor, result_store, writer_of
+    from etsam.evaluation.scorer import Scorer
+    from etsam.weights_store import provide
+
+    provide(cfg.weights)
+    data, metrics, store = instantiate(cfg.data), instantiate(cfg.scores), result_store(cfg)
+    data.leave_out_complete(store)
+    if is_first_process():  # before the networks are built, and once for all processes
+        check_outputs(cfg, data)
+    if data.open_jobs:
+        from etsam.inference.progress import SliceProgress
+
+        steps = instantiate(cfg.postprocess, _convert_="all")
+        scorer = Scorer(metrics, store, steps, writer_of(cfg))
+        trainer = instantiate(cfg.trainer, callbacks=[scorer, SliceProgress()])
+        trainer.test(predictor(cfg), datamodule=data, verbose=False)
+        trainer.strategy.barrier()
+    if is_first_process():
+        finish(cfg, data, store)
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    """Command line."""
+    guarded(run, cfg)
+
+
+if __name__ == "__main__":
+    launch(main)

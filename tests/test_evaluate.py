@@ -1,0 +1,270 @@
+"""`etsam evaluate` through the real command line: tables, failures, resuming, predictions of other tools."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import SHAPE, grey, write_mrc
+from omegaconf import OmegaConf
+
+from etsam.api import compose_config
+from etsam.evaluation.data import EvaluationData
+from etsam.evaluation.results import SlicePicture, TomogramResult
+from etsam.evaluation.store import ResultStore
+from etsam.io import read_volume
+from etsam.overlap import overlap_scores, stat_counts
+from etsam.paths import share
+
+TINY = ["net=tiny_test", "trainer=cpu", "weights.seed=1", "stage2.threshold=-0.075", "output_dir=out"]
+ROWS = ["dataset_id,run_id,split,tomogram,target_mask", "lab,a,val,a.mrc,a_mask.mrc", "lab,b,val,b.mrc,b_mask.mrc"]
+
+
+def truth(seed=0):
+    mask = np.zeros(SHAPE, np.int8)
+    mask[:, SHAPE[1] // 2 : SHAPE[1] // 2 + 3] = 1
+    mask[0, : 3 + seed] = -1  # not annotated
+    return mask
+
+
+def binary(seed=0):
+    return (truth(seed) == 1).astype(np.int8)
+
+
+@pytest.fixture
+def manifest(work):
+    """Two tomograms of a `val` split, with masks, and one of `train`."""
+    for seed, name in enumerate("ab"):
+        write_mrc(work / f"{name}.mrc", grey(seed=seed))
+        write_mrc(work / f"{name}_mask.mrc", truth(seed))
+    (work / "manifest.csv").write_text("\n".join([*ROWS, "lab,c,train,c.mrc,c_mask.mrc"]) + "\n")
+    return work
+
+
+@pytest.fixture
+def evaluate(etsam, manifest):
+    return lambda *settings: etsam("evaluate", "data.manifest=manifest.csv", "output_dir=out", *settings)
+
+
+def table(folder, name="out"):
+    rows = csv.DictReader((folder / name / "scores.csv").read_text().splitlines())
+    return {(row["method"], row["tomogram"]): row for row in rows}
+
+
+def failed(folder):
+    return {f"{row['method']} {row['tomogram']}" for row in table(folder).values() if row["error"]}
+
+
+def states(folder):
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in (folder / "out/tomograms").rglob("*.*")}
+
+
+def expected(mask, target):
+    return overlap_scores(stat_counts(np.asarray(mask, bool), np.where(target == -1, 255, target).astype(np.uint8)))
+
+
+def test_predictions_made_in_the_run_are_scored_and_kept(evaluate, manifest):
+    outcome = evaluate(*TINY, "write_predictions=true")
+    assert outcome.status == 0, outcome.stderr
+    rows = table(manifest)
+    assert list(rows) == [("etsam", "lab/a"), ("etsam", "lab/b")]
+    for seed, name in enumerate("ab"):
+        row = rows["etsam", f"lab/{name}"]
+        logits = read_volume(f"out/predictions/lab/{name}_etsam_predicted_logits.mrc").read()
+        scores = expected(logits > -0.075, truth(seed))
+        assert 0 < scores.dice < 1
+        for metric in ("dice", "iou", "precision", "recall"):
+            assert float(row[metric]) == pytest.approx(getattr(scores, metric), abs=1e-9)
+        assert row["error"] == ""
+        assert float(row["seconds"]) > 0
+        assert {"auprc", "surface_dice", "hausdorff95_angstrom", "cldice", "betti0_error"} <= set(row)
+    assert json.loads((manifest / "out/report.json").read_text())["settings"]["prediction"]["net"]["image_size"] == 64
+    tables = (f"{name}.csv" for name in ("means", "planes", "theta", "thresholds", "best_thresholds", "pooled"))
+    for name in ("report.html", "report.md", *tables):
+        assert (manifest / "out" / name).stat().st_size > 50
+    # the same predictions, read back, score the same
+    assert evaluate("predictions=out/predictions", "output_dir=again", "stage2.threshold=-0.075").status == 0
+    again = table(manifest, "again")
+    for row, before in zip(again.values(), rows.values(), strict=True):
+        unlike = {name for name in row if row[name] != before[name]}
+        assert unlike == {"method", "seconds"}
+
+
+def test_resume_keeps_what_is_complete_and_refuses_other_settings(evaluate, manifest):
+    few = ["metrics=[curve]", *TINY]
+    assert evaluate(*few).status == 0
+    before, rows = states(manifest), table(manifest)
+    assert "exists already; set overwrite=true to replace it, resume=true" in evaluate(*few).message
+    (manifest / "out/tomograms/etsam/lab__b.json").unlink()  # as if it had been stopped there
+    assert evaluate(*few, "resume=true").status == 0
+    after = states(manifest)
+    changed = {name for name in before if before[name][1] != after[name][1]}
+    assert changed == {str(manifest / f"out/tomograms/etsam/lab__b.{suffix}") for suffix in ("json", "npz")}
+    again = table(manifest)
+    assert all(row.pop("seconds") for row in [*rows.values(), *again.values()])
+    assert again == rows
+    line = evaluate(*few, "resume=true", "ignore_border_voxels=1").message
+    assert "made with other settings (ignore_border_voxels); choose another output_dir" in line
+    write_mrc(manifest / "a_mask.mrc", truth(3))
+    assert "the files of lab/a have changed since" in evaluate(*few, "resume=true").message
+    assert {name: state for name, state in states(manifest).items() if "lab__a" in name} == {
+        name: state for name, state in before.items() if "lab__a" in name
+    }
+    assert evaluate(*few, "overwrite=true").status == 0
+    assert states(manifest) != after
+
+
+def test_a_tomogram_that_fails_is_a_row_and_the_others_are_scored(evaluate, manifest):
+    write_mrc("a.mrc", np.full(SHAPE, np.nan, np.float32))
+    outcome = evaluate(*TINY, "metrics=[]")
+    assert outcome.status == 1
+    assert "1 of 2 tomograms failed: etsam, lab/a: a.mrc: " in outcome.message
+    rows = table(manifest)
+    assert failed(manifest) == {"etsam lab/a"}
+    assert "a.mrc" in rows["etsam", "lab/a"]["error"]
+    assert rows["etsam", "lab/a"]["dice"] == ""
+    done = states(manifest)
+    write_mrc("a.mrc", grey())
+    assert evaluate(*TINY, "metrics=[]", "resume=true").status == 0  # what failed is tried again
+    assert failed(manifest) == set()
+    kept = {name: state for name, state in done.items() if "lab__b" in name}
+    assert kept.items() <= states(manifest).items()
+
+
+def test_predictions_of_several_tools_with_a_missing_and_a_damaged_file(evaluate, manifest):
+    write_mrc("good/a.mrc", binary())
+    write_mrc("good/b_segmented.mrc", np.where(truth(1) == 1, 4, -4.5).astype(np.float32))
+    write_mrc("bad/a.mrc", np.ones(SHAPE, np.int8))
+    (manifest / "bad/a.mrc").write_bytes((manifest / "bad/a.mrc").read_bytes()[:2000])
+    outcome = evaluate("predictions={good: good, bad: bad}")
+    assert outcome.status == 1
+    assert "2 of 4 tomograms failed" in outcome.message
+    rows = table(manifest)
+    for name in "ab":
+        assert float(rows["good", f"lab/{name}"]["dice"]) == 1
+    assert rows["good", "lab/a"]["auprc"] == ""  # a mask
+    assert float(rows["good", "lab/b"]["auprc"]) == pytest.approx(1)  # logits
+    assert "bad/a.mrc" in rows["bad", "lab/a"]["error"]
+    assert "no prediction in bad; expected a file called b.mrc" in rows["bad", "lab/b"]["error"]
+    assert failed(manifest) == {"bad lab/a", "bad lab/b"}
+
+
+def test_where_every_tomogram_fails_there_is_a_table_that_says_why(evaluate, manifest):
+    (manifest / "nothing").mkdir()
+    outcome = evaluate("predictions=nothing")
+    assert outcome.status == 1
+    assert "2 of 2 tomograms failed: nothing, lab/a: no prediction in nothing" in outcome.message
+    assert failed(manifest) == {"nothing lab/a", "nothing lab/b"}
+    assert "report.html" in outcome.files
+
+
+def test_stored_predictions_are_scored_without_the_tomogram(evaluate, manifest):
+    write_mrc("masks/a.mrc", binary())
+    write_mrc("masks/b.mrc", binary(1))
+    (manifest / "a.mrc").unlink()
+    assert evaluate("predictions=masks", "metrics=[]", "name=mine").status == 0
+    assert set(table(manifest)) == {("mine", "lab/a"), ("mine", "lab/b")}
+    found = ResultStore(manifest / "out/tomograms", {}).load("mine", "lab/b")
+    assert [picture.axis for picture in found.pictures] == ["z", "y", "x"]
+    assert found.pictures[1].index == SHAPE[1] // 2
+    np.testing.assert_array_equal(found.pictures[1].truth[0], 1)
+    np.testing.assert_array_equal(found.pictures[2].truth[0, :4], 255)
+    np.testing.assert_array_equal(found.pictures[0].prediction, truth(1)[found.pictures[0].index] == 1)
+    assert ResultStore(manifest / "out/tomograms", {}).load("mine", "lab/a").pictures == ()
+
+
+def test_a_post_processed_mask_is_scored_when_asked_for(evaluate, manifest):
+    steps = ["postprocess=thin_noise", "postprocess.thin_noise.min_slices=7"]  # more than there are: nothing is left
+    assert evaluate(*TINY, "metrics=[curve]", *steps).status == 0
+    for row in table(manifest).values():
+        assert float(row["recall"]) == 0
+        assert float(row["auprc"]) > 0  # the curve is that of the logits
+
+
+@pytest.mark.slow  # four starts of the interpreter
+def test_two_processes_share_the_tomograms(manifest):
+    (manifest / "manifest.csv").write_text("\n".join([*ROWS, "lab,d,val,d.mrc,b_mask.mrc"]) + "\n")
+    write_mrc(manifest / "d.mrc", np.full(SHAPE, np.nan, np.float32))
+    command = [sys.executable, str(share("evaluate.py")), "data.manifest=manifest.csv", *TINY, "trainer=cpus"]
+    done = subprocess.run([*command, "metrics=[]"], cwd=manifest, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("etsam: error")]
+    assert len(errors) == 1, done.stderr
+    assert "1 of 3 tomograms failed: etsam, lab/d" in errors[0]
+    assert failed(manifest) == {"etsam lab/d"}
+    write_mrc(manifest / "d.mrc", grey(seed=4))
+    done = subprocess.run(
+        [*command, "metrics=[]", "resume=true"], cwd=manifest, capture_output=True, text=True, timeout=300
+    )  # one tomogram is left for two processes
+    assert done.returncode == 0, done.stderr
+    assert len(table(manifest)) == 3
+    assert failed(manifest) == set()
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        (["data.split=test"], "has no tomogram of the split test; it has train, val; set data.split=NAME"),
+        (["data.manifest=no.csv"], "no.csv: the manifest cannot be read"),
+        (["metrics=[dice]"], "allowed is a list of curve, planes"),
+        (["predictions=nowhere"], "the predictions of nowhere are to be in nowhere, which is no folder"),
+        (["predictions=[a,b]"], "allowed are a folder, or names with a folder each"),
+        (["ignore_border_voxels=1.5"], "ignore_border_voxels=1.5 does not fit; allowed: whole numbers"),
+        (["resume=yes"], "resume=yes does not fit; allowed: true or false"),
+    ],
+)
+def test_what_does_not_fit_ends_with_one_line_and_no_file(evaluate, settings, part):
+    outcome = evaluate(*settings)
+    assert outcome.status == 1
+    assert part in outcome.message
+    assert outcome.files == []
+
+
+def test_the_manifest_has_to_be_given(etsam):
+    assert etsam("evaluate", "net=tiny_test").message.startswith("data.manifest is not given; add data.manifest=")
+
+
+def test_test_is_the_split_where_there_is_one(manifest):
+    assert [job.name for job in EvaluationData("manifest.csv").jobs] == ["lab/a", "lab/b"]
+    (manifest / "manifest.csv").write_text("\n".join([*ROWS, "lab,c,test,c.mrc,c_mask.mrc"]) + "\n")
+    assert [job.name for job in EvaluationData("manifest.csv").jobs] == ["lab/c"]
+
+
+def test_evaluation_predicts_as_prediction_does():
+    one, other = compose_config("evaluate"), compose_config("predict")
+    other.output_dir = one.output_dir
+    other.input = "x"
+    for key in ("stage1", "stage2", "segmenter", "nonfinite", "resegment_prompted", "tile_batch_size"):
+        assert OmegaConf.select(one, key) == OmegaConf.select(other, key), key
+
+
+def test_a_stored_result_is_read_back_as_it_was(tmp_path):
+    picture = SlicePicture(
+        "y", 3, np.float32([[0, 1], [0.2, 0.4]]), np.uint8([[0, 1], [255, 0]]), np.array([[True, False]] * 2)
+    )
+    result = TomogramResult(
+        method="a/b",
+        tomogram="set/run 1",
+        metrics={"dice": 0.5, "assd_angstrom": float("nan")},
+        thresholds=np.float32([0, 1]),
+        counts=np.array([[1, 2, 3], [4, 5, 6]]),
+        planes={"xy": {"dice": 0.25}},
+        theta=((0.0, 10.0, float("nan"), 1.0, 7),),
+        pictures=(picture,),
+        seconds=2.0,
+    )
+    store = ResultStore(tmp_path, {"threshold": (1, 2)}, resume=True)
+    store.save(result, [__file__])
+    assert store.complete("a/b", "set/run 1", [__file__])
+    found = store.load("a/b", "set/run 1")
+    assert found.metrics == pytest.approx(result.metrics, nan_ok=True)
+    assert found.planes == result.planes
+    assert found.theta[0] == pytest.approx(result.theta[0], nan_ok=True)
+    assert (found.seconds, found.error, found.method) == (2.0, "", "a/b")
+    np.testing.assert_array_equal(found.counts, result.counts)
+    np.testing.assert_array_equal(found.thresholds, result.thresholds)
+    np.testing.assert_allclose(found.pictures[0].grey, picture.grey, atol=1 / 500)
+    np.testing.assert_array_equal(found.pictures[0].truth, picture.truth)
+    assert (found.pictures[0].axis, found.pictures[0].index) == ("y", 3)
