@@ -141,7 +141,7 @@ def _shift_against(reference: np.ndarray, found: np.ndarray) -> list[float]:
     return shifts
 
 
-@pytest.mark.parametrize("misalignment", [0.0, 1.5])
+@pytest.mark.parametrize("misalignment", [0.0, 1.0])  # 1.0: the most that is drawn by default
 @pytest.mark.parametrize("shape", [(40, 56, 72), (72, 40, 56)])
 def test_the_mask_lies_on_the_density_within_half_a_voxel(shape, misalignment):
     settings = AcquisitionSettings(**{**vars(QUIET), "misalignment_voxels": (misalignment, misalignment)})

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from etsam.data.inspect import Inspection
+    from etsam.io import Location
 
 
 def add(commands: Any) -> None:
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(" | ".join(failed))
 
 
-def _pictures(args: argparse.Namespace, paths: list[Path]) -> list[Path]:
+def _pictures(args: argparse.Namespace, paths: "list[Location]") -> list[Path]:
     """One for each file; refused before anything is read if one exists or two are the same."""
     from etsam.errors import OutputError
     from etsam.io import strip_suffix
@@ -104,12 +105,13 @@ def _print(console: "Console", found: "Inspection") -> None:
     size = found.voxel_size_angstrom
     voxel = "unknown" if size is None else f"{_three(size)} Å"
     labels = "\n".join(" ".join(label.split()) for label in found.labels) or "none"
+    stored = "" if found.bytes_on_disk is None else f", {_bytes(found.bytes_on_disk)}"
     cost = found.estimate
     low, high = cost.nano_seconds_cpu
     tiles = "1 tile a slice" if cost.nano_tiles == 1 else f"{cost.nano_tiles} tiles a slice"
     lines = [
         ("looks like", f"a {found.looks_like}"),
-        ("shape (Z, Y, X)", f"{' x '.join(map(str, found.shape))}, {found.dtype}, {_bytes(found.bytes_on_disk)}"),
+        ("shape (Z, Y, X)", f"{' x '.join(map(str, found.shape))}, {found.dtype}{stored}"),
         ("voxel size", f"{voxel} (Z x Y x X): {found.voxel_size_note}" if size else found.voxel_size_note),
         ("origin, start", f"{_three(found.origin_angstrom)} Å, {_three(found.start_voxels)} voxels"),
         ("header", "; ".join(found.oddities) or "nothing odd"),

@@ -4,14 +4,14 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from etsam.data.inspect_advice import Estimate, estimate, suggestions
 from etsam.errors import InputError
-from etsam.io import Volume, read_volume
+from etsam.io import Location, Volume, locate, read_volume
+from etsam.io.location import Url, state_of
 from etsam.normalize import Statistics, measure
 
 PERCENTS = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
@@ -32,7 +32,7 @@ class Inspection:
     Attributes
     ----------
     path, bytes_on_disk
-        The file, and its size there (compressed, if it is).
+        The file, and its size there (compressed, if it is); None for a URL.
     shape, dtype, mode
         (Z, Y, X), dtype of a voxel, MRC mode (None for other formats).
     voxel_size_angstrom, voxel_size_note
@@ -57,8 +57,8 @@ class Inspection:
         (edges, counts) of the finite voxels between the outer percentiles, from a sample.
     """
 
-    path: Path
-    bytes_on_disk: int
+    path: Location
+    bytes_on_disk: int | None
     shape: tuple[int, int, int]
     dtype: str
     mode: int | None
@@ -150,9 +150,10 @@ def inspect_file(
         kind = _kind(volume, statistics)
         size, note = volume.voxel_size_angstrom, _voxel_size_note(volume.voxel_size_angstrom)
         header = volume.header
+        place = locate(path)
         return Inspection(
-            path=Path(path),
-            bytes_on_disk=_bytes_on_disk(Path(path)),
+            path=place,
+            bytes_on_disk=None if isinstance(place, Url) else state_of(place)[2],
             shape=volume.shape,
             dtype=str(volume.dtype),
             mode=None if header is None else header.mode,
@@ -175,13 +176,6 @@ def inspect_file(
             estimate=estimate(volume.shape),
             histogram=_histogram(statistics),
         ), planes
-
-
-def _bytes_on_disk(path: Path) -> int:
-    path = path.expanduser()
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path.stat().st_size
 
 
 def _voxel_size_note(size: tuple[float, float, float] | None) -> str:

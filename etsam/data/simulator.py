@@ -200,6 +200,7 @@ def take_tilt_images(
     device: torch.device | None = None,
 ) -> TiltImages:
     """Draw an acquisition from the settings' ranges and take the tilt images of a specimen."""
+    device = device or torch.device("cpu")
     max_tilt, step = between(settings.max_tilt_degrees, rng), between(settings.tilt_step_degrees, rng)
     snr = between_log(settings.snr, rng)
     count = max(1, round(2 * max_tilt / step) + 1)
