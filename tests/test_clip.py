@@ -152,6 +152,17 @@ def test_prompts_of_inference_give_what_inference_gives(tracker, kind, again, de
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
+def test_slices_that_are_alone_do_not_depend_on_each_other(tracker):
+    tracker.eval()
+    images, masks = clip(3)
+    plan = ClipPlan({}, alone=True)
+    with torch.inference_mode():
+        together = final_logits(forward_clip(tracker, images, masks, plan))
+        single = final_logits([forward_clip(tracker, images[z : z + 1], masks[z : z + 1], plan)[0] for z in range(3)])
+    torch.testing.assert_close(together, single, rtol=0, atol=1e-5)
+    assert torch.unique(together).numel() > 400
+
+
 def test_memory_is_not_rounded_unless_asked(tracker):
     images, masks = clip()
     with torch.no_grad():

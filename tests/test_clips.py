@@ -211,3 +211,13 @@ def test_whole_slices_of_different_sizes_do_not_fit_into_one_batch(sample, tmp_p
     other = make_sample(tmp_path, "b", shape=(5, 18, 22))
     with pytest.raises(ConfigError, match=r"set data\.crop"):
         collate([dataset(sample, other)[i] for i in range(2)])
+
+
+def test_clips_of_a_tomogram_without_membrane_lie_anywhere(sample):
+    empty = with_mask(sample, np.zeros(SHAPE, np.int8))
+    with pytest.raises(InputError, match="mask empty"):
+        dataset(empty, crop=8, foreground_probability=1.0)[0]
+    said = replace(empty, extra=(("without_membrane", "yes"),))
+    clips = list(dataset(said, crop=8, foreground_probability=1.0, clips_per_tomogram=8))
+    assert not any(clip.masks.any() for clip in clips)
+    assert len({clip.start for clip in clips}) > 4

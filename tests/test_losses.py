@@ -91,6 +91,16 @@ def test_absent_object_trains_the_object_score_only(slice_with_truth):
     assert losses.object > 0
 
 
+def test_the_mask_of_a_slice_without_object_is_trained_if_asked(slice_with_truth):
+    found, truth = slice_with_truth
+    empty = torch.zeros_like(truth)
+    losses = MaskLosses(train_empty=True)([found], empty)
+    assert losses.mask > 0
+    assert losses.dice > 0.9 * 1
+    nothing = output(torch.full((CLIPS, 1, SIDE, SIDE), -20.0), torch.zeros(CLIPS, 1), torch.zeros(CLIPS, 1))
+    assert MaskLosses(train_empty=True, object=0)([nothing], empty).total < 1e-3
+
+
 def test_only_the_best_candidate_has_a_gradient_of_its_mask(slice_with_truth):
     found, truth = slice_with_truth
     candidates = found.candidates[0].clone()

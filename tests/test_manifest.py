@@ -235,3 +235,14 @@ def test_labels_are_membrane_background_and_ignored():
         found, odd = measured.labels(plane)
         np.testing.assert_array_equal(found, [[0, 1, 255, 255]])
         np.testing.assert_array_equal(odd, [[False, False, False, True]])
+
+
+def test_a_tomogram_without_membrane_is_taken_if_the_manifest_says_so(tmp_path, good):
+    train, val = good
+    empty = with_mask(make_sample(tmp_path, "c", seed=3), np.zeros(SHAPE, np.int8))
+    said = replace(empty, extra=(("without_membrane", "yes"),))
+    check_samples([train, val, said])
+    with pytest.raises(InputError, match="mask empty"):
+        check_samples([train, val, empty])
+    with pytest.raises(InputError, match="the manifest says without_membrane"):
+        check_samples([replace(train, extra=said.extra), val])

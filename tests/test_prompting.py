@@ -52,6 +52,15 @@ def test_kinds_come_with_their_probabilities():
     np.testing.assert_allclose(shares, [0.4, 0, 0.3, 0.2, 0.1], atol=0.03)
 
 
+def test_slices_are_alone_with_their_probability_and_the_other_kinds_share_the_rest():
+    plans = draws(PromptSampler(box=0.0, click=0.0, zero=0.3, grid_zero=0.3, alone=0.4), number=4000)
+    assert sum(plan.alone for plan in plans) / 4000 == pytest.approx(0.4, abs=0.03)
+    assert all(not plan.prompts for plan in plans if plan.alone)
+    counts = Counter(plan.prompts[0] for plan in plans if not plan.alone)
+    assert counts["zero"] / 4000 == pytest.approx(0.3, abs=0.03)
+    assert set(counts) == {"zero", "grid_zero"}
+
+
 def test_slice_0_is_always_prompted_first_and_up_to_two_are():
     plans = draws(PromptSampler())
     assert all(next(iter(plan.prompts)) == 0 for plan in plans)

@@ -93,6 +93,25 @@ def test_a_prompted_slice_is_segmented_again_from_its_neighbours_and_not_from_it
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
+def test_a_network_of_three_input_slices_sees_each_with_its_neighbours_and_repeats_the_ends():
+    wide = random_tracker(input_slices=3)
+    assert [wide.seen_with(z, 5) for z in (0, 2, 4)] == [[0, 0, 1], [1, 2, 3], [3, 4, 4]]
+    assert random_tracker().seen_with(2, 5) == [2]
+    planes = torch.rand(1, 3, 64, 64)
+    expected = (planes - wide.mean) / wide.std
+    torch.testing.assert_close(wide.prepare(planes), expected)
+
+
+def test_a_slice_is_segmented_with_its_neighbours(volume):
+    wide = random_tracker(input_slices=3)
+    score_bias(wide, 20.0)
+    changed = volume.copy()
+    changed[6] = changed[6, ::-1]
+    before, after = (run(wide, data, prompts.zero) for data in (volume, changed))
+    np.testing.assert_array_equal(before[:5], after[:5])
+    assert np.abs(before[5] - after[5]).max() > 1e-3  # sees slice 6 beside it
+
+
 def test_tracking_without_any_prompt_is_refused(tracker):
     with pytest.raises(ValueError, match="at least one prompted slice"):
         next(track(tracker, lambda z: None, 5, {}))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from networks import random_tracker, score_bias
 
 from etsam.errors import ConfigError
@@ -185,3 +186,24 @@ def test_the_picture_shows_hits_misses_and_false_membrane_in_three_colours():
     colours = {tuple(picture[0, 5 + x]) for x in range(3)}
     assert len(colours) == 3
     assert tuple(picture[0, 8]) == tuple(picture[0, 9]) == tuple(picture[0, 3])  # true negative, not annotated
+
+
+def test_training_sees_slices_as_prediction_does():
+    from etsam.data.batch import ClipBatch
+    from etsam.training.losses import MaskLosses
+    from etsam.training.prompting import PromptSampler
+    from etsam.training.stage import Stage
+
+    wide = random_tracker(input_slices=3)
+    stage = Stage(wide, MaskLosses(), PromptSampler(), Validator(prompts.zero, Robust()))
+    images, masks = torch.rand(2, 5, 24, 36), torch.randint(0, 2, (2, 5, 24, 36), dtype=torch.uint8)
+    keys = torch.tensor([[0, 0, 0], [0, 0, 1]])
+    batch = ClipBatch(images, masks, ["a", "b"], ["z", "z"], [(0, 0, 0)] * 2, [False, False], keys)
+    prepared, resized = stage._network_input(batch)
+    assert prepared.shape == (3, 2, 3, 64, 64)
+    for clip in range(2):
+        for z in range(3):  # trained slice z is slice z + 1 of the clip
+            seen = wide.prepare(images[clip, z : z + 3][None])
+            torch.testing.assert_close(prepared[z, clip], seen[0])
+    expected = torch.nn.functional.interpolate(masks[:, 1:4].float(), (64, 64), mode="nearest-exact")
+    torch.testing.assert_close(resized.float(), expected.transpose(0, 1))

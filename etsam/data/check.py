@@ -224,12 +224,18 @@ def _mask_findings(sample: Sample, summary: MaskSummary, shape: tuple[int, int, 
             f"0 (not), 255 or -1 (not annotated) ({path})",
             "write 1 where there is membrane; are the columns tomogram and target_mask exchanged?",
         )
-    elif not membrane:
+    elif membrane and sample.without_membrane:
+        yield fault(
+            sample.name,
+            f"{membrane} voxels are membrane, but the manifest says without_membrane ({path})",
+            "correct the one that is wrong",
+        )
+    elif not membrane and not sample.without_membrane:
         note = f"; {summary.ignored} voxels are 255 or -1, which means not annotated" if summary.ignored else ""
         yield fault(
             sample.name,
             f"mask empty: no voxel is 1{note} ({path})",
-            "leave this tomogram out, or annotate it",
+            "leave this tomogram out, or annotate it; if there is none to mark: column without_membrane, value yes",
         )
     elif membrane > SUSPICIOUS_SHARE * annotated:
         yield warning(

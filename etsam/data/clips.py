@@ -213,7 +213,8 @@ class ClipDataset(Dataset[Clip]):
         if self.crop is not None:
             for plane_axis, side in zip(plane_axes, self.crop, strict=True):
                 sizes[plane_axis] = min(side, shape[plane_axis])
-        voxel = self._membrane_voxel(number, rng) if rng.random() < self.foreground_probability else None
+        around = rng.random() < self.foreground_probability and not self.samples[number].without_membrane
+        voxel = self._membrane_voxel(number, rng) if around else None
         box = []
         for i, (size, side) in enumerate(zip(sizes, shape, strict=True)):
             if voxel is None:

@@ -50,6 +50,11 @@ class Sample:
         """`dataset_id/run_id`, as messages call it."""
         return f"{self.dataset_id}/{self.run_id}"
 
+    @property
+    def without_membrane(self) -> bool:
+        """Whether the column `without_membrane` says yes: the mask is empty because there is nothing to mark."""
+        return dict(self.extra).get("without_membrane", "").strip().lower() in ("yes", "true", "1")
+
 
 def read_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> list[Sample]:
     """Read a manifest; the files it names are not looked at.

@@ -103,7 +103,7 @@ def _make(simulator: Simulator, number: int, stem: Path, overwrite: bool) -> dic
     record = {
         "shape": list(made.tomogram.shape),
         "voxel_size_angstrom": round(made.voxel_size_angstrom, 4),
-        "parameters": made.parameters,
+        "parameters": {**made.parameters, "without_membrane": "" if made.mask.any() else "yes"},
         "settings": _settings(simulator),
     }
     # last: where it lies, the volumes are complete
