@@ -175,6 +175,17 @@ def test_stored_predictions_are_scored_without_the_tomogram(evaluate, manifest):
     assert ResultStore(manifest / "out/tomograms", {}).load("mine", "lab/a").pictures == ()
 
 
+def test_an_evaluation_is_a_run_of_wandb_when_asked(evaluate, manifest, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    (manifest / "masks").mkdir()
+    for seed, name in enumerate("ab"):
+        write_mrc(manifest / "masks" / f"{name}.mrc", binary(seed))
+    outcome = evaluate("predictions=masks", "metrics=[curve]", "wandb.project=etsam", "wandb.offline=true")
+    assert outcome.status == 0, outcome.stderr
+    assert list((manifest / "out" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert (manifest / "out" / "report.html").is_file()
+
+
 def test_a_post_processed_mask_is_scored_when_asked_for(evaluate, manifest):
     steps = ["postprocess=thin_noise", "postprocess.thin_noise.min_slices=7"]  # more than there are: nothing is left
     assert evaluate(*TINY, "metrics=[curve]", *steps).status == 0

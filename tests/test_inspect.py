@@ -152,8 +152,8 @@ def test_suggestions_follow_contrast_voxel_size_and_sign(work):
 
 def test_the_estimate_counts_tiles_and_says_what_is_not_known():
     cost = estimate((500, 928, 960))
-    assert (cost.nano_tiles, cost.published_tiles) == (20, 1)
-    passes = 20 * 500 * 2
+    assert (cost.nano_tiles, cost.published_tiles) == (81, 1)
+    passes = 81 * 500 * 2
     assert cost.nano_seconds_cpu == (math.ceil(passes / 20), math.ceil(passes / 15))
     assert cost.output_bytes == 5 * 500 * 928 * 960
     assert "not measured" in cost.note

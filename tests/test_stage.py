@@ -141,7 +141,7 @@ def cache(folder, tracker, weights, built, normalization=None):
         built.append(weights)
         return InferenceStage(tracker, partial(prompts.grid_zero, interval=10))
 
-    return Stage1Logits(folder, build, normalization or MinMaxPositive(), {"weights": weights}, tracker.side)
+    return Stage1Logits(folder, build, normalization or MinMaxPositive(), {"weights": weights}, tracker.tile_voxels)
 
 
 def test_stage_1_logits_are_computed_once_and_equal_those_of_prediction(pair, tracker, tmp_path):

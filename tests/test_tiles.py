@@ -101,3 +101,12 @@ def test_a_smooth_field_survives_tiling():
 def shrink(part):
     tensor = torch.from_numpy(np.ascontiguousarray(part))[None, None]
     return torch.nn.functional.interpolate(tensor, (32, 32), mode="bilinear", antialias=True)[0, 0].numpy()
+
+
+def test_tiles_are_as_large_as_the_network_is_made_for():
+    from networks import random_tracker
+
+    assert random_tracker().tile_voxels == 64
+    tracker = random_tracker(tile_voxels=32)
+    assert (tracker.side, tracker.tile_voxels) == (64, 32)
+    assert {tile.shape for tile in Overlapping().plan(50, 30, tracker.tile_voxels)} == {(32, 30)}

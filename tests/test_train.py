@@ -20,7 +20,7 @@ from etsam.paths import share
 from etsam.training.stage import Stage
 
 SHAPE = (8, 72, 80)
-TINY = ["net=tiny_test", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "validation.tiling.size_voxels=null"]
+TINY = ["net=tiny_test", "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
 TINY += ["data.crop=64", "data.epoch_clips=8", "data.batch_size=1", "trainer=cpu"]
 NO_DROPOUT = [f"net.memory_attention.layer.{part}dropout=0" for part in ("", "self_attention.", "cross_attention.")]
 
@@ -146,7 +146,7 @@ def test_nano_stage_1_learns_one_clip_to_a_dice_of_0_9_in_minutes(folder):
     (folder / "one.csv").write_text("\n".join(rows) + "\n")
     settings = ["net=nano", "augment=none", "data.crop=null", "data.epoch_clips=25", "trainer.max_epochs=4"]
     settings += ["data.sources.own.manifest=one.csv", "callbacks=default", "optimizer.warmup_steps=10"]
-    train(folder, "name=overfit", *settings, "validation.tiling.size_voxels=128")
+    train(folder, "name=overfit", *settings)
     scores = [value for key, value in curve(folder, "overfit").items() if str(key).startswith("val")]
     assert max(scores) >= 0.9
 

@@ -15,6 +15,7 @@ from etsam.commands import (
     data_copick_store,
     data_manifest,
     inspect_,
+    points,
     polnet,
     simulate,
     weights,
@@ -23,5 +24,5 @@ from etsam.commands import (
 DATA_COMMANDS: tuple[Any, ...] = (collect, simulate, polnet, data_manifest, data_check, data_copick_store)
 """Modules of `etsam data ...`."""
 
-OTHER_COMMANDS: tuple[Any, ...] = (inspect_, weights, compare, benchmark)
+OTHER_COMMANDS: tuple[Any, ...] = (inspect_, weights, compare, points, benchmark)
 """Modules of further commands of `etsam`."""

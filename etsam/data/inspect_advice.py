@@ -9,7 +9,7 @@ import numpy as np
 from etsam.inference.tiles import Overlapping
 from etsam.normalize import BLOCK, Statistics
 
-NANO_SIDE, PUBLISHED_SIDE = 256, 1024  # image sides, configs/net
+NANO_SIDE, PUBLISHED_SIDE = 128, 1024  # tiles that the networks are made for, voxels (configs/net)
 NANO_VOXEL_ANGSTROM = (7.0, 45.0)
 """Voxel sizes that the nano network is meant for."""
 
@@ -29,7 +29,7 @@ class Estimate:
     Attributes
     ----------
     nano_tiles, published_tiles
-        Tiles a slice, for the nano network (side 256) and the published one (side 1024) with `tiles=auto`.
+        Tiles a slice, for the nano network (128 voxels) and the published one (1024) with `tiles=auto`.
     nano_seconds_cpu
         (least, most) on two CPU cores, both stages; about.
     nano_memory_mb
@@ -133,6 +133,6 @@ def _tiles(shape: tuple[int, int, int]) -> Iterator[str]:
     for name, side in (("nano sees", NANO_SIDE), ("the published weights see", PUBLISHED_SIDE)):
         count = len(Overlapping().plan(height, width, side))
         if count == 1:
-            yield f"a slice fits into the {side} x {side} pixels that {name}"
+            yield f"a slice fits into the {side} x {side} voxels that {name}"
         else:
-            yield f"{name} {side} x {side} pixels; tiles=auto covers a slice by {count} overlapping tiles"
+            yield f"{name} {side} x {side} voxels; tiles=auto covers a slice by {count} overlapping tiles"

@@ -15,6 +15,7 @@ from etsam.evaluation.predictions import StoredPredictions
 from etsam.evaluation.report import JSON, MARKDOWN, PAGE, write_report
 from etsam.evaluation.results import TomogramResult
 from etsam.evaluation.store import ResultStore
+from etsam.evaluation.wandb_log import log_to_wandb
 from etsam.inference.settings import settings_of
 from etsam.inference.writer import PredictionWriter
 from etsam.io import Location
@@ -109,6 +110,9 @@ def finish(cfg: DictConfig, data: EvaluationData, store: ResultStore) -> None:
     folder = Path(cfg.output_dir)
     page = write_report(results, folder, store.settings, overwrite=cfg.overwrite or cfg.resume)
     log.info("%d results -> %s", len(results), page)
+    if cfg.wandb.project is not None:
+        wandb = OmegaConf.to_container(cfg.wandb)
+        log.info("W&B run: %s", log_to_wandb(results, store.settings, save_dir=folder, **wandb))  # type: ignore[arg-type]
     failed = [f"{result.method}, {result.tomogram}: {result.error}" for result in results if result.error]
     if failed:
         raise InputError(

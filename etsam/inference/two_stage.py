@@ -239,7 +239,7 @@ class TwoStage(nn.Module):
         """
         depth, height, width = normalized.shape
         stage1, stage2 = self.stages
-        tiles = self.tiling.plan(height, width, min(stage.tracker.side for stage in self.stages))
+        tiles = self.tiling.plan(height, width, min(stage.tracker.tile_voxels for stage in self.stages))
         seconds: dict[str, float] = {}
 
         def run(name: str, stage: Stage, slices: Slices, mask: Slices | None) -> Slices:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _SIDE_MULTIPLE = 32  # the coarsest level of the image encoder has stride 32
 _INPUT_SLICES = (1, 3)  # how three channels can be filled
+_OURS = ("input_slices", "tile_voxels")  # of the group `net`, for `SliceTracker` and not for SAM2
 
 
 def import_sam2() -> None:
@@ -50,7 +51,7 @@ def build_network(net: Mapping[str, Any]) -> "SAM2Base":
         If a constructor refuses its arguments, or the image side is no multiple of 32.
     """
     import_sam2()
-    config = OmegaConf.create({key: value for key, value in net.items() if key != "input_slices"})
+    config = OmegaConf.create({key: value for key, value in net.items() if key not in _OURS})
     side = config.get("image_size")
     if not isinstance(side, int) or side <= 0 or side % _SIDE_MULTIPLE:
         raise ConfigError(f"net.image_size={side}: the image side has to be a positive multiple of {_SIDE_MULTIPLE}.")
@@ -67,7 +68,8 @@ def build_tracker(net: Mapping[str, Any], checkpoint: str | None = None, seed: i
     Parameters
     ----------
     net
-        A config of the group `net`; its `input_slices` (1 if it says nothing) is for the tracker, the rest for SAM2.
+        A config of the group `net`; its `input_slices` (1 if it says nothing) and `tile_voxels` (the image side) are
+        for the tracker, the rest for SAM2.
     checkpoint
         Weights file, as `StageWeights.resolve` finds it; None: random weights.
     seed
@@ -89,7 +91,12 @@ def build_tracker(net: Mapping[str, Any], checkpoint: str | None = None, seed: i
         network = build_network(net)
     if weights.path is not None:
         load_weights(network, weights.path)
-    return SliceTracker(network, input_slices).eval()
+    return SliceTracker(network, input_slices, tile_voxels(net)).eval()
+
+
+def tile_voxels(net: Mapping[str, Any]) -> int:
+    """Side of a tile that the network of a config is made for, voxels: its image side, unless the config says less."""
+    return int(net.get("tile_voxels") or net["image_size"])
 
 
 def random_click(truth: Tensor, prediction: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -32,15 +32,19 @@ class SliceTracker(nn.Module):
     input_slices
         What the network sees of slice z in its three channels: 1: the slice three times, as published; 3: the slices
         z - 1, z, z + 1, of which noise averages out.
+    tile_voxels
+        Side of the tiles that the network is made for; smaller than its image side if it sees them magnified. None: the
+        image side.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, input_slices: int = 1) -> None:
+    def __init__(self, network: nn.Module, input_slices: int = 1, tile_voxels: int | None = None) -> None:
         super().__init__()
         self.network: Any = network
         self.input_slices = input_slices
+        self.tile_voxels = tile_voxels or self.side
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
 

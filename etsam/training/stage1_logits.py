@@ -51,8 +51,8 @@ class Stage1Logits:
         As in inference.
     identity
         Plain values that, with tomogram and tiling, decide the logits: weights' checksum, network, prompt, ...
-    side
-        Image side of the network.
+    tile_voxels
+        Side of the tiles that the network is made for.
     tiling
         How slices are cut.
     resegment_prompted
@@ -65,7 +65,7 @@ class Stage1Logits:
         stage: Callable[[], Stage],
         normalization: Normalization,
         identity: Mapping[str, Any],
-        side: int,
+        tile_voxels: int,
         tiling: Tiling | None = None,
         *,
         resegment_prompted: bool = True,
@@ -74,7 +74,7 @@ class Stage1Logits:
         self._build = stage
         self._normalization = normalization
         self._tiling = tiling or Overlapping()
-        self._side, self._resegment = side, resegment_prompted
+        self._tile_voxels, self._resegment = tile_voxels, resegment_prompted
         described = {
             **identity,
             "normalization": repr(normalization),
@@ -103,12 +103,12 @@ class Stage1Logits:
             return 0
         self.folder.mkdir(parents=True, exist_ok=True)
         stage = self._build()
-        if stage.tracker.side != self._side:
-            raise ConfigError(f"stage 1 has image side {stage.tracker.side}, not {self._side}.")
+        if stage.tracker.tile_voxels != self._tile_voxels:
+            raise ConfigError(f"stage 1 has tiles of {stage.tracker.tile_voxels} voxels, not {self._tile_voxels}.")
         stage.tracker.to(device).eval()
         for done, sample in enumerate(missing, start=1):
             volume = read_volume(sample.tomogram, warn=False)
-            tiles = self._tiling.plan(*volume.shape[1:], self._side)
+            tiles = self._tiling.plan(*volume.shape[1:], self._tile_voxels)
             side = stage.tracker.low_res_side
             store = open_store((volume.shape[0], len(tiles), side, side), None)
             normalized = normalize(volume, self._normalization)
@@ -130,7 +130,7 @@ class Stage1Logits:
         if not path.exists():
             raise ConfigError(f"no stage-1 logits for {sample.tomogram} in {self.folder}; they are made by `prepare`.")
         volume = read_volume(sample.tomogram, warn=False)
-        tiles = self._tiling.plan(*volume.shape[1:], self._side)
+        tiles = self._tiling.plan(*volume.shape[1:], self._tile_voxels)
         return Stitched(_Half(path), tiles, volume.shape)
 
 
@@ -166,7 +166,7 @@ def stage1_logits(
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from etsam.network.build import build_tracker
+    from etsam.network.build import build_tracker, tile_voxels
     from etsam.weights import StageWeights
 
     def plain(config: Any) -> Any:  # the same settings give the same name, whichever way they came
@@ -178,7 +178,7 @@ def stage1_logits(
         lambda: Stage(build_tracker(net, checkpoint, seed), instantiate(prompt)),
         instantiate(normalization),
         {"weights": weights.sha256() or weights.name, "net": plain(net), "prompt": plain(prompt)},
-        net["image_size"],
+        tile_voxels(net),
         instantiate(tiling),
         resegment_prompted=resegment_prompted,
     )

@@ -123,7 +123,7 @@ class Validator:
         network_input, truth = _Part(network_input, first, last), _Part(target, first, last)
         if stage1_mask is not None:
             stage1_mask = _Part(stage1_mask, first, last)
-        tiles = self.tiling.plan(*tomogram.shape[1:], tracker.side)
+        tiles = self.tiling.plan(*tomogram.shape[1:], tracker.tile_voxels)
         logits = run_stage(
             Stage(tracker, self.prompt, self.threshold),
             network_input,

@@ -1,0 +1,65 @@
+"""A mask against annotated points: known geometry, and the command."""
+
+import numpy as np
+import pytest
+
+from etsam.errors import InputError
+from etsam.evaluation.points import read_points, score_points
+
+SHAPE = (9, 14, 20)
+
+
+def test_points_on_the_mask_are_covered_and_far_ones_are_not():
+    mask = np.zeros(SHAPE, np.int8)
+    mask[4, 3:10, 6] = 1
+    points = np.array([[4, 5, 7.5], [4, 5, 7.6], [4, 5, 15], [5, 9, 7]], dtype=float)
+    scores = score_points(mask, points)
+    assert (scores.points, scores.mask_voxels, scores.recall) == (4, 7, 0.5)
+
+
+def test_mask_away_from_all_points_is_counted():
+    mask = np.zeros(SHAPE, np.int8)
+    mask[4, 0:10, 6] = 1
+    scores = score_points(mask, np.array([[4.0, 2.0, 6.0]]))
+    assert scores.far == pytest.approx(4 / 10)  # rows 6 to 9 are more than 3 voxels from row 2
+
+
+def test_an_empty_mask_covers_nothing():
+    scores = score_points(np.zeros(SHAPE), np.ones((3, 3)))
+    assert scores.recall == 0
+    assert np.isnan(scores.far)
+
+
+def test_distances_equal_those_of_brute_force():
+    rng = np.random.default_rng(0)
+    mask, points = (rng.random(SHAPE) > 0.97).astype(np.int8), rng.uniform(0, SHAPE, size=(50, 3))
+    apart = np.linalg.norm(np.argwhere(mask)[:, None] - points[None], axis=-1)
+    scores = score_points(mask, points, 2.0, 4.0)
+    assert scores.recall == pytest.approx((apart.min(axis=0) <= 2).mean())
+    assert scores.far == pytest.approx((apart.min(axis=1) > 4).mean())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a,b,c\n1,2,3\n", "z_voxel,y_voxel,x_voxel\n", "z_voxel,y_voxel,x_voxel\n1,2,here\n"]
+)
+def test_files_that_hold_no_points_are_refused(tmp_path, text):
+    path = tmp_path / "points.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"points\.csv"):
+        read_points(path)
+
+
+def test_the_command_prints_both_shares(etsam, work):
+    from conftest import write_mrc
+
+    mask = np.zeros(SHAPE, np.int8)
+    mask[4, 0:10, 6] = 1
+    write_mrc(work / "mask.mrc", mask)
+    (work / "points.csv").write_text("z_voxel,y_voxel,x_voxel\n4,2,6\n4,2,19\n")
+    outcome = etsam("points", "mask.mrc", "points.csv")
+    assert outcome.status == 0, outcome.stderr
+    assert "0.500 of 2 points have mask within 1.5 voxels" in outcome.stdout
+    assert "0.400 of 10 mask voxels lie farther than 3" in outcome.stdout
+    missing = etsam("points", "mask.mrc", "none.csv")
+    assert missing.status == 1
+    assert "none.csv" in missing.message
