@@ -7,6 +7,7 @@ from etsam.errors import InputError
 from etsam.evaluation.points import read_points, score_points
 
 SHAPE = (9, 14, 20)
+COLUMNS = "z_voxel,y_voxel,x_voxel"
 
 
 def test_points_on_the_mask_are_covered_and_far_ones_are_not():
