@@ -16,6 +16,7 @@ from etsam.commands import (
     data_manifest,
     inspect_,
     polnet,
+    robustness,
     simulate,
     weights,
 )
@@ -23,5 +24,5 @@ from etsam.commands import (
 DATA_COMMANDS: tuple[Any, ...] = (collect, simulate, polnet, data_manifest, data_check, data_copick_store)
 """Modules of `etsam data ...`."""
 
-OTHER_COMMANDS: tuple[Any, ...] = (inspect_, weights, compare, benchmark)
+OTHER_COMMANDS: tuple[Any, ...] = (inspect_, weights, compare, benchmark, robustness)
 """Modules of further commands of `etsam`."""

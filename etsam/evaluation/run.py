@@ -11,9 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from etsam.errors import InputError, OutputError
 from etsam.evaluation.data import EvaluationData
+from etsam.evaluation.metrics import Metrics
 from etsam.evaluation.predictions import StoredPredictions
 from etsam.evaluation.report import JSON, MARKDOWN, PAGE, write_report
 from etsam.evaluation.results import TomogramResult
+from etsam.evaluation.scorer import Scorer
 from etsam.evaluation.store import ResultStore
 from etsam.inference.settings import settings_of
 from etsam.inference.writer import PredictionWriter
@@ -95,6 +97,21 @@ def predictor(cfg: DictConfig) -> LightningModule:
         log.warning("the weights are RANDOM, so the scores mean nothing; see weights=etsam_v1 or weights=files")
     segmenter: LightningModule = instantiate(cfg.segmenter)
     return segmenter
+
+
+def score(cfg: DictConfig, data: EvaluationData, metrics: Metrics, store: ResultStore) -> None:
+    """Predict, or open predictions, and score what is open; results are in the store."""
+    if not data.open_jobs:
+        return
+    from hydra.utils import instantiate
+
+    from etsam.inference.progress import SliceProgress
+
+    steps = instantiate(cfg.postprocess, _convert_="all")
+    scorer = Scorer(metrics, store, steps, writer_of(cfg))
+    trainer = instantiate(cfg.trainer, callbacks=[scorer, SliceProgress()])
+    trainer.test(predictor(cfg), datamodule=data, verbose=False)
+    trainer.strategy.barrier()
 
 
 def finish(cfg: DictConfig, data: EvaluationData, store: ResultStore) -> None:
