@@ -6,7 +6,7 @@ from typing import Any
 _EXAMPLES = """\
 examples:
   etsam robustness weights=etsam_v1 tomograms=10
-  etsam robustness 'methods={mine: [weights=files, weights.stage1=a.pt, weights.stage2=b.pt], v1: [weights=etsam_v1]}'
+  etsam robustness --method v1=weights=etsam_v1 --method 'mine=weights=files weights.stage1=a.pt weights.stage2=b.pt'
   etsam robustness 'vary.snr=[0.1,0.3,1]' 'vary.voxel_size_angstrom=[]' baseline.snr=0.5 output_dir=noise
 """
 
@@ -22,6 +22,14 @@ def add(commands: Any) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "--method",
+        dest="methods",
+        action="append",
+        default=[],
+        metavar="NAME=SETTINGS",
+        help="one of several methods on the same tomograms, such as 'a=net=nano'",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="such as weights=etsam_v1")
     parser.set_defaults(run=run, takes_settings=True)
@@ -36,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from etsam.evaluation import robustness
 
     with config_error():
-        by_method = robustness.configs(args.settings)
+        by_method = robustness.configs(args.settings, args.methods)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:

@@ -1,8 +1,8 @@
 """The same simulated specimens under different conditions, of which one is varied at a time.
 
 A specimen is drawn once on a fine grid, and brought to each voxel size from there; membranes of every thickness have
-the same room and so the same places; noise and all else that is drawn for an acquisition follows from the specimen's
-number. What differs between two points of a curve is the varied condition alone.
+the same room and so the same places; what is drawn for an acquisition follows from the specimen's number. What differs
+between two points of a curve is the varied condition alone, and the noise where images differ in size or number.
 """
 
 import math

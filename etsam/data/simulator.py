@@ -266,7 +266,7 @@ def _imaged(projections: Tensor, transfer: Tensor | None) -> Tensor:
 
 
 def _transfer(
-    shape: tuple[int, ...], voxel_size_angstrom: float, defocus_um: float, flipped: bool, device: torch.device
+    shape: tuple[int, ...], voxel_size_angstrom: float, defocus_um: float, flipped: bool, device: torch.device | None
 ) -> Tensor | None:
     if defocus_um < 0.1:
         return None

@@ -183,4 +183,4 @@ def _strong(settings: SpecimenSettings, membranes: Membranes, rng: np.random.Gen
         film = np.abs(np.arange(shape[0]) - middle)[:, None, None] < half
         grain = 1 + 0.4 * phantom.smooth_noise(shape, max(2.0, 30 / voxel), rng)
         parts.append(np.where(film & (edge > 0), rng.uniform(0.4, 1.2) * grain, 0).astype(np.float32))
-    return np.sum(parts, axis=0, dtype=np.float32) if parts else None
+    return np.asarray(np.sum(parts, axis=0, dtype=np.float32)) if parts else None

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from etsam.data.paired import BASELINE, PairedSimulator, plain_conditions, simulate_paired, tomogram_name
 from etsam.entry import check_values
 from etsam.errors import ConfigError, InputError
+from etsam.evaluation.benchmark import named
 from etsam.evaluation.data import OWN_METHOD
 from etsam.evaluation.results import TomogramResult
 from etsam.evaluation.robustness_report import CSV_CURVES, CSV_TOMOGRAMS, JSON, PAGE, PNG, write_report
-from etsam.evaluation.run import evaluation_settings, result_store, score
+from etsam.evaluation.run import check_predictions, evaluation_settings, result_store, score
 from etsam.evaluation.statistics import RESAMPLES, mean_interval
 from etsam.evaluation.tables import scores_of_results
 from etsam.io.atomic import refuse_existing
@@ -28,32 +29,34 @@ METRICS = ("dice", "surface_dice")
 """Scores that curves are made of, as far as they were computed."""
 
 
-def configs(settings: Sequence[str]) -> dict[str, DictConfig]:
-    """Method -> configs/robustness.yaml with these overrides, and those of the method after them.
+def configs(settings: Sequence[str], methods: Sequence[str] = ()) -> dict[str, DictConfig]:
+    """Compose configs/robustness.yaml for each method.
+
+    Parameters
+    ----------
+    settings
+        Overrides of all.
+    methods
+        `NAME=SETTINGS` each: further overrides. None: there is one method.
 
     Raises
     ------
     hydra.errors.HydraException
         If an override does not fit.
     ConfigError
-        If `methods` is not written as names with lists of settings.
+        If a method is written otherwise or named twice.
     """
     from etsam.api import compose_config
 
-    cfg = compose_config("robustness", settings)
-    if cfg.methods is None:
+    if not methods:
+        cfg = compose_config("robustness", settings)
         return {cfg.name or OWN_METHOD: cfg}
-    if not isinstance(cfg.methods, DictConfig) or not cfg.methods or cfg.predictions is not None:
-        raise ConfigError(
-            f"methods={cfg.methods} does not fit; allowed are names with settings, without predictions=: "
-            "'methods={nano: [weights=nano], published: [weights=etsam_v1]}'."
-        )
-    found = {}
-    for name, more in cfg.methods.items():
-        if not isinstance(more, ListConfig) or not all(isinstance(item, str) for item in more):
-            raise ConfigError(f"methods.{name}={more} is no list of settings; write {name}: [KEY=VALUE, ...].")
-        found[str(name)] = compose_config("robustness", [*settings, *more])
-        found[str(name)].name = str(name)
+    found: dict[str, DictConfig] = {}
+    for name, more in map(named, methods):
+        if name in found:
+            raise ConfigError(f"there are two methods called {name}; give each --method a name of its own.")
+        found[name] = compose_config("robustness", [*settings, *more])
+        found[name].name = name
     return found
 
 
@@ -88,6 +91,8 @@ def run(by_method: Mapping[str, DictConfig], progress: Callable[[int, int], None
         if (own.trainer.devices, own.trainer.num_nodes) != (1, 1):
             raise ConfigError(f"trainer.devices={own.trainer.devices} does not fit; this command uses one device.")
         provide(own.weights)
+    if len(by_method) > 1 and (cfg.write_predictions or cfg.predictions is not None):
+        raise ConfigError("write_predictions and predictions are for one method; leave them out, or --method.")
     paired: PairedSimulator = instantiate(cfg.paired)
     settings = {name: evaluation_settings(own) for name, own in by_method.items()}  # reads the weights
     folder, replaced = Path(cfg.output_dir), cfg.overwrite or cfg.resume
@@ -98,6 +103,7 @@ def run(by_method: Mapping[str, DictConfig], progress: Callable[[int, int], None
     for own in by_method.values():
         data, store = instantiate(own.data), result_store(own)
         data.leave_out_complete(store)
+        check_predictions(own, data)
         score(own, data, instantiate(own.scores), store)
         results += [store.load(job.method, job.name) for job in data.jobs]
     tomograms = tomogram_table(paired, results)
@@ -160,7 +166,11 @@ def curve_table(
     for factor, points in paired.curves.items():
         for (method, metric), found in scores.items():
             for value, point in points.items():
-                row = {"factor": factor, "value": value, "is_baseline": point == BASELINE}
+                row = {
+                    "factor": factor,
+                    "value": value if isinstance(value, str) else float(value),
+                    "is_baseline": point == BASELINE,
+                }
                 row |= {"method": method, "metric": metric}
                 rows.append(row | _row(found[point].to_numpy(), found[BASELINE].to_numpy(), seed, resamples))
     return pd.DataFrame(rows)

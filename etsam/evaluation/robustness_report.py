@@ -35,8 +35,10 @@ _COLUMNS = 2  # of panels in the picture
 _PANEL_INCHES = (4.0, 2.6)
 NOTES = (
     "The same specimens are seen at every value of every factor, while all else stays at the baseline (dotted line);"
-    " what is drawn for the acquisition of a specimen is the same, too.",
-    "Bands: 95 % bootstrap intervals of the mean over specimens (from 3 specimens on; rough with fewer than ten).",
+    " what is drawn for the acquisition of a specimen is the same, too, its noise where images have the same size and"
+    " number.",
+    "Bands and bars: 95 % bootstrap intervals of the mean over specimens (from 3 on; rough with fewer than ten). They"
+    " hold the differences between specimens, too; the table has intervals of the paired differences.",
     "The signal-to-noise ratio is that at the tomogram's own voxel size, and masks are at least 2.5 voxels thick. A"
     " smaller largest tilt means fewer images, since their step stays.",
     "These are simulated tomograms: curves tell how scores change with a condition, not what they are on real data.",
@@ -115,11 +117,13 @@ def _draw(axes: "Axes", curves: pd.DataFrame, factor: str) -> None:
     words = list(dict.fromkeys(own["value"])) if factor == "contrast" else []
     for (method, metric), line in own.groupby(["method", "metric"], sort=False):
         at = [words.index(value) for value in line["value"]] if words else line["value"].astype(float)
-        style = look[method] | {"linestyle": _METRIC_LINES[metric], "markersize": 5}
+        style = look[method] | {"linestyle": "" if words else _METRIC_LINES[metric], "markersize": 5}
         filled = style["color"] if metric == "dice" else "white"
         label = f"{short(method, 30)}: {METRIC_NAMES[metric]}"
         axes.plot(at, line["mean"], **style, markerfacecolor=filled, label=label)
-        if line["low"].notna().any():
+        if words:  # kinds, nothing lies between them
+            axes.vlines(at, line["low"], line["high"], color=style["color"], alpha=0.4, linewidth=4)
+        elif line["low"].notna().any():
             axes.fill_between(at, line["low"], line["high"], color=style["color"], alpha=0.13, linewidth=0)
         usual = next((place for place, here in zip(at, line["is_baseline"], strict=True) if here))
         axes.axvline(usual, color="#555555", linestyle=":", linewidth=1)
@@ -159,7 +163,8 @@ def _tables(curves: pd.DataFrame) -> str:
     heads = ["Factor", "Value", "Method", "Metric", "n", "Mean", "95 % interval", "Against baseline", "95 % interval"]
     rows = []
     for row in curves.itertuples():
-        cells = [row.factor, str(row.value) + (" (baseline)" if row.is_baseline else ""), row.method]
+        value = row.value if isinstance(row.value, str) else f"{row.value:g}"
+        cells = [row.factor, value + (" (baseline)" if row.is_baseline else ""), row.method]
         cells += [
             METRIC_NAMES[row.metric],
             str(row.n),

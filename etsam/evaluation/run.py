@@ -60,6 +60,17 @@ def check_outputs(cfg: DictConfig, data: EvaluationData) -> None:
         ) from error
     for name in (PAGE, MARKDOWN, JSON, SCORES):
         refuse_existing(folder / name, cfg.overwrite or cfg.resume)
+    check_predictions(cfg, data)
+
+
+def check_predictions(cfg: DictConfig, data: EvaluationData) -> None:
+    """Make the folders of predictions that are to be kept, and refuse to replace any unasked.
+
+    Raises
+    ------
+    OutputError
+        If one exists that may not be replaced, or there is no room.
+    """
     writer = writer_of(cfg)
     if writer is None:
         return
