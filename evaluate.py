@@ -21,8 +21,7 @@ def run(cfg: DictConfig) -> None:
     check_values(cfg, "evaluate")
     from hydra.utils import instantiate
 
-    from etsam.evaluation.run import check_outputs, finish, predictor, result_store, writer_of
-    from etsam.evaluation.scorer import Scorer
+    from etsam.evaluation.run import check_outputs, finish, result_store, score
     from etsam.weights_store import provide
 
     provide(cfg.weights)
@@ -30,14 +29,7 @@ def run(cfg: DictConfig) -> None:
     data.leave_out_complete(store)
     if is_first_process():  # before the networks are built, and once for all processes
         check_outputs(cfg, data)
-    if data.open_jobs:
-        from etsam.inference.progress import SliceProgress
-
-        steps = instantiate(cfg.postprocess, _convert_="all")
-        scorer = Scorer(metrics, store, steps, writer_of(cfg))
-        trainer = instantiate(cfg.trainer, callbacks=[scorer, SliceProgress()])
-        trainer.test(predictor(cfg), datamodule=data, verbose=False)
-        trainer.strategy.barrier()
+    score(cfg, data, metrics, store)
     if is_first_process():
         finish(cfg, data, store)
 

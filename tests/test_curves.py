@@ -7,6 +7,7 @@ import pytest
 from etsam.evaluation.curves import dice, precision_recall, sweeps
 from etsam.evaluation.report_tables import theta_by_method
 from etsam.evaluation.results import TomogramResult
+from etsam.overlap import overlap_scores, stat_counts
 
 
 def test_sweeps_find_the_best_single_and_each_own_best_threshold():
@@ -37,9 +38,16 @@ def test_sweeps_use_the_thresholds_that_all_tomograms_share():
     assert sweep.counts.shape == (2, 2, 3)
 
 
-def test_ratios_of_nothing_are_not_defined():
+def test_two_empty_masks_agree_in_the_curve_as_in_the_score():
     empty = np.zeros((1, 3), np.int64)
-    assert np.isnan(dice(empty)).all()
+    assert dice(empty) == [1.0]
+    assert overlap_scores(stat_counts(np.zeros((4, 5), bool), np.zeros((4, 5), np.uint8))).dice == 1.0
+    results = [TomogramResult("m", "a", thresholds=np.array([0.0, 1.0]), counts=np.array([[0, 4, 0], [0, 0, 0]]))]
+    assert sweeps(results)[0].best_fixed == (1.0, 1.0)
+
+
+def test_precision_and_recall_of_nothing_are_not_defined():
+    empty = np.zeros((1, 3), np.int64)
     assert np.isnan(precision_recall(empty)).all()
 
 

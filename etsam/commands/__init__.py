@@ -17,6 +17,7 @@ from etsam.commands import (
     inspect_,
     points,
     polnet,
+    robustness,
     simulate,
     weights,
 )
@@ -24,5 +25,5 @@ from etsam.commands import (
 DATA_COMMANDS: tuple[Any, ...] = (collect, simulate, polnet, data_manifest, data_check, data_copick_store)
 """Modules of `etsam data ...`."""
 
-OTHER_COMMANDS: tuple[Any, ...] = (inspect_, weights, compare, points, benchmark)
+OTHER_COMMANDS: tuple[Any, ...] = (inspect_, weights, compare, points, benchmark, robustness)
 """Modules of further commands of `etsam`."""

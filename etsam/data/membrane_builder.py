@@ -129,7 +129,7 @@ class MembraneBuilder:
         return added
 
     def _least_gap(self) -> float:
-        return 2 * self.bilayer.half_mask_voxels(self.voxel) + 1.5
+        return 2 * self.membranes.half_room(self.bilayer) + 1.5
 
     def _sheet(self) -> bool:
         return self._sheets(1)

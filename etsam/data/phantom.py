@@ -16,6 +16,9 @@ Box = tuple[slice, slice, slice]
 Field = np.ndarray
 """Signed distance (z, y, x) float32 on a box, voxels; negative inside."""
 
+VOXEL_SIGMA = 0.35
+"""Blur by a voxel, in voxels: 0.29 is its own standard deviation; the rest avoids aliasing."""
+
 FAR = 1.0e3
 """Distance that stands for "nowhere near", in voxels."""
 
@@ -45,7 +48,7 @@ class Bilayer:
         """Density at distances in voxels, averaged over a voxel (approximately, as a wider Gaussian of equal area)."""
         half = self.thickness_angstrom / 2 / voxel_size_angstrom
         sharp = self.leaflet_sigma_angstrom / voxel_size_angstrom
-        sigma = np.hypot(sharp, 0.35)  # 0.29 is a voxel's own standard deviation; the rest avoids aliasing
+        sigma = np.hypot(sharp, VOXEL_SIGMA)
         height = self.contrast * sharp / sigma
         leaflets = np.exp(-0.5 * ((np.abs(distance) - half) / sigma) ** 2)
         tails = np.exp(-0.5 * (distance / max(0.5 * half, 0.35)) ** 2)
@@ -169,6 +172,9 @@ class Membranes:
         (Z, Y, X).
     voxel_size_angstrom
         Of the grid.
+    room_angstrom
+        Thickness that every membrane has room for; None: its own. With the same room, membranes of any thickness up to
+        that lie in the same places.
 
     Attributes
     ----------
@@ -180,10 +186,16 @@ class Membranes:
         (Z, Y, X) float32: distance to the nearest middle of a membrane, voxels; `FAR` where no box reached.
     inside
         (Z, Y, X) int8: how many closed membranes lie around.
+    room_voxels
+        Voxels of membranes with their room; without `room_angstrom` those of the mask.
     """
 
-    def __init__(self, shape: tuple[int, int, int], voxel_size_angstrom: float) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], voxel_size_angstrom: float, room_angstrom: float | None = None
+    ) -> None:
         self.shape, self.voxel_size_angstrom = shape, voxel_size_angstrom
+        self._room = Bilayer(room_angstrom or 0.0)
+        self.room_voxels = 0
         self.density = np.zeros(shape, dtype=np.float32)
         self.instances = np.zeros(shape, dtype=np.uint16)
         self.nearest = np.full(shape, FAR, dtype=np.float32)
@@ -194,6 +206,10 @@ class Membranes:
     def mask(self) -> np.ndarray:
         """(Z, Y, X) uint8, 1 is membrane."""
         return (self.instances > 0).astype(np.uint8)
+
+    def half_room(self, bilayer: Bilayer) -> float:
+        """Half the thickness that a membrane is given room for, voxels; at least that of its mask."""
+        return max(membrane.half_mask_voxels(self.voxel_size_angstrom) for membrane in (bilayer, self._room))
 
     def add(
         self,
@@ -215,7 +231,7 @@ class Membranes:
         bilayer
             Its profile.
         clearance_voxels
-            Least distance between the masks of two membranes.
+            Least distance between the rooms of two membranes.
         closed
             Whether negative distances are the inside of something.
         layers
@@ -228,17 +244,16 @@ class Membranes:
         bool
             Whether it was put in.
         """
-        half = bilayer.half_mask_voxels(self.voxel_size_angstrom)
-        band = np.abs(distance) <= half
-        if present is not None:
-            band &= present
-        if np.count_nonzero(band) < 20:  # a corner of something
+        half = self.half_room(bilayer)
+        there = np.abs(distance) if present is None else np.where(present, np.abs(distance), np.float32(FAR))
+        room = there <= half
+        if np.count_nonzero(room) < 20:  # a corner of something
             return False
-        if (self.nearest[box][band] < 2 * half + clearance_voxels).any():
+        if (self.nearest[box][room] < 2 * half + clearance_voxels).any():
             return False
         self.count += 1
-        self.instances[box][band] = self.count
-        there = np.abs(distance) if present is None else np.where(present, np.abs(distance), np.float32(FAR))
+        self.room_voxels += int(np.count_nonzero(room))
+        self.instances[box][there <= bilayer.half_mask_voxels(self.voxel_size_angstrom)] = self.count
         self.nearest[box] = np.minimum(self.nearest[box], there)
         added = bilayer.density(distance, self.voxel_size_angstrom)
         if layers is not None:

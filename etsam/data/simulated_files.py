@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from etsam.data.manifest import Sample, write_manifest
-from etsam.data.simulator import Simulator
+from etsam.data.simulator import SimulatedTomogram, Simulator
 from etsam.errors import ConfigError, OutputError
 from etsam.io import MrcWriter, atomic_path
 
@@ -69,9 +69,10 @@ def simulate_files(
     samples = []
     for number in range(count):
         stem = folder / f"{DATASET}_{simulator.seed}_{number:04d}"
-        record = _finished(stem, simulator) if resume else None
+        settings = plain_settings(simulator)
+        record = finished(stem, settings) if resume else None
         if record is None:
-            record = _make(simulator, number, stem, overwrite or resume)
+            record = save(simulator.tomogram(number), stem, settings, overwrite or resume)
         samples.append(_sample(stem, "val" if number >= count - validated else "train", record))
         if progress is not None:
             progress(number + 1, count)
@@ -79,24 +80,32 @@ def simulate_files(
     return manifest
 
 
-def _path(stem: Path, role: str) -> Path:
+def path_of(stem: Path, role: str) -> Path:
+    """File of a tomogram's `tomogram`, `membrane`, `instances` or `record`."""
     return stem.with_name(stem.name + {"tomogram": ".mrc", "record": ".json"}.get(role, f"_{role}.mrc"))
 
 
-def _settings(simulator: Simulator) -> Any:
+def plain_settings(simulator: Simulator) -> dict[str, Any]:
     """What decides a tomogram, as JSON gives it back."""
     settings = asdict(simulator)
     del settings["device"]
-    return json.loads(json.dumps(settings))
+    found: dict[str, Any] = json.loads(json.dumps(settings))
+    return found
 
 
-def _make(simulator: Simulator, number: int, stem: Path, overwrite: bool) -> dict[str, Any]:
-    made = simulator.tomogram(number)
+def save(made: SimulatedTomogram, stem: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+    """Write a tomogram with its masks, and its record, which is given back.
+
+    Raises
+    ------
+    OutputError
+        If a file exists and may not be replaced, or cannot be written.
+    """
     arrays = {"membrane": made.mask, "instances": made.instances, "tomogram": made.tomogram}
     for role, array in arrays.items():
         voxel_size = (made.voxel_size_angstrom,) * 3
         with MrcWriter(
-            _path(stem, role), made.tomogram.shape, array.dtype, voxel_size_angstrom=voxel_size, overwrite=overwrite
+            path_of(stem, role), made.tomogram.shape, array.dtype, voxel_size_angstrom=voxel_size, overwrite=overwrite
         ) as writer:
             for z, plane in enumerate(array):
                 writer[z] = plane
@@ -104,15 +113,15 @@ def _make(simulator: Simulator, number: int, stem: Path, overwrite: bool) -> dic
         "shape": list(made.tomogram.shape),
         "voxel_size_angstrom": round(made.voxel_size_angstrom, 4),
         "parameters": {**made.parameters, "without_membrane": "" if made.mask.any() else "yes"},
-        "settings": _settings(simulator),
+        "settings": settings,
     }
     # last: where it lies, the volumes are complete
-    with atomic_path(_path(stem, "record"), overwrite) as part:
+    with atomic_path(path_of(stem, "record"), overwrite) as part:
         part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 
-def _finished(stem: Path, simulator: Simulator) -> dict[str, Any] | None:
+def finished(stem: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The record of a tomogram that is complete; None if it is to be made.
 
     Raises
@@ -120,18 +129,18 @@ def _finished(stem: Path, simulator: Simulator) -> dict[str, Any] | None:
     OutputError
         If it was made with other settings.
     """
-    path = _path(stem, "record")
+    path = path_of(stem, "record")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be read ({error}); remove it, or add --overwrite.") from error
-    if record.get("settings") != _settings(simulator):
+        raise OutputError(f"{path}: cannot be read ({error}); remove it, or overwrite it.") from error
+    if record.get("settings") != settings:
         raise OutputError(
-            f"{path}: this tomogram was made with other settings; add --overwrite, or choose another --output-dir."
+            f"{path}: this tomogram was made with other settings; choose another output folder, or overwrite it."
         )
-    return record if all(_path(stem, role).exists() for role in ("membrane", "instances", "tomogram")) else None
+    return record if all(path_of(stem, role).exists() for role in ("membrane", "instances", "tomogram")) else None
 
 
 def _sample(stem: Path, split: str, record: dict[str, Any]) -> Sample:
@@ -141,8 +150,8 @@ def _sample(stem: Path, split: str, record: dict[str, Any]) -> Sample:
         f"{DATASET}_bright" if bright else DATASET,  # one data set, one contrast
         stem.name,
         split,
-        _path(stem, "tomogram"),
-        _path(stem, "membrane"),
+        path_of(stem, "tomogram"),
+        path_of(stem, "membrane"),
         record["voxel_size_angstrom"],
         (z, y, x),
         tuple(record["parameters"].items()),

@@ -2,7 +2,8 @@
 
 For demonstrations, tests, pre-training and robustness curves. What differs between microscopes and programs is drawn
 for each tomogram from ranges (configs/simulate.yaml): tilts, dose, focus, alignment, reconstruction, filters, contrast,
-storage. Everything follows from a seed and the number of the tomogram.
+storage. Everything follows from a seed and the number of the tomogram; the specimen and its acquisition are drawn
+apart, so that neither depends on the other's ranges.
 """
 
 import math
@@ -147,12 +148,25 @@ class Simulator:
 
     def tomogram(self, number: int) -> SimulatedTomogram:
         """Make tomogram `number`; the same settings, seed and number give the same tomogram."""
+        return self.image(self.draw(number), number)
+
+    def draw(self, number: int) -> Specimen:
+        """Draw specimen `number`."""
         rng = np.random.default_rng([self.seed, number])
         depth, height, width = (int(side) for side in self.shape)
         voxel_size = between_log(self.voxel_size_angstrom, rng)
-        specimen = draw_specimen(self.specimen, (depth, height, width), voxel_size, rng)
+        return draw_specimen(self.specimen, (depth, height, width), voxel_size, rng)
+
+    def image(self, specimen: Specimen, number: int) -> SimulatedTomogram:
+        """Take and reconstruct a tilt series of a specimen, on the specimen's grid.
+
+        The same specimen, seed and number give the same tomogram; where the ranges of the acquisition differ, what is
+        drawn from the others stays.
+        """
+        rng = np.random.default_rng([self.seed, number, 1])  # 1: not that of the specimen
+        voxel_size = specimen.voxel_size_angstrom
         series = take_tilt_images(specimen, self.acquisition, voxel_size, rng, torch.device(self.device))
-        density, drawn = _reconstruct(series, depth, self.acquisition, rng)
+        density, drawn = _reconstruct(series, specimen.density.shape[0], self.acquisition, rng)
         bright = rng.random() < self.bright_probability
         storage = _choose(self.storages, rng)
         return SimulatedTomogram(
@@ -253,7 +267,7 @@ def _imaged(projections: Tensor, transfer: Tensor | None) -> Tensor:
 
 
 def _transfer(
-    shape: tuple[int, ...], voxel_size_angstrom: float, defocus_um: float, flipped: bool, device: torch.device
+    shape: tuple[int, ...], voxel_size_angstrom: float, defocus_um: float, flipped: bool, device: torch.device | None
 ) -> Tensor | None:
     if defocus_um < 0.1:
         return None

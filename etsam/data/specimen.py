@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import affine_transform, distance_transform_edt, gaussian_filter
 
 from etsam.data import molecules, phantom
 from etsam.data.membrane_builder import MembraneBuilder
-from etsam.data.phantom import Membranes
+from etsam.data.phantom import FAR, VOXEL_SIGMA, Bilayer, Membranes
 from etsam.data.specimen_settings import Range, Shape, SpecimenSettings, between, between_log
 
 _GOLD_DENSITY = 12.0  # of a gold bead against a membrane's head groups: enough to saturate and streak
@@ -25,11 +25,20 @@ class Specimen:
         (Z, Y, X) float32: what scatters so much that it must not count as signal (gold, carbon); None if there is none.
     instances
         (Z, Y, X) uint16: 0, or the number of the membrane.
+    voxel_size_angstrom
+        Of the grid.
+    nearest
+        (Z, Y, X) float32: distance to the nearest middle of a membrane, voxels; None if it is not known.
+    thickness_angstrom
+        Of all membranes, from leaflet to leaflet.
     """
 
     density: np.ndarray
     strong: np.ndarray | None
     instances: np.ndarray
+    voxel_size_angstrom: float = 10.0
+    nearest: np.ndarray | None = None
+    thickness_angstrom: float = Bilayer.thickness_angstrom
 
     @property
     def mask(self) -> np.ndarray:
@@ -41,15 +50,69 @@ def draw_specimen(
     settings: SpecimenSettings, shape: Shape, voxel_size_angstrom: float, rng: np.random.Generator
 ) -> Specimen:
     """Draw a specimen of (Z, Y, X) voxels."""
-    membranes = Membranes(shape, voxel_size_angstrom)
+    membranes = Membranes(shape, voxel_size_angstrom, settings.room_angstrom)
+    thickness = Bilayer.thickness_angstrom
     filled = between(settings.filled_depth, rng) * shape[0]
     z_range = ((shape[0] - filled) / 2, (shape[0] + filled) / 2)
     if rng.random() >= settings.empty_probability:
         builder = MembraneBuilder(settings, membranes, z_range, rng)
+        thickness = builder.bilayer.thickness_angstrom
         for _ in range(int(rng.integers(settings.membranes[0], settings.membranes[1], endpoint=True))):
             builder.add_one()
     density = membranes.density + _molecules(settings, membranes, z_range, rng)
-    return Specimen(density, _strong(settings, membranes, rng), membranes.instances)
+    strong = _strong(settings, membranes, rng)
+    return Specimen(density, strong, membranes.instances, voxel_size_angstrom, membranes.nearest, thickness)
+
+
+def resample(specimen: Specimen, shape: Shape, voxel_size_angstrom: float) -> Specimen:
+    """The same specimen on a coarser grid of the same centre, averaged over its voxels.
+
+    Masks follow the rule for membranes on any grid (`Bilayer.half_mask_voxels`), not those of the fine grid.
+
+    Parameters
+    ----------
+    specimen
+        With `nearest`.
+    shape
+        (Z, Y, X) of the coarser grid; where it reaches beyond the specimen, that is continued.
+    voxel_size_angstrom
+        Not below the specimen's.
+
+    Raises
+    ------
+    ValueError
+        If the grid is finer, or `nearest` is not known.
+    """
+    ratio = voxel_size_angstrom / specimen.voxel_size_angstrom
+    if ratio < 1 or specimen.nearest is None:
+        raise ValueError(f"a specimen of {specimen.voxel_size_angstrom:g} Å cannot be had at {voxel_size_angstrom:g} Å")
+    fine = specimen.density.shape
+    if ratio == 1 and shape == fine:
+        return specimen
+    offset = [(old - 1) / 2 - ratio * (new - 1) / 2 for old, new in zip(fine, shape, strict=True)]
+
+    def sampled(values: np.ndarray, order: int) -> np.ndarray:
+        grid = {"offset": offset, "output_shape": shape, "order": order, "mode": "nearest"}
+        return affine_transform(values, np.full(3, ratio), **grid)
+
+    def averaged(values: np.ndarray) -> np.ndarray:
+        # from a voxel's own width on the fine grid to that on the coarse one
+        return sampled(gaussian_filter(values, VOXEL_SIGMA * np.sqrt(ratio**2 - 1)), 3)
+
+    half = Bilayer(specimen.thickness_angstrom).half_mask_voxels(voxel_size_angstrom)
+    distance = sampled(np.minimum(specimen.nearest, np.float32(2 * (half + 2) * ratio)), 1) / np.float32(ratio)
+    instances = np.zeros(shape, dtype=np.uint16)
+    if specimen.instances.any():
+        at = distance_transform_edt(specimen.instances == 0, return_distances=False, return_indices=True)
+        instances = np.where(distance <= half, sampled(specimen.instances[tuple(at)], 0), 0).astype(np.uint16)
+    return Specimen(
+        density=averaged(specimen.density),
+        strong=None if specimen.strong is None else averaged(specimen.strong),
+        instances=instances,
+        voxel_size_angstrom=voxel_size_angstrom,
+        nearest=np.where(distance < half + 2, distance, np.float32(FAR)),
+        thickness_angstrom=specimen.thickness_angstrom,
+    )
 
 
 def _molecules(
@@ -68,7 +131,7 @@ def _molecules(
         centres = molecules.free_positions(membranes, radius, count, rng, taken, z_range)
         taken.append((centres, radius))
         clouds.append(molecules.placed(species, centres, voxel, rng))
-    number = between(settings.membrane_proteins_per_1000_voxels, rng) * np.count_nonzero(membranes.instances) / 1000
+    number = between(settings.membrane_proteins_per_1000_voxels, rng) * membranes.room_voxels / 1000
     species = molecules.random_species(rng.uniform(25, 60), rng)
     clouds.append(molecules.placed(species, molecules.on_membranes(membranes, int(number), rng), voxel, rng))
     if rng.random() < settings.filament_probability:

@@ -20,7 +20,8 @@ def between(bounds: Range, rng: np.random.Generator) -> float:
 
 def between_log(bounds: Range, rng: np.random.Generator) -> float:
     """Draw from a range of positive numbers, uniformly in the logarithm."""
-    return float(np.exp(rng.uniform(np.log(bounds[0]), np.log(bounds[1]))))
+    drawn = np.exp(rng.uniform(np.log(bounds[0]), np.log(bounds[1])))
+    return float(np.clip(drawn, bounds[0], bounds[1]))  # rounding
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class SpecimenSettings:
         Of vesicles, the largest semi-axis; of tubes a third of it.
     thickness_angstrom, leaflet_sigma_angstrom, contrast, core
         Of the bilayer (`Bilayer`).
+    room_angstrom
+        Thickness that every membrane is given room for; None: its own. The same room leaves membranes in their places
+        when their thickness is another.
     gap_angstrom
         Between the middles of apposed membranes.
     undulation
@@ -69,6 +73,7 @@ class SpecimenSettings:
     )
     radius_angstrom: Range = (150.0, 1100.0)
     thickness_angstrom: Range = (25.0, 42.0)
+    room_angstrom: float | None = None
     leaflet_sigma_angstrom: Range = (3.0, 9.0)
     contrast: Range = (0.5, 1.2)
     core: Range = (0.0, 0.4)

@@ -90,7 +90,7 @@ def own_runs(texts: Iterable[str]) -> list[Run]:
         "--output-dir",
         "{output}",
     )
-    return [Run(name, (*start, *words)) for name, words in map(_named, texts)]
+    return [Run(name, (*start, *words)) for name, words in map(named, texts)]
 
 
 def peer_runs(texts: Iterable[str]) -> list[Run]:
@@ -103,14 +103,21 @@ def peer_runs(texts: Iterable[str]) -> list[Run]:
     """
     runs = []
     for text in texts:
-        name, words = _named(text)
+        name, words = named(text)
         if not words or not any("{input}" in word for word in words):
             raise ConfigError(f"the command of {name} does not say where the tomogram stands; write {{input}} in it.")
         runs.append(Run(name, tuple(words)))
     return runs
 
 
-def _named(text: str) -> tuple[str, list[str]]:
+def named(text: str) -> tuple[str, list[str]]:
+    """Understand `NAME=WORDS`, the words separated as a shell would.
+
+    Raises
+    ------
+    ConfigError
+        If it is written otherwise.
+    """
     name, equals, rest = text.partition("=")
     try:
         words = shlex.split(rest)

@@ -1,6 +1,5 @@
 """What a sweep of the threshold says: Dice at every threshold, the best ones, precision against recall."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,13 +33,13 @@ class Sweep:
 
     @property
     def dice(self) -> np.ndarray:
-        """(M, N) float64; NaN where neither truth nor prediction has membrane."""
+        """(M, N) float64; 1 where neither truth nor prediction has membrane."""
         return dice(self.counts)
 
     @property
     def mean_dice(self) -> np.ndarray:
         """(N,): mean over tomograms."""
-        return _mean(self.dice)
+        return self.dice.mean(axis=0)
 
     def at(self, threshold: float) -> float:
         """Mean Dice at a threshold, linear between those of the sweep; NaN outside."""
@@ -49,25 +48,19 @@ class Sweep:
     @property
     def best_fixed(self) -> tuple[float, float]:
         """(threshold, mean Dice) of the one threshold that serves all these tomograms best."""
-        if np.isnan(self.mean_dice).all():
-            return float("nan"), float("nan")
-        best = int(np.nanargmax(self.mean_dice))
+        best = int(np.argmax(self.mean_dice))
         return float(self.thresholds[best]), float(self.mean_dice[best])
 
     @property
     def oracle(self) -> np.ndarray:
         """(M, 2): threshold and Dice of each tomogram at its own best threshold, which needs the truth to be known."""
-        found = np.full((len(self.tomograms), 2), np.nan)
-        for row, values in enumerate(self.dice):
-            if not np.isnan(values).all():
-                best = int(np.nanargmax(values))
-                found[row] = self.thresholds[best], values[best]
-        return found
+        best = self.dice.argmax(axis=1)
+        return np.stack([self.thresholds[best], self.dice.max(axis=1)], axis=1)
 
     @property
     def oracle_mean(self) -> float:
         """Mean of the tomograms' own best Dice."""
-        return float(_mean(self.oracle[:, 1:])[0])
+        return float(self.oracle[:, 1].mean())
 
     @property
     def pooled(self) -> tuple[np.ndarray, np.ndarray]:
@@ -125,9 +118,9 @@ def sweeps(results: Sequence[TomogramResult]) -> list[Sweep]:
 
 
 def dice(counts: np.ndarray) -> np.ndarray:
-    """2 TP / (2 TP + FP + FN) of counts (..., 3); NaN for 0 / 0."""
+    """2 TP / (2 TP + FP + FN) of counts (..., 3); 1 for 0 / 0, two empty masks, as `etsam.overlap` has it."""
     counts = np.asarray(counts, dtype=np.float64)
-    return _ratio(2 * counts[..., 0], 2 * counts[..., 0] + counts[..., 1] + counts[..., 2])
+    return _ratio(2 * counts[..., 0], 2 * counts[..., 0] + counts[..., 1] + counts[..., 2], of_nothing=1.0)
 
 
 def precision_recall(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -136,12 +129,5 @@ def precision_recall(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return _ratio(true, true + wrong), _ratio(true, true + missed)
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis without NaN; NaN where there is nothing."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-        return np.nanmean(values, axis=0)
+def _ratio(part: np.ndarray, whole: np.ndarray, of_nothing: float = np.nan) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(whole.shape, of_nothing), where=whole > 0)

@@ -83,8 +83,8 @@ def write_report(
     for file in files:
         refuse_existing(file, overwrite)
     sentences = summary(tables)
-    versions = _versions()
-    text = page(title, tables, results, sentences, flat(settings), versions)
+    made_with = versions()
+    text = page(title, tables, results, sentences, flat(settings), made_with)
 
     output_dir.mkdir(parents=True, exist_ok=True)
     for name, table in tables.frames.items():
@@ -93,7 +93,7 @@ def write_report(
             write_csv(file, table, overwrite)
         elif overwrite:
             file.unlink(missing_ok=True)  # of the report that is replaced
-    words = {"title": title, "summary": sentences, "metrics": tables.comparison.metrics, "versions": versions}
+    words = {"title": title, "summary": sentences, "metrics": tables.comparison.metrics, "versions": made_with}
     write_json(output_dir / JSON, tables, words, settings, overwrite)
     for file, content in ((output_dir / MARKDOWN, markdown(title, tables, sentences)), (output_dir / PAGE, text)):
         with atomic_path(file, overwrite) as part:
@@ -126,7 +126,8 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Program, packages and computer, as the page shows them."""
     found = environment()
     return {
         "etsam": found["etsam"],

@@ -21,7 +21,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _MARKERS = "osD^vPX*"
 _DASHES = ("-", "--", "-.", ":")
 _WIDTH_INCHES = 4.0  # 384 CSS pixels: text of 10 points stays readable when a phone shows it at 360
-_STYLE: Any = {
+STYLE: Any = {  # of matplotlib, for every figure
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -61,11 +61,11 @@ class Figures:
         for method, look in self.look.items():
             own = scores[scores["method"] == method].dropna(subset=[metric])
             rows = [tomograms.index(name) for name in own["tomogram"]]
-            axes.plot(own[metric], rows, **look | {"linestyle": ""}, label=_short(method, 40), alpha=0.9)
+            axes.plot(own[metric], rows, **look | {"linestyle": ""}, label=short(method, 40), alpha=0.9)
             if len(own):
                 line = {"color": look["color"], "linestyle": look["linestyle"]}
                 axes.axvline(own[metric].mean(), **line, linewidth=1.2, alpha=0.8)
-        axes.set_yticks(range(len(tomograms)), [_short(name, 22) for name in tomograms], fontsize=9)
+        axes.set_yticks(range(len(tomograms)), [short(name, 22) for name in tomograms], fontsize=9)
         axes.set_ylim(len(tomograms) - 0.5, -0.5)
         axes.set_xlabel(f"{METRIC_NAMES.get(metric, metric)}; vertical lines: means")
         if metric in METRIC_NAMES:
@@ -87,7 +87,7 @@ class Figures:
         figure, axes = _figure(3.2 + _legend_height(named))
         for method in named:
             look = self.look[method]
-            label = _short(method, 40)
+            label = short(method, 40)
             if method in curves:
                 precision, recall = precision_recall(curves[method])
                 line = {"color": look["color"], "linestyle": look["linestyle"]}
@@ -125,7 +125,7 @@ class Figures:
             own = theta[theta["method"] == method]
             if len(own):
                 middle = (own["lower_degrees"] + own["upper_degrees"]) / 2
-                axes.plot(middle, own[name], **look, label=_short(method, 40))
+                axes.plot(middle, own[name], **look, label=short(method, 40))
         axes.set(xlabel="Angle of the normal to Z (degrees)", ylabel=METRIC_NAMES[name])
         axes.set(xlim=(0, theta["upper_degrees"].max()), ylim=(-0.02, 1.02))
         _legend(figure, axes)
@@ -156,7 +156,7 @@ def _saved(figure: "Figure", kind: str) -> bytes:
     from matplotlib import rc_context
 
     buffer = io.BytesIO()
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.savefig(buffer, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
 
@@ -165,7 +165,7 @@ def _figure(height_inches: float) -> "tuple[Figure, Axes]":
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # no pyplot: no window system, no global state
 
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH_INCHES, height_inches), layout="constrained")
         return figure, figure.add_subplot()
 
@@ -175,7 +175,7 @@ def _legend(figure: "Figure", axes: "Axes") -> None:
     from matplotlib import rc_context
 
     handles, labels = axes.get_legend_handles_labels()
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.legend(handles, labels, loc="outside lower left")
 
 
@@ -183,8 +183,8 @@ def _legend_height(entries: "Sequence[str] | Mapping[str, object]") -> float:
     return 0.1 + 0.19 * len(entries)
 
 
-def _short(name: str, length: int) -> str:
-    """The name, or its beginning and end: what differs is often the end."""
+def short(name: str, length: int) -> str:
+    """A name, or its beginning and end: what differs is often the end."""
     name = " ".join(name.split())
     if len(name) <= length:
         return name

@@ -1,7 +1,7 @@
 """The page of a report: one HTML document that loads nothing, made of escaped text, tables and embedded pictures."""
 
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -27,7 +27,7 @@ PICTURE_BUDGET_BYTES = 3_200_000  # of the page's 5 MB; curves and tables of 20 
 _BAD = ' class="bad"'
 _SHORT = 24  # names up to here stay on one line
 _FEW_ROWS = 16  # a table up to here is not torn apart on paper
-_NAME_HEADS = ("Tomogram", "Method", "Methods", "Metric", "Setting", "Value", "Choice", "Plane", "Package")
+_NAME_HEADS = ("Tomogram", "Method", "Methods", "Metric", "Setting", "Value", "Choice", "Plane", "Package", "Factor")
 
 
 def page(
@@ -59,8 +59,21 @@ def page(
         ("Precision and recall", _precision_recall(tables, results)),
         ("Where it fails", _where(tables)),
         ("Slices", _tomograms(results)),
-        ("Settings and versions", _settings(settings, versions)),
+        ("Settings and versions", settings_tables(settings, versions)),
     ]
+    return document(title, sections)
+
+
+def document(title: str, sections: Sequence[tuple[str, str]]) -> str:
+    """An HTML document that loads nothing.
+
+    Parameters
+    ----------
+    title
+        Heading.
+    sections
+        Heading and HTML of each; those without HTML are left out.
+    """
     shown = [(name, f"part-{i}", body) for i, (name, body) in enumerate(sections) if body]
     links = "".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for name, anchor, _ in shown)
     parts = "".join(f'<section id="{anchor}"><h2>{escape(name)}</h2>{body}</section>\n' for name, anchor, body in shown)
@@ -79,11 +92,10 @@ def page(
 
 def _summary(sentences: Sequence[str], tables: ReportTables) -> str:
     failed = failures(tables.frames["scores"])
-    items = "".join(f"<li{_BAD if line in failed else ''}>{escape(line)}</li>" for line in sentences)
     heads, rows = cells_of_means(tables.comparison)
-    notes = "".join(f"<li>{escape(note)}</li>" for note in tables.comparison.notes)
+    notes = tables.comparison.notes
     table = html_table(heads, rows, "Mean and 95 % interval over tomograms")
-    return f"<ul>{items}</ul>{table}" + (f"<h3>To keep in mind</h3><ul>{notes}</ul>" if notes else "")
+    return html_list(sentences, failed) + table + (f"<h3>To keep in mind</h3>{html_list(notes)}" if notes else "")
 
 
 def _scores(tables: ReportTables) -> str:
@@ -92,10 +104,10 @@ def _scores(tables: ReportTables) -> str:
     figures = Figures(tables.comparison.methods)
     shown = [name for name in tables.comparison.metrics if scores[name].notna().any()][:2]
     plots = [
-        _plot(figures.scores(scores, name), f"{METRIC_NAMES.get(name, name)} of each tomogram and method")
+        plot(figures.scores(scores, name), f"{METRIC_NAMES.get(name, name)} of each tomogram and method")
         for name in shown
     ]
-    return _plots(plots, "tall") + html_table(heads, rows, "Press a heading to sort.", sortable=True)
+    return plot_grid(plots, "tall") + html_table(heads, rows, "Press a heading to sort.", sortable=True)
 
 
 def _pairs(tables: ReportTables) -> str:
@@ -111,7 +123,7 @@ def _threshold(tables: ReportTables) -> str:
         return ""
     figures = Figures(tables.comparison.methods)
     plots = [
-        _plot(figures.sweep(sweep, tables.threshold), f"{sweep.method}: Dice against the threshold")
+        plot(figures.sweep(sweep, tables.threshold), f"{sweep.method}: Dice against the threshold")
         for sweep in tables.sweeps
     ]
     best = tables.frames["best_thresholds"]
@@ -126,7 +138,7 @@ def _threshold(tables: ReportTables) -> str:
         for row in best[best["tomogram"] == ""].itertuples()
     ]
     caption = "The best ones were chosen knowing the truth of these tomograms: they say what is possible at most."
-    return _plots(plots) + html_table(["Method", "Choice", "Threshold", "Mean Dice"], rows, caption)
+    return plot_grid(plots) + html_table(["Method", "Choice", "Threshold", "Mean Dice"], rows, caption)
 
 
 def _precision_recall(tables: ReportTables, results: Sequence[TomogramResult]) -> str:
@@ -135,7 +147,7 @@ def _precision_recall(tables: ReportTables, results: Sequence[TomogramResult]) -
     points = points_of(results)
     if not (pooled or points):
         return ""
-    plots = [_plot(figures.precision_recall(pooled, points), "All tomograms")]
+    plots = [plot(figures.precision_recall(pooled, points), "All tomograms")]
     text = "Marks: the masks, their means in the figure of all tomograms. "
     if pooled:
         text += "Lines: all thresholds, in the figure of all tomograms their voxels taken together."
@@ -143,8 +155,8 @@ def _precision_recall(tables: ReportTables, results: Sequence[TomogramResult]) -
         own = [result for result in results if result.tomogram == tomogram and not result.error]
         curves = {result.method: result.counts for result in own if len(result.thresholds)}
         if curves:
-            plots.append(_plot(figures.precision_recall(curves, points_of(own)), tomogram))
-    return f"<p>{text}</p>" + _plots(plots, "many")
+            plots.append(plot(figures.precision_recall(curves, points_of(own)), tomogram))
+    return f"<p>{text}</p>" + plot_grid(plots, "many")
 
 
 def _where(tables: ReportTables) -> str:
@@ -153,12 +165,12 @@ def _where(tables: ReportTables) -> str:
     if len(theta):
         figures, pooled = Figures(tables.comparison.methods), theta_by_method(theta)
         plots = [
-            _plot(figures.theta(pooled, name), f"{METRIC_NAMES[name]} by the angle between the membrane's normal and Z")
+            plot(figures.theta(pooled, name), f"{METRIC_NAMES[name]} by the angle between the membrane's normal and Z")
             for name in ("recall", "precision")
         ]
         parts.append(
             "<h3>By direction</h3><p>0 degrees: the membrane lies flat in the slice; 90 degrees: it stands upright."
-            " All tomograms together, weighted by their membrane voxels.</p>" + _plots(plots)
+            " All tomograms together, weighted by their membrane voxels.</p>" + plot_grid(plots)
         )
     if len(planes):
         metrics = [column for column in planes.columns if column not in ("method", "tomogram", "plane")]
@@ -228,7 +240,8 @@ def _legend() -> str:
     return f'<ul class="legend">{items}</ul><p class="soft">{escape(IGNORED_NOTE)}</p>'
 
 
-def _settings(settings: Mapping[str, str], versions: Mapping[str, str]) -> str:
+def settings_tables(settings: Mapping[str, str], versions: Mapping[str, str]) -> str:
+    """Two tables of names and texts."""
     tables = []
     for heads, rows, caption in (
         (["Setting", "Value"], settings, "Settings of this evaluation"),
@@ -276,13 +289,21 @@ def html_table(
     )
 
 
-def _plot(figure: Any, text: str) -> str:
+def html_list(sentences: Sequence[str], bad: Container[str] = ()) -> str:
+    """Sentences as a list, those in `bad` marked."""
+    items = "".join(f"<li{_BAD if line in bad else ''}>{escape(line)}</li>" for line in sentences)
+    return f"<ul>{items}</ul>"
+
+
+def plot(figure: Any, text: str) -> str:
+    """A figure of matplotlib, embedded, with a caption."""
     data = base64.b64encode(svg_text(figure).encode("utf-8")).decode("ascii")
     image = f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(text)} (figure)">'
     return f"<figure><figcaption>{escape(text)}</figcaption>{image}</figure>"
 
 
-def _plots(figures: Sequence[str], more: str = "") -> str:
+def plot_grid(figures: Sequence[str], more: str = "") -> str:
+    """Embedded figures side by side, as many as there is room for."""
     return f'<div class="{f"plots {more}".strip()}">{"".join(figures)}</div>' if figures else ""
 
 

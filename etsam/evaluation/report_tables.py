@@ -166,6 +166,11 @@ def write_json(
         "settings": settings,
         **{name: table.to_dict(orient="records") for name, table in tables.frames.items()},
     }
+    write_plain_json(path, content, overwrite)
+
+
+def write_plain_json(path: Path, content: Mapping[str, object], overwrite: bool = False) -> None:
+    """Write nested values of any kind; what is not finite is null, what JSON does not know is its text."""
     text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_path(path, overwrite) as part:
         part.write_text(text + "\n", encoding="utf-8")

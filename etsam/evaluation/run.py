@@ -11,9 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from etsam.errors import InputError, OutputError
 from etsam.evaluation.data import EvaluationData
+from etsam.evaluation.metrics import Metrics
 from etsam.evaluation.predictions import StoredPredictions
 from etsam.evaluation.report import JSON, MARKDOWN, PAGE, write_report
 from etsam.evaluation.results import TomogramResult
+from etsam.evaluation.scorer import Scorer
 from etsam.evaluation.store import ResultStore
 from etsam.evaluation.wandb_log import log_to_wandb
 from etsam.inference.settings import settings_of
@@ -59,6 +61,17 @@ def check_outputs(cfg: DictConfig, data: EvaluationData) -> None:
         ) from error
     for name in (PAGE, MARKDOWN, JSON, SCORES):
         refuse_existing(folder / name, cfg.overwrite or cfg.resume)
+    check_predictions(cfg, data)
+
+
+def check_predictions(cfg: DictConfig, data: EvaluationData) -> None:
+    """Make the folders of predictions that are to be kept, and refuse to replace any unasked.
+
+    Raises
+    ------
+    OutputError
+        If one exists that may not be replaced, or there is no room.
+    """
     writer = writer_of(cfg)
     if writer is None:
         return
@@ -96,6 +109,21 @@ def predictor(cfg: DictConfig) -> LightningModule:
         log.warning("the weights are RANDOM, so the scores mean nothing; see weights=etsam_v1 or weights=files")
     segmenter: LightningModule = instantiate(cfg.segmenter)
     return segmenter
+
+
+def score(cfg: DictConfig, data: EvaluationData, metrics: Metrics, store: ResultStore) -> None:
+    """Predict, or open predictions, and score what is open; results are in the store."""
+    if not data.open_jobs:
+        return
+    from hydra.utils import instantiate
+
+    from etsam.inference.progress import SliceProgress
+
+    steps = instantiate(cfg.postprocess, _convert_="all")
+    scorer = Scorer(metrics, store, steps, writer_of(cfg))
+    trainer = instantiate(cfg.trainer, callbacks=[scorer, SliceProgress()])
+    trainer.test(predictor(cfg), datamodule=data, verbose=False)
+    trainer.strategy.barrier()
 
 
 def finish(cfg: DictConfig, data: EvaluationData, store: ResultStore) -> None:
