@@ -148,7 +148,7 @@ FEW = [
     "net=tiny_test",
     "trainer=cpu",
     "weights.seed=1",
-    "stage2.threshold=0.11",
+    "stage2.threshold=-0.03",
     "tomograms=1",
     "simulator.shape=[12,40,48]",
     "output_dir=out",
@@ -185,7 +185,7 @@ def test_the_command_writes_curves_and_goes_on_where_it_stopped(etsam, work):
     lost = work / "out/simulated/snr_0.1_0000.json"
     before = lost.with_suffix(".mrc").read_bytes()[1024:]
     (work / "out/tomograms/etsam/robustness__contrast_bright_0000.json").unlink()
-    two = ["--method", "etsam=weights.seed=1", "--method", "other=weights.seed=5 stage2.threshold=0.1"]
+    two = ["--method", "etsam=weights.seed=1", "--method", "other=weights.seed=8 stage2.threshold=-0.01"]
     assert etsam("robustness", *two, *FEW, "resume=true").status == 0
     both = table(work, "tomograms.csv").set_index(["method", "point"])["dice"]
     assert dict(both["etsam"]) == dict(tomograms.set_index("point")["dice"])
