@@ -104,10 +104,12 @@ def etsam(work, capsys):
 
 @pytest.fixture
 def predict(etsam):
-    """`etsam predict` with the toy network on the CPU, into the folder `out`."""
+    """`etsam predict` with the toy network on the CPU, into the folder `out`; random weights if none are named."""
 
     def call(*arguments):
-        return etsam("predict", *arguments, "net=tiny_test", "trainer=cpu", "--output-dir", "out")
+        named = any(argument == "--weights" or argument.startswith("weights=") for argument in arguments)
+        weights = [] if named else ["weights=random"]
+        return etsam("predict", *arguments, "net=tiny_test", *weights, "trainer=cpu", "--output-dir", "out")
 
     return call
 

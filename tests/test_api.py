@@ -8,7 +8,7 @@ import etsam
 from etsam.errors import ConfigError, InputError, OutputError
 from etsam.io import MrcWriter, read_volume
 
-TINY = ["net=tiny_test", "weights.seed=1"]
+TINY = ["net=tiny_test", "weights=random", "weights.seed=1"]
 SHAPE = (6, 40, 51)
 
 

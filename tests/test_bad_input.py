@@ -144,7 +144,7 @@ def test_a_folder_that_may_not_be_listed_is_refused(refused, work, monkeypatch):
 
 
 def test_an_output_folder_that_is_a_file_is_refused(etsam, tomogram):
-    outcome = etsam("predict", "tomo.mrc", "net=tiny_test", "--output-dir", "tomo.mrc/sub")
+    outcome = etsam("predict", "tomo.mrc", "net=tiny_test", "weights=random", "--output-dir", "tomo.mrc/sub")
     assert outcome.status == 1
     assert outcome.message == "tomo.mrc is a file, not a folder for outputs; choose another output_dir."
 
@@ -236,8 +236,11 @@ def test_a_defect_is_called_a_defect(refused, tomogram, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "parts"),
     [
-        ([Path(sys.executable).parent / "etsam", "predict", "no.mrc", "net=tiny_test"], ["no.mrc: no such file"]),
-        ([sys.executable, PROGRAM, "input=no.mrc", "net=tiny_test"], ["no.mrc: no such file"]),
+        (
+            [Path(sys.executable).parent / "etsam", "predict", "no.mrc", "net=tiny_test", "weights=random"],
+            ["no.mrc: no such file"],
+        ),
+        ([sys.executable, PROGRAM, "input=no.mrc", "net=tiny_test", "weights=random"], ["no.mrc: no such file"]),
         ([sys.executable, PROGRAM, "normalize=foo"], ["normalize=foo is unknown; allowed: min_max_positive, robust"]),
         ([sys.executable, PROGRAM, "input=tomo.mrc", "stage2.treshold=0"], ["no setting stage2.treshold", "threshold"]),
         ([sys.executable, PROGRAM, "tomo.mrc"], ["input=tomo.mrc"]),

@@ -152,7 +152,10 @@ def test_reading_a_good_checkpoint_warns_of_nothing(work, state):
         (["normalise=robust"], "did you mean normalize"),
         (["prompt=grid"], "did you mean prompt@stage1.prompt or prompt@stage2.prompt"),
         (["normalize=foo"], "normalize=foo is unknown; allowed: min_max_positive, robust, softplus_minmax."),
-        (["--weights", "my.pt"], "weights=my.pt is unknown; allowed: etsam_v1, files, nano. For checkpoints of your"),
+        (
+            ["--weights", "my.pt"],
+            "weights=my.pt is unknown; allowed: etsam_v1, files, nano, random. For checkpoints of your",
+        ),
         (["weights=files"], "weights.stage1 is not given; add weights.stage1=FILE"),
         (["input=a.mrc,b.mrc"], "input=[a.mrc,b.mrc]"),
         (["output_dir=a(b"], "put text with spaces or special characters in double quotes"),

@@ -23,7 +23,7 @@ def rows(folder):
 
 
 def test_own_settings_and_other_programs_are_rows_and_failures_too(benchmark, work):
-    tiny = "net=tiny_test trainer=cpu write_preview=false"
+    tiny = "net=tiny_test weights=random trainer=cpu write_preview=false"
     copy = f"{PYTHON} -c 'import shutil, sys; shutil.copy(*sys.argv[1:])' {{input}} {{output}}"
     outcome = benchmark(
         *("--settings", f"tiny={tiny}"),

@@ -123,7 +123,7 @@ def test_any_name_survives_quoting(name):
 def test_files_of_any_name_are_found_where_they_exist(etsam, work):
     for name in NAMES:
         write_mrc(work / name, grey((2, 4, 5)))
-    outcome = etsam("predict", *NAMES, "net=tiny_test", "trainer=cpu", "tiles=foo")
+    outcome = etsam("predict", *NAMES, "net=tiny_test", "weights=random", "trainer=cpu", "tiles=foo")
     assert outcome.message.startswith("tiles=foo is unknown")  # all names were taken for files, none for a setting
     assert list(composed(*NAMES).input) == NAMES
 
@@ -218,7 +218,7 @@ def finished(tmp_path_factory):
     """A folder where the real command has written every output."""
     folder = tmp_path_factory.mktemp("finished")
     write_mrc(folder / "TS_1_10.00Apx.mrc")
-    command = [COMMAND, "predict", "TS_1_10.00Apx.mrc", *ALL, "net=tiny_test"]
+    command = [COMMAND, "predict", "TS_1_10.00Apx.mrc", *ALL, "net=tiny_test", "weights=random"]
     command += [f"weights.seed={SEED}", "--logit-threshold", str(THRESHOLD)]
     ended = subprocess.run([*command, "--output-dir", "out"], cwd=folder, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

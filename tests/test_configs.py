@@ -22,7 +22,9 @@ def options(group):
 @pytest.mark.parametrize("group", ["normalize", "tiles", "postprocess"])
 def test_every_option_of_a_group_builds_a_segmenter_and_a_writer(group, tmp_path):
     for option in options(group):
-        cfg = compose_config("predict", ["net=tiny_test", f"{group}={option}", f"output_dir='{tmp_path}'"])
+        cfg = compose_config(
+            "predict", ["net=tiny_test", "weights=random", f"{group}={option}", f"output_dir='{tmp_path}'"]
+        )
         assert isinstance(instantiate(cfg.segmenter), Segmenter)
         instantiate(cfg.writer)
 

@@ -21,7 +21,7 @@ def write_tomograms(folder, names, spoiled=()):
 def predict(folder, *overrides):
     command = [sys.executable, str(share("predict.py")), f"input={folder}", f"output_dir={folder / 'out'}"]
     return subprocess.run(
-        [*command, "net=tiny_test", "trainer=cpus", *overrides],
+        [*command, "net=tiny_test", "weights=random", "trainer=cpus", *overrides],
         capture_output=True,
         text=True,
         timeout=300,

@@ -18,7 +18,7 @@ from etsam.io import read_volume
 from etsam.overlap import overlap_scores, stat_counts
 from etsam.paths import share
 
-TINY = ["net=tiny_test", "trainer=cpu", "weights.seed=1", "stage2.threshold=-0.075", "output_dir=out"]
+TINY = ["net=tiny_test", "weights=random", "trainer=cpu", "weights.seed=1", "stage2.threshold=-0.075", "output_dir=out"]
 ROWS = ["dataset_id,run_id,split,tomogram,target_mask", "lab,a,val,a.mrc,a_mask.mrc", "lab,b,val,b.mrc,b_mask.mrc"]
 
 
@@ -234,7 +234,9 @@ def test_what_does_not_fit_ends_with_one_line_and_no_file(evaluate, settings, pa
 
 
 def test_the_manifest_has_to_be_given(etsam):
-    assert etsam("evaluate", "net=tiny_test").message.startswith("data.manifest is not given; add data.manifest=")
+    assert etsam("evaluate", "net=tiny_test", "weights=random").message.startswith(
+        "data.manifest is not given; add data.manifest="
+    )
 
 
 def test_test_is_the_split_where_there_is_one(manifest):

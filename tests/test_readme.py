@@ -14,7 +14,10 @@ ROOT = share("configs").parent
 if not (ROOT / "README.md").exists():
     pytest.skip("needs a checkout", allow_module_level=True)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+PAGES = "".join(
+    page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+)
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGES, re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
 TABLE = re.findall(r"^\| `(?:python [a-z]+\.py|\.\.\.) ?(.*?)` \| (?:the same, or )?`(.*?)` \|$", README, re.MULTILINE)
 
@@ -27,7 +30,7 @@ def composed(words):
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("etsam predict")])
 def test_every_predict_command_composes(line):
-    cfg = composed(shlex.split(line)[1:])
+    cfg = composed(shlex.split(line, comments=True)[1:])
     assert cfg.input
 
 
@@ -35,6 +38,21 @@ def test_every_predict_command_composes(line):
 def test_every_train_command_composes(line):
     cfg = compose_config("train", shlex.split(line)[2:])
     assert cfg.name.startswith("first")
+
+
+PARSED = [line for line in COMMANDS if line.startswith("etsam ") and line.split()[1] not in ("predict", "train")]
+
+
+@pytest.mark.parametrize("line", PARSED)
+def test_every_other_command_parses(line):
+    args, rest = build_parser().parse_known_args(shlex.split(line, comments=True)[1:])
+    assert not [word for word in rest if word.startswith("-")]
+    assert args.command == line.split()[1]
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("etsam evaluate")])
+def test_every_evaluate_command_composes(line):
+    assert compose_config("evaluate", shlex.split(line)[2:]).data.manifest == "manifest.csv"
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python predict.py")])

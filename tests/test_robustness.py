@@ -146,6 +146,7 @@ def test_conditions_that_make_no_sense_are_refused(paired, change, part):
 
 FEW = [
     "net=tiny_test",
+    "weights=random",
     "trainer=cpu",
     "weights.seed=1",
     "stage2.threshold=-0.03",

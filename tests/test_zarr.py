@@ -824,7 +824,7 @@ def test_post_processing_converts_between_the_formats(etsam, work):
 def test_segment_streams_logits_into_a_zarr(work):
     import etsam
 
-    settings = ["net=tiny_test", "trainer=cpu"]
+    settings = ["net=tiny_test", "weights=random", "trainer=cpu"]
     in_memory = etsam.segment(grey(), voxel_size=VOXEL_SIZE_ZYX, overrides=settings, device="cpu")
     streamed = etsam.segment(
         grey(), voxel_size=VOXEL_SIZE_ZYX, overrides=settings, device="cpu", output_path="logits.zarr"
