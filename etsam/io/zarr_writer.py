@@ -1,8 +1,7 @@
 """Writes a volume as OME-Zarr slice by slice, with memory for a layer of chunks, whole or not at all.
 
-Zarr 2 with OME-NGFF 0.4, not 0.5: the CryoET Data Portal stores that, programs that need zarr 2 (copick) read nothing else, and
-everything that reads 0.5 (napari with ome-zarr 0.12 or newer, Neuroglancer) reads 0.4 too, while older readers
-know nothing else.
+Zarr 2 with OME-NGFF 0.4, not 0.5: the CryoET Data Portal stores that, programs that need zarr 2 (copick) read nothing
+else, and everything that reads 0.5 (napari with ome-zarr 0.12 or newer, Neuroglancer) reads 0.4 too.
 """
 
 import os
