@@ -38,7 +38,12 @@ def run(cfg: DictConfig) -> None:
     if is_first_process() and None in (cfg.weights.stage1, cfg.weights.stage2):
         log.warning(
             "the weights are RANDOM, so the mask MEANS NOTHING; it shows that the program runs. For real masks: "
-            "weights=etsam_v1, or weights.stage1=FILE weights.stage2=FILE"
+            "weights=nano, weights=etsam_v1, or weights.stage1=FILE weights.stage2=FILE"
+        )
+    if is_first_process() and cfg.weights.name == "nano":
+        log.info(
+            "the nano weights were trained on simulated tomograms only; the published ones: `etsam weights download "
+            "etsam_v1`, then weights=etsam_v1"
         )
     trainer = instantiate(cfg.trainer, callbacks=[writer, SliceProgress()])
     trainer.predict(segmenter, datamodule=inputs, return_predictions=False)
