@@ -10,7 +10,7 @@ import pandas as pd
 
 from etsam.evaluation.curves import Sweep, precision_recall
 from etsam.evaluation.results import TomogramResult
-from etsam.evaluation.tables import METRIC_NAMES
+from etsam.evaluation.tables import METRIC_NAMES, METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +68,7 @@ class Figures:
         axes.set_yticks(range(len(tomograms)), [short(name, 22) for name in tomograms], fontsize=9)
         axes.set_ylim(len(tomograms) - 0.5, -0.5)
         axes.set_xlabel(f"{METRIC_NAMES.get(metric, metric)}; vertical lines: means")
-        if metric in METRIC_NAMES:
+        if metric in METRICS:
             axes.set_xlim(-0.02, 1.02)
         _legend(figure, axes)
         return figure

@@ -11,6 +11,7 @@ from etsam.evaluation.report import flat, versions
 from etsam.evaluation.report_figures import STYLE, Figures, png_bytes, short
 from etsam.evaluation.report_page import document, html_list, html_table, plot, plot_grid, settings_tables
 from etsam.evaluation.report_tables import format_interval, write_csv, write_plain_json
+from etsam.evaluation.tables import METRIC_NAMES
 from etsam.inference.record import environment
 from etsam.io import atomic_path
 
@@ -29,7 +30,6 @@ FACTOR_NAMES = {
     "thickness_angstrom": "Membrane thickness (Å)",
     "contrast": "Membranes",
 }
-METRIC_NAMES = {"dice": "Dice", "surface_dice": "Surface Dice"}
 _METRIC_LINES = {"dice": "-", "surface_dice": "--"}
 _COLUMNS = 2  # of panels in the picture
 _PANEL_INCHES = (4.0, 2.6)

@@ -15,7 +15,20 @@ from etsam.paths import share
 METRICS = ("dice", "iou", "precision", "recall")
 """Metrics that every table is searched for; all lie in 0..1 and higher is better."""
 
-METRIC_NAMES = {"dice": "Dice", "iou": "IoU", "precision": "Precision", "recall": "Recall"}
+METRIC_NAMES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "precision": "Precision",
+    "recall": "Recall",
+    "auprc": "AUPRC",
+    "surface_dice": "Surface Dice",
+    "assd_angstrom": "Mean surface distance (Å)",
+    "hausdorff95_angstrom": "95 % Hausdorff (Å)",
+    "cldice": "clDice",
+    "betti0_error": "Betti-0 error",
+    "betti1_error": "Betti-1 error",
+    "betti2_error": "Betti-2 error",
+}
 """How they are written for people."""
 
 PUBLISHED = ("ETSAM stage 2", "ETSAM stage 1", "MemBrain-seg", "TARDIS")
