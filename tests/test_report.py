@@ -306,9 +306,8 @@ def test_pictures_stand_upright_and_count_pixels(html):
 def test_wandb_gets_tables_curves_slices_and_means(results, tmp_path, monkeypatch):
     from etsam.evaluation.wandb_log import log_to_wandb
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    folder = log_to_wandb(results, SETTINGS, project="test", name="look", save_dir=tmp_path)
+    folder = log_to_wandb(results, SETTINGS, project="test", name="look", offline=True, save_dir=tmp_path)
     assert folder.startswith(str(tmp_path))
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     media = run / "files/media"

@@ -509,7 +509,7 @@ def test_a_manifest_may_name_zarr_folders_and_addresses(tmp_path, remote):
     with served(tmp_path) as (address, _):
         start = f"{address}/" if remote else ""
         samples = manifest(tmp_path, f"{start}a.zarr", f"{start}m.zarr")
-        with pytest.raises(InputError, match=r"^1 fault .*d/s \(val\) and d/r \(train\) are the same file"):
+        with pytest.raises(InputError, match=r"^1 fault .*d/r \(train\) and d/s \(val\) are the same file"):
             check_samples(samples, cache_folder=tmp_path / "cache")
         check_samples(samples[:1], splits=("train",))
         write_manifest(tmp_path / "again.csv", samples)
