@@ -125,3 +125,15 @@ def refused(predict):
         return outcome.message
 
     return call
+
+
+@pytest.fixture
+def wandb_apart(monkeypatch):
+    """For tests that log to W&B in this process: later ones and their processes get a service of their own."""
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    yield
+    import wandb
+
+    wandb.teardown()
+    for name in [name for name in os.environ if name.startswith("WANDB") and "SERVICE" in name]:
+        del os.environ[name]

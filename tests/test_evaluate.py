@@ -175,8 +175,7 @@ def test_stored_predictions_are_scored_without_the_tomogram(evaluate, manifest):
     assert ResultStore(manifest / "out/tomograms", {}).load("mine", "lab/a").pictures == ()
 
 
-def test_an_evaluation_is_a_run_of_wandb_when_asked(evaluate, manifest, monkeypatch):
-    monkeypatch.setenv("WANDB_SILENT", "true")
+def test_an_evaluation_is_a_run_of_wandb_when_asked(evaluate, manifest, wandb_apart):
     (manifest / "masks").mkdir()
     for seed, name in enumerate("ab"):
         write_mrc(manifest / "masks" / f"{name}.mrc", binary(seed))

@@ -303,10 +303,9 @@ def test_pictures_stand_upright_and_count_pixels(html):
     assert Image.open(io.BytesIO(base64.b64decode(jpeg))).size == (210, 140)  # 30 x 20, enlarged seven times
 
 
-def test_wandb_gets_tables_curves_slices_and_means(results, tmp_path, monkeypatch):
+def test_wandb_gets_tables_curves_slices_and_means(results, tmp_path, wandb_apart):
     from etsam.evaluation.wandb_log import log_to_wandb
 
-    monkeypatch.setenv("WANDB_SILENT", "true")
     folder = log_to_wandb(results, SETTINGS, project="test", name="look", offline=True, save_dir=tmp_path)
     assert folder.startswith(str(tmp_path))
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
