@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from etsam.data.manifest import Sample, write_manifest
-from etsam.data.simulated_files import finished, path_of, plain_settings, save
+from etsam.data.simulated_files import claim, finished, path_of, plain_settings, save
 from etsam.data.simulator import SimulatedTomogram, Simulator
 from etsam.data.specimen import Specimen, resample
-from etsam.errors import ConfigError, OutputError
+from etsam.errors import ConfigError
 
 FACTORS = ("snr", "max_tilt_degrees", "voxel_size_angstrom", "thickness_angstrom", "contrast")
 """What can be varied: the fields of `Conditions`."""
@@ -218,16 +218,8 @@ def simulate_paired(
     OutputError
         If files exist (unless `resume` or `overwrite`), or cannot be written, or were made with other settings.
     """
-    manifest = output_dir / "manifest.csv"
-    if manifest.exists() and not (resume or overwrite):
-        raise OutputError(
-            f"{manifest}: exists already; set overwrite=true to replace it, resume=true to keep what is complete, or "
-            "choose another output_dir."
-        )
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{output_dir}: cannot be made ({error.strerror}); choose another output_dir.") from error
+    remedy = "set overwrite=true to replace it, resume=true to keep what is complete, or choose another output_dir"
+    manifest = claim(output_dir, resume or overwrite, remedy)
     samples: list[Sample] = []
     for point, number, draw in _in_turn(paired):
         stem = output_dir / f"{point}_{number:04d}"

@@ -58,13 +58,7 @@ def simulate_files(
     if count < 1 or not 0 <= val_fraction <= 1:
         raise ConfigError(f"n={count} has to be at least 1, and val_fraction={val_fraction} between 0 and 1.")
     folder = Path(output_dir).expanduser()
-    manifest = folder / "manifest.csv"
-    if manifest.exists() and not (resume or overwrite):
-        raise OutputError(f"{manifest}: exists already; add --overwrite to replace it, or --resume to go on.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror}; choose another --output-dir.") from error
+    manifest = claim(folder, resume or overwrite, "add --overwrite to replace it, or --resume to go on")
     validated = 0 if not val_fraction else min(count - 1, max(1, round(count * val_fraction)))
     samples = []
     for number in range(count):
@@ -77,6 +71,33 @@ def simulate_files(
         if progress is not None:
             progress(number + 1, count)
     write_manifest(manifest, samples, overwrite=resume or overwrite)
+    return manifest
+
+
+def claim(folder: Path, going_on: bool, remedy: str) -> Path:
+    """Make a folder for simulated tomograms; returns the path of its manifest.
+
+    Parameters
+    ----------
+    folder
+        Made if need be.
+    going_on
+        Whether a manifest may be there already.
+    remedy
+        What to do if one is, in the words of the caller's settings.
+
+    Raises
+    ------
+    OutputError
+        If one is there, or the folder cannot be made.
+    """
+    manifest = folder / "manifest.csv"
+    if manifest.exists() and not going_on:
+        raise OutputError(f"{manifest}: exists already; {remedy}.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made: {error.strerror}; choose another output folder.") from error
     return manifest
 
 

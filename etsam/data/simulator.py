@@ -6,7 +6,6 @@ storage. Everything follows from a seed and the number of the tomogram; the spec
 apart, so that neither depends on the other's ranges.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -230,8 +229,7 @@ def take_tilt_images(
         strong = tilt_series.project(torch.from_numpy(specimen.strong).to(device), tilts, fill=0.0)
         images = images + _imaged(strong, transfer).clamp(-_GOLD_CLIP * strength, _GOLD_CLIP * strength)
     envelope = None if rng.random() < settings.white_probability else between(settings.noise_envelope, rng)
-    noise = tilt_series.detector_noise(signal.shape, generator, envelope_sigma=envelope).to(device)
-    images = images + noise * strength / math.sqrt(snr)
+    images = tilt_series.add_noise(images, snr, generator, envelope_sigma=envelope, signal=signal)
     images = images + between(settings.background, rng) * strength * _background(images.shape, generator).to(device)
     misalignment = between(settings.misalignment_voxels, rng)
     if misalignment > 0.05:

@@ -244,21 +244,30 @@ def apply_transfer(projections: Tensor, transfer: Tensor) -> Tensor:
 
 
 def add_noise(
-    projections: Tensor, snr: float, generator: torch.Generator, *, envelope_sigma: float | None = None
+    projections: Tensor,
+    snr: float,
+    generator: torch.Generator,
+    *,
+    envelope_sigma: float | None = None,
+    signal: Tensor | None = None,
 ) -> Tensor:
     """Add noise of one strength to all tilts, as a dose shared out equally gives.
 
     Parameters
     ----------
     projections
-        Signal (T, Y, X).
+        (T, Y, X).
     snr
         Variance of the signal over all tilts divided by the variance of the noise.
     generator, envelope_sigma
         As for `detector_noise`.
+    signal
+        What the ratio is measured with, (T, Y, X); None: the projections. Without any signal the noise is as for one of
+        standard deviation 1.
     """
     noise = detector_noise(projections.shape, generator, envelope_sigma=envelope_sigma).to(projections.device)
-    return projections + noise * float(projections.std()) / math.sqrt(snr)
+    strength = float((projections if signal is None else signal).std()) or 1.0
+    return projections + noise * strength / math.sqrt(snr)
 
 
 def detector_noise(shape: Sequence[int], generator: torch.Generator, *, envelope_sigma: float | None = None) -> Tensor:

@@ -133,8 +133,10 @@ def propagate(
 
     def images(batch: Sequence[Tile]) -> Callable[[int], Tensor]:
         def image_at(z: int) -> Tensor:
-            planes = torch.from_numpy(np.stack([last[seen] for seen in tracker.seen_with(z, depth)])).to(device)
-            return torch.cat([tracker.prepare(planes[(..., *tile.index)][None]) for tile in batch])
+            planes = [last[seen] for seen in tracker.seen_with(z, depth)]
+            # cut before they are stacked: a slice can have a hundred tiles
+            crops = (torch.from_numpy(np.stack([plane[tile.index] for plane in planes])).to(device) for tile in batch)
+            return torch.cat([tracker.prepare(crop[None]) for crop in crops])
 
         return image_at
 
