@@ -248,7 +248,8 @@ def test_evaluation_predicts_as_prediction_does():
     one, other = compose_config("evaluate"), compose_config("predict")
     other.output_dir = one.output_dir
     other.input = "x"
-    for key in ("stage1", "stage2", "segmenter", "nonfinite", "resegment_prompted", "tile_batch_size"):
+    sizes = ("tile_batch_size", "encode_batch_size", "memory_budget_gb")
+    for key in ("stage1", "stage2", "segmenter", "nonfinite", "resegment_prompted", *sizes):
         assert OmegaConf.select(one, key) == OmegaConf.select(other, key), key
 
 

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from etsam.inference.encode_ahead import READ_AHEAD, EncodeBatch, EncodedAhead, SlicesAhead
 from etsam.inference.stores import LogitStore
 from etsam.inference.tiles import Tile
 from etsam.io.slices import Slices
-from etsam.network.tracker import SliceMemory, SliceState, SliceTracker
+from etsam.network.cpu_kernels import faster
+from etsam.network.tracker import SliceFeatures, SliceMemory, SliceState, SliceTracker
 
 
 def track(
@@ -25,6 +27,7 @@ def track(
     prompts: Mapping[int, Tensor],
     *,
     resegment_prompted: bool = True,
+    encode_batch: EncodeBatch | None = None,
 ) -> Iterator[tuple[int, SliceState]]:
     """Track forward from slice 0; yields each slice once, prompted ones late if they are segmented again.
 
@@ -33,30 +36,34 @@ def track(
     tracker
         The stage.
     image_at
-        Slice index -> (B, 3, S, S) image from `tracker.prepare`.
+        Slice index -> (B, C, S, S) image from `tracker.prepare`.
     num_slices
         Z.
     prompts
         Slice index -> (B, 1, S, S) mask from `tracker.prepare_prompt`; at least one.
     resegment_prompted
         False: prompted slices yield their prompt at +-10, as published.
+    encode_batch
+        How many slices are encoded together; default: one.
     """
     if not prompts:
         raise ValueError("tracking needs at least one prompted slice")
     memory = tracker.new_memory(num_slices)
+    order = [z for z in range(num_slices) if z not in prompts]
+    features = EncodedAhead(tracker, image_at, order, encode_batch)
     for z in sorted(prompts):
-        tracker.prompt(z, tracker.encode(image_at(z)), prompts[z], memory)
+        tracker.prompt(z, features[z], prompts[z], memory)
     waiting: list[int] = []
     for z in range(num_slices):
         if z not in prompts:
-            yield z, tracker.track(z, tracker.encode(image_at(z)), memory)
+            yield z, tracker.track(z, features[z], memory)
         elif resegment_prompted:
             waiting.append(z)
         else:
             yield z, memory.prompted[z]
         for due in [p for p in waiting if _neighbours_known(tracker, memory, p, z)]:
             waiting.remove(due)
-            yield due, _segment_again(tracker, due, image_at, memory)
+            yield due, _segment_again(tracker, due, features[due], memory)
 
 
 def _neighbours_known(tracker: SliceTracker, memory: SliceMemory, prompted: int, z: int) -> bool:
@@ -68,8 +75,7 @@ def _neighbours_known(tracker: SliceTracker, memory: SliceMemory, prompted: int,
     return z - prompted >= tracker.network.num_maskmem - 1
 
 
-def _segment_again(tracker: SliceTracker, z: int, image_at: Callable[[int], Tensor], memory: SliceMemory) -> SliceState:
-    features = tracker.encode(image_at(z))
+def _segment_again(tracker: SliceTracker, z: int, features: SliceFeatures, memory: SliceMemory) -> SliceState:
     known = {other: state for other, state in memory.tracked.items() if state.memory is not None}
     before = {other: state for other, state in known.items() if other < z}
     after = {other: state for other, state in known.items() if other > z}
@@ -79,21 +85,6 @@ def _segment_again(tracker: SliceTracker, z: int, image_at: Callable[[int], Tens
     others = before if before else after
     others = {other: state for other, state in others.items() if other != nearest}
     return tracker.segment(z, features, {nearest: known[nearest]}, others, memory.num_slices, reverse=not before)
-
-
-class _LastSlices:
-    """Keeps the slices read last, since all tiles of a slice are cut from them in turn."""
-
-    def __init__(self, slices: Slices, count: int) -> None:
-        self._slices, self._count = slices, count
-        self._planes: dict[int, np.ndarray] = {}
-
-    def __getitem__(self, z: int) -> np.ndarray:
-        if z not in self._planes:
-            while len(self._planes) >= self._count:
-                del self._planes[next(iter(self._planes))]
-            self._planes[z] = np.asarray(self._slices[z], dtype=np.float32)
-        return self._planes[z]
 
 
 @torch.no_grad()  # not inference_mode: sam2 caches position encodings, which training then needs as ordinary tensors
@@ -106,6 +97,7 @@ def propagate(
     *,
     resegment_prompted: bool = True,
     tile_batch_size: int = 1,
+    encode_batch: EncodeBatch | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Run one stage over a volume, all tiles side by side, so that each slice is read once.
@@ -126,16 +118,47 @@ def propagate(
         Segment prompted slices from their neighbours afterwards; False is the published behaviour.
     tile_batch_size
         Tiles that go through the network together.
+    encode_batch
+        Slices of these tiles that are encoded together; default: one.
     progress
         Called with (slices done, slices in all).
     """
-    device, last, depth = tracker.mean.device, _LastSlices(slices, tracker.input_slices), slices.shape[0]
+    kept = tracker.input_slices + (encode_batch.size - 1 if encode_batch else 0)
+    ahead = 0 if tracker.mean.device.type == "cpu" else READ_AHEAD
+    with SlicesAhead(slices, kept, ahead) as planes, faster(tracker):
+        depth = slices.shape[0]
+        runs = _runs(tracker, planes, depth, prompts, tiles, resegment_prompted, tile_batch_size, encode_batch)
+        last: tuple[int, Tensor] | None = None
+        for done, states in enumerate(zip(*runs, strict=True), start=1):
+            z = states[0][0]  # the runs go through the slices in the same order
+            logits = torch.cat([state.low_res_logits for _, state in states])[:, 0].float()
+            if last is not None:  # one slice late, so that a GPU has the next one to work at
+                out[last[0]] = last[1].cpu().numpy()
+            last = z, logits
+            if progress is not None:
+                progress(done, depth)
+        if last is not None:
+            out[last[0]] = last[1].cpu().numpy()
+
+
+def _runs(
+    tracker: SliceTracker,
+    planes: SlicesAhead,
+    depth: int,
+    prompts: Sequence[Mapping[int, np.ndarray]],
+    tiles: Sequence[Tile],
+    resegment_prompted: bool,
+    tile_batch_size: int,
+    encode_batch: EncodeBatch | None,
+) -> list[Iterator[tuple[int, SliceState]]]:
+    """`track` for each batch of tiles."""
+    device = tracker.mean.device
 
     def images(batch: Sequence[Tile]) -> Callable[[int], Tensor]:
         def image_at(z: int) -> Tensor:
-            planes = [last[seen] for seen in tracker.seen_with(z, depth)]
+            seen = [planes[other] for other in tracker.seen_with(z, depth)]
             # cut before they are stacked: a slice can have a hundred tiles
-            crops = (torch.from_numpy(np.stack([plane[tile.index] for plane in planes])).to(device) for tile in batch)
+            crops = (torch.from_numpy(np.stack([plane[tile.index] for plane in seen])).to(device) for tile in batch)
             return torch.cat([tracker.prepare(crop[None]) for crop in crops])
 
         return image_at
@@ -146,21 +169,15 @@ def propagate(
             for z in batch[0]
         }
 
-    batches = [
-        range(start, min(start + tile_batch_size, len(tiles))) for start in range(0, len(tiles), tile_batch_size)
-    ]
-    runs = [
+    starts = range(0, len(tiles), tile_batch_size)
+    return [
         track(
             tracker,
-            images([tiles[i] for i in batch]),
+            images(tiles[start : start + tile_batch_size]),
             depth,
-            masks([prompts[i] for i in batch]),
+            masks(prompts[start : start + tile_batch_size]),
             resegment_prompted=resegment_prompted,
+            encode_batch=encode_batch,
         )
-        for batch in batches
+        for start in starts
     ]
-    for done, states in enumerate(zip(*runs, strict=True), start=1):
-        z = states[0][0]  # the runs go through the slices in the same order
-        out[z] = torch.cat([state.low_res_logits for _, state in states])[:, 0].float().cpu().numpy()
-        if progress is not None:
-            progress(done, depth)

@@ -1,5 +1,6 @@
 """Stage 1 -> fuse -> stage 2: the whole method in plain torch and numpy."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,12 +10,16 @@ import numpy as np
 from torch import nn
 
 from etsam.errors import ConfigError
+from etsam.inference.encode_ahead import EncodeBatch
+from etsam.inference.memory_plan import MemoryPlan, plan_memory
 from etsam.inference.prompts import Prompt
 from etsam.inference.propagate import propagate
 from etsam.inference.stores import LogitStore, open_store
 from etsam.inference.tiles import Overlapping, Stitched, Tile, Tiling
 from etsam.io.slices import Slices
 from etsam.network.tracker import SliceTracker
+
+log = logging.getLogger(__name__)
 
 DEFAULT_THRESHOLD = -0.25
 """Logits strictly above this are membrane, in both stages (published default, chosen there on validation data)."""
@@ -127,6 +132,7 @@ def run_stage(
     store: LogitStore | None = None,
     resegment_prompted: bool = True,
     tile_batch_size: int = 1,
+    encode_batch: EncodeBatch | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Stitched:
     """Run one stage over a volume: inference, validation and the inputs of stage-2 training all come through here.
@@ -143,7 +149,7 @@ def run_stage(
         For the prompt `stage1_mask`.
     store
         Where low-resolution logits go, (Z, tiles, S/4, S/4); default: in memory.
-    resegment_prompted, tile_batch_size, progress
+    resegment_prompted, tile_batch_size, encode_batch, progress
         As for `propagate`.
 
     Returns
@@ -164,6 +170,7 @@ def run_stage(
         store,
         resegment_prompted=resegment_prompted,
         tile_batch_size=tile_batch_size,
+        encode_batch=encode_batch,
         progress=progress,
     )
     return Stitched(store, tiles, (depth, height, width))
@@ -202,6 +209,10 @@ class TwoStage(nn.Module):
         Segment prompted slices again from their neighbours; False: as published, prompts stay (slice 0 empty).
     tile_batch_size
         Tiles that go through a network together.
+    encode_batch_size
+        Slices that are encoded together; None: as `plan_memory` chooses.
+    memory_budget_gb
+        Memory from which both sizes follow, 10^9 bytes (`plan_memory`); None: they are taken as they are.
     """
 
     def __init__(
@@ -212,16 +223,36 @@ class TwoStage(nn.Module):
         *,
         resegment_prompted: bool = True,
         tile_batch_size: int = 1,
+        encode_batch_size: int | None = None,
+        memory_budget_gb: float | None = None,
     ) -> None:
         super().__init__()
-        if tile_batch_size < 1:
-            raise ConfigError(f"tile_batch_size={tile_batch_size} has to be at least 1.")
+        for name, size in (("tile_batch_size", tile_batch_size), ("encode_batch_size", encode_batch_size)):
+            if size is not None and size < 1:
+                raise ConfigError(f"{name}={size} has to be at least 1.")
         self.stages = (stage1, stage2)
         self.trackers = nn.ModuleList([stage1.tracker, stage2.tracker])  # so that they move to the device
         self.tiling = tiling if tiling is not None else Overlapping()
         self.resegment_prompted = resegment_prompted
-        self.tile_batch_size = tile_batch_size
+        self.tile_batch_size, self.encode_batch_size = tile_batch_size, encode_batch_size
+        self.memory_budget_gb = memory_budget_gb
         self.eval()
+
+    def plan(self, num_tiles: int) -> MemoryPlan:
+        """What goes through the networks together, and the memory that this is expected to take.
+
+        Raises
+        ------
+        ConfigError
+            If the budget is too small.
+        """
+        return plan_memory(
+            [stage.tracker for stage in self.stages],
+            num_tiles,
+            budget_gb=self.memory_budget_gb,
+            tile_batch_size=self.tile_batch_size,
+            encode_batch_size=self.encode_batch_size,
+        )
 
     def forward(
         self, normalized: Slices, *, scratch_folder: Path | None = None, progress: StageProgress | None = None
@@ -241,6 +272,16 @@ class TwoStage(nn.Module):
         stage1, stage2 = self.stages
         tiles = self.tiling.plan(height, width, min(stage.tracker.tile_voxels for stage in self.stages))
         seconds: dict[str, float] = {}
+        plan = self.plan(len(tiles))
+        encode_batch = EncodeBatch(plan.encode_batch_size)
+        log.info(
+            "%d tile%s a slice, %d together; about %.1f GB expected (%s)",
+            len(tiles),
+            "" if len(tiles) == 1 else "s",
+            plan.tile_batch_size,
+            plan.gigabytes,
+            plan.device,
+        )
 
         def run(name: str, stage: Stage, slices: Slices, mask: Slices | None) -> Slices:
             started = time.perf_counter()
@@ -252,7 +293,8 @@ class TwoStage(nn.Module):
                 stage1_mask=mask,
                 store=open_store((depth, len(tiles), side, side), scratch_folder),
                 resegment_prompted=self.resegment_prompted,
-                tile_batch_size=self.tile_batch_size,
+                tile_batch_size=plan.tile_batch_size,
+                encode_batch=encode_batch,
                 progress=None if progress is None else lambda done, total: progress(name, done, total),
             )
             seconds[name] = time.perf_counter() - started

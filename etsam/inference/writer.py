@@ -276,9 +276,17 @@ class PredictionWriter(BasePredictionWriter):
                 made.append(names.preview)
             checksum = checksum_of(volume.path)  # takes a while, so before the outputs get their names
         seconds = prediction.seconds | {"write": time.perf_counter() - started}
-        write_record(names.record, self._record(prediction, share, seconds, checksum), replace)
-        took = sum(seconds.values())
-        log.info("%s: %.2f %% membrane, %.1f s -> %s", display_name(volume.path), 100 * share, took, names.mask)
+        record = self._record(prediction, share, seconds, checksum)
+        write_record(names.record, record, replace)
+        memory = ", ".join(f"{megabytes / 1e3:.1f} GB {kind}" for kind, megabytes in record["peak_memory_mb"].items())
+        log.info(
+            "%s: %.2f %% membrane, %.1f s, at most %s -> %s",
+            display_name(volume.path),
+            100 * share,
+            sum(seconds.values()),
+            memory,
+            names.mask,
+        )
         return names
 
     def _caption(self) -> str:

@@ -5,7 +5,7 @@ another config folder. The import is therefore guarded: Hydra is left as it was 
 The network configs are ours (`configs/net`), because sam2's own cannot be found from inside another Hydra program.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from etsam.errors import ConfigError
 from etsam.network.checkpoint import load_weights
-from etsam.network.tracker import SliceTracker
+from etsam.network.tracker import RGB, SliceTracker
 from etsam.weights import StageWeights
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
 _SIDE_MULTIPLE = 32  # the coarsest level of the image encoder has stride 32
-_INPUT_SLICES = (1, 3)  # how three channels can be filled
+_MOST_INPUT_SLICES = 15  # beyond it, what a slice shows is not what lies there
 _OURS = ("input_slices", "tile_voxels")  # of the group `net`, for `SliceTracker` and not for SAM2
 
 
@@ -56,10 +56,47 @@ def build_network(net: Mapping[str, Any]) -> "SAM2Base":
     if not isinstance(side, int) or side <= 0 or side % _SIDE_MULTIPLE:
         raise ConfigError(f"net.image_size={side}: the image side has to be a positive multiple of {_SIDE_MULTIPLE}.")
     try:
-        return instantiate(config, _recursive_=True)
+        network = instantiate(config, _recursive_=True)
     except (HydraException, TypeError, ValueError, AssertionError, AttributeError) as error:
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(f"the network of the config group `net` cannot be built: {reason[-1]}") from error
+    if net.get("input_slices", 1) > RGB:
+        _widen(network, net["input_slices"])
+    return network
+
+
+def _widen(network: Any, channels: int) -> None:
+    """Give the first convolution of SAM2's image encoder, made for RGB images, so many channels."""
+    embed = network.image_encoder.trunk.patch_embed
+    old = embed.proj
+    embed.proj = torch.nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, old.padding)
+
+
+def build_video_predictor(net: Mapping[str, Any], frames: Callable[[], tuple[Tensor, int, int]]) -> Any:
+    """SAM2's own video predictor with random weights, to compare with; it reads its video from `frames`.
+
+    Parameters
+    ----------
+    net
+        A config of the group `net`.
+    frames
+        Gives (T, 3, S, S) float32 images and the height and width of the logits asked for.
+    """
+    import_sam2()
+    import sam2.sam2_video_predictor as module
+
+    module.load_video_frames = lambda **_: frames()
+    module.tqdm = lambda items, **_: items
+    return build_network({**net, "_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor"}).eval()
+
+
+def known_layers() -> tuple[Any, Any]:
+    """SAM2's MLP and its attention with rotary positions, which network/cpu_kernels.py knows how to speed up."""
+    import_sam2()
+    from sam2.modeling.sam.transformer import RoPEAttention
+    from sam2.modeling.sam2_utils import MLP
+
+    return MLP, RoPEAttention
 
 
 def build_tracker(net: Mapping[str, Any], checkpoint: str | None = None, seed: int = 0) -> SliceTracker:
@@ -82,9 +119,10 @@ def build_tracker(net: Mapping[str, Any], checkpoint: str | None = None, seed: i
     """
     weights = StageWeights.resolve(checkpoint, seed)
     input_slices = net.get("input_slices", 1)
-    if input_slices not in _INPUT_SLICES:
+    if not isinstance(input_slices, int) or input_slices % 2 == 0 or not 0 < input_slices <= _MOST_INPUT_SLICES:
         raise ConfigError(
-            f"net.input_slices={input_slices} is unknown; allowed: 1, or 3 (with those before and after)."
+            f"net.input_slices={input_slices} is not allowed: 1, or with those before and after 3, 5, ... "
+            f"{_MOST_INPUT_SLICES}."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -26,6 +26,14 @@ class SliceFeatures:
     positions: list[Tensor]
     sizes: list[tuple[int, int]]
 
+    def split(self, tiles: int) -> "list[SliceFeatures]":
+        """Features of slices that were encoded together, each of so many tiles."""
+        if self.levels[0].shape[1] == tiles:
+            return [self]
+        levels = zip(*(level.split(tiles, dim=1) for level in self.levels), strict=True)
+        positions = [position[:, :tiles] for position in self.positions]  # the same for all images
+        return [SliceFeatures(list(level), positions, self.sizes) for level in levels]
+
 
 @dataclass(frozen=True)
 class Clicks:

@@ -18,6 +18,7 @@ from etsam.network.slice_state import Clicks, Decoded, SliceFeatures, SliceMemor
 # ImageNet statistics, with which SAM2's encoder was trained
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
+RGB = 3  # channels of SAM2's first convolution
 LOW_RES_STRIDE = 4  # the mask decoder's logits have a quarter of the image side
 MEMORY_DTYPE = torch.bfloat16  # SAM2's predictor rounds memory features to it, whatever the precision of the rest
 
@@ -30,8 +31,8 @@ class SliceTracker(nn.Module):
     network
         A `sam2.modeling.sam2_base.SAM2Base`.
     input_slices
-        What the network sees of slice z in its three channels: 1: the slice three times, as published; 3: the slices
-        z - 1, z, z + 1, of which noise averages out.
+        What the network sees of slice z in its channels: 1: the slice three times, as published; 3: the slices z - 1,
+        z, z + 1, of which noise averages out; 5 and more: as many channels (`build_network`).
     tile_voxels
         Side of the tiles that the network is made for; smaller than its image side if it sees them magnified. None: the
         image side.
@@ -45,8 +46,11 @@ class SliceTracker(nn.Module):
         self.network: Any = network
         self.input_slices = input_slices
         self.tile_voxels = tile_voxels or self.side
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
+        mean, std = torch.tensor(_MEAN), torch.tensor(_STD)
+        if input_slices > RGB:
+            mean, std = mean.mean().repeat(input_slices), std.mean().repeat(input_slices)
+        self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(1, -1, 1, 1), persistent=False)
 
     @property
     def side(self) -> int:
@@ -86,12 +90,12 @@ class SliceTracker(nn.Module):
         Returns
         -------
         Tensor
-            (B, 3, S, S) float32.
+            (B, C, S, S) float32, C = 3 or more input slices.
         """
-        images = (planes if planes.ndim == 4 else planes[:, None]).float()  # (B, 1 or 3, Y, X)
+        images = (planes if planes.ndim == 4 else planes[:, None]).float()  # (B, input slices, Y, X)
         if images.shape[-2:] != (self.side, self.side):
             images = F.interpolate(images, (self.side, self.side), mode="bicubic", antialias=True)
-        return (images - self.mean) / self.std  # (B, 3, S, S)
+        return (images - self.mean) / self.std  # (B, C, S, S)
 
     def prepare_prompt(self, masks: Tensor) -> Tensor:
         """Prompt masks to the network's image side: bilinear, antialiased, then at least one half.
@@ -113,7 +117,7 @@ class SliceTracker(nn.Module):
         return (resized >= 0.5).float()
 
     def encode(self, images: Tensor) -> SliceFeatures:
-        """Image features of one slice position; `images` is (B, 3, S, S) from `prepare`."""
+        """Image features of one slice position; `images` is (B, C, S, S) from `prepare`."""
         encoded = self.network.forward_image(images)
         _, levels, positions, sizes = self.network._prepare_backbone_features(encoded)
         return SliceFeatures(levels, positions, sizes)

@@ -68,7 +68,7 @@ def forward_clip(
     tracker
         In train or eval mode.
     images
-        (T, B, 3, S, S) float32 from `tracker.prepare`.
+        (T, B, C, S, S) float32 from `tracker.prepare`.
     masks
         (T, B, S, S) bool, the truth, of which prompts and clicks are made.
     plan
@@ -119,7 +119,7 @@ def encode_clip(
     tracker: SliceTracker, images: Tensor, batch_size: int | None = None, checkpointed: bool = False
 ) -> list[SliceFeatures]:
     """Features of each slice of B clips; arguments as in `forward_clip`."""
-    clips, flat = images.shape[1], images.flatten(0, 1)  # (T*B, 3, S, S)
+    clips, flat = images.shape[1], images.flatten(0, 1)  # (T*B, C, S, S)
     parts = [
         checkpoint(tracker.encode, part, use_reentrant=False) if checkpointed else tracker.encode(part)
         for part in flat.split(batch_size or len(flat))

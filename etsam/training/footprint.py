@@ -97,7 +97,7 @@ def estimate(
     # without dropout: with it, attention on the CPU keeps whole matrices, which the kernels of a GPU never do
     tracker.eval()
     memory = tracker.new_memory(num_slices)
-    image = torch.zeros(1, 3, tracker.side, tracker.side)
+    image = torch.zeros(1, tracker.mean.shape[1], tracker.side, tracker.side)
     with _Saved(tracker) as encoder:
         features = tracker.encode(image)
     with torch.no_grad():

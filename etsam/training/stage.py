@@ -130,7 +130,7 @@ class Stage(LightningModule):
         return int(self.trainer.fit_loop.total_batch_idx) + 1
 
     def _network_input(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
-        """Augmented images (T, B, 3, S, S) float32 and masks (T, B, S, S) uint8 of a batch.
+        """Augmented images (T, B, C, S, S) float32 and masks (T, B, S, S) uint8 of a batch.
 
         Each clip is augmented by a generator of its own, so it does not matter with which others it shares a batch.
         """
@@ -140,7 +140,7 @@ class Stage(LightningModule):
         masks = masks[:, reach : masks.shape[1] - reach]
         seen = images.unfold(1, 2 * reach + 1, 1).movedim(-1, 2)  # (B, T, input_slices, Y, X)
         shape, side = seen.shape[:2], self.tracker.side
-        prepared = self.tracker.prepare(seen.flatten(0, 1)).unflatten(0, shape)  # (B, T, 3, S, S)
+        prepared = self.tracker.prepare(seen.flatten(0, 1)).unflatten(0, shape)  # (B, T, C, S, S)
         resized = nn.functional.interpolate(masks.float(), (side, side), mode="nearest-exact").to(torch.uint8)
         return prepared.transpose(0, 1), resized.transpose(0, 1)
 

@@ -1,0 +1,98 @@
+"""Time a stage beside SAM2's own video predictor, on random weights and a made volume.
+
+    python benchmarks/speed.py --net sam2.1_hiera_b+ --shape 14,928,960 --repeats 3 --output-dir results/speed
+
+Both run with the same weights and input on this machine, in turns. `python evaluate.py benchmark=true` does the same
+with real weights and a real tomogram.
+"""
+
+import argparse
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from etsam.api import compose_config
+from etsam.entry import quiet, register_resolvers
+from etsam.errors import EtsamError
+from etsam.evaluation.speed import SpeedSettings, compare_speed, summary
+from etsam.network.build import build_tracker
+
+
+def random_weights(net: dict, path: Path, seed: int = 0) -> None:
+    """Weights under which slices depend on each other, and logits lie on both sides of the threshold."""
+    tracker = build_tracker(net)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in tracker.network.named_parameters():
+            if parameter.ndim == 1 and "norm" in name and name.endswith("weight"):
+                continue
+            fan = parameter[0].numel() if parameter.ndim > 1 else 400
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan**0.5)
+        score = getattr(tracker.network.sam_mask_decoder, "pred_obj_score_head", None)
+        if score is not None:
+            last = score.layers[-1] if hasattr(score, "layers") else score
+            last.bias.fill_(50.0)  # an object everywhere
+    safetensors.torch.save_model(tracker.network, str(path))
+
+
+def made_volume(shape: tuple[int, int, int]) -> np.ndarray:
+    """Rings that move from slice to slice, and noise, 0 to 1."""
+    z, y, x = (np.arange(side, dtype=np.float32) for side in shape)
+    rng = np.random.default_rng(0)
+    rings = [np.sin(np.hypot(y[:, None] - 90 - 2 * depth, x - 100) / 4) for depth in z]
+    return np.stack(
+        [np.clip(0.5 + 0.25 * ring + 0.1 * rng.standard_normal(ring.shape), 0, 1) for ring in rings]
+    ).astype(np.float32)
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    depth, height, width = (int(side) for side in text.split(","))
+    return depth, height, width
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", default="sam2.1_hiera_b+", help="of configs/net")
+    parser.add_argument("--shape", type=_shape, default=(14, 928, 960), metavar="Z,Y,X")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
+    parser.add_argument("--no-peer", action="store_true", help="time this program only")
+    parser.add_argument("--output-dir", type=Path, default=Path("results/speed"))
+    parser.add_argument("--overwrite", action="store_true")
+    args = parser.parse_args()
+    quiet()
+    register_resolvers()
+    from omegaconf import OmegaConf
+
+    net = OmegaConf.to_container(compose_config("predict", [f"net={args.net}", "input=x", "weights=random"]).net)
+    assert isinstance(net, dict)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            weights = Path(folder) / "stage.safetensors"
+            random_weights(net, weights)
+            settings = SpeedSettings(
+                net,
+                str(weights),
+                args.repeats,
+                args.device,
+                args.precision,
+                args.threads,
+                peer=not args.no_peer,
+            )
+            report = compare_speed(settings, made_volume(args.shape), args.output_dir, overwrite=args.overwrite)
+    except EtsamError as error:
+        sys.exit(f"error: {error}")
+    for line in summary(report):
+        logging.getLogger("etsam.speed").info(line)
+
+
+if __name__ == "__main__":
+    main()

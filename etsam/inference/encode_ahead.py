@@ -1,0 +1,151 @@
+"""Reads slices ahead in a thread, and encodes several in one batch ahead of the tracker."""
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from etsam.io.slices import Slices
+from etsam.network.tracker import SliceFeatures, SliceTracker
+
+log = logging.getLogger(__name__)
+
+READ_AHEAD = 2  # slices; reading one and preparing it takes a fraction of what the network takes
+
+
+class SlicesAhead:
+    """Slices as float32, the last few kept, the next ones read meanwhile by a thread, the only one that reads.
+
+    Use it as a context manager, which ends the thread.
+
+    Parameters
+    ----------
+    slices
+        (Z, Y, X).
+    kept
+        How many of the slices asked for last stay in memory.
+    ahead
+        How many are read ahead; 0: each when it is asked for, without a thread (on a CPU the network has all cores).
+    """
+
+    def __init__(self, slices: Slices, kept: int, ahead: int = READ_AHEAD) -> None:
+        self._slices, self._kept, self._ahead = slices, kept, ahead
+        self._planes: dict[int, Future[np.ndarray]] = {}
+        self._reader: Executor = ThreadPoolExecutor(1, thread_name_prefix="slices") if ahead else _AtOnce()
+
+    def __enter__(self) -> "SlicesAhead":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.shutdown(wait=True, cancel_futures=True)
+
+    def __getitem__(self, z: int, /) -> np.ndarray:
+        """Slice `z`, (Y, X) float32; raises what reading it raised."""
+        self._ask(z)
+        plane = self._planes[z].result()
+        for following in range(z + 1, min(z + 1 + self._ahead, self._slices.shape[0])):
+            self._ask(following)
+        others = [other for other in self._planes if not z <= other <= z + self._ahead]
+        for other in others[: max(0, len(others) - self._kept + 1)]:
+            del self._planes[other]
+        return plane
+
+    def _ask(self, z: int) -> None:
+        if z not in self._planes:
+            self._planes[z] = self._reader.submit(lambda: np.asarray(self._slices[z], dtype=np.float32))
+
+
+class _AtOnce(Executor):
+    """Does what it is given before it returns."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(function(*args, **kwargs))
+        return done
+
+
+@dataclass
+class EncodeBatch:
+    """How many slices are encoded at a time; shared by all that run on one device, because it is their memory.
+
+    Attributes
+    ----------
+    size
+        At least 1.
+    halved
+        Whether it was halved because memory did not suffice, which happens once.
+    """
+
+    size: int = 1
+    halved: bool = False
+
+    def halve(self) -> bool:
+        """Take half as many from now on; False if that was done before, or cannot be."""
+        if self.halved or self.size < 2:
+            return False
+        self.size, self.halved = self.size // 2, True
+        torch.cuda.empty_cache()
+        log.warning("out of memory while %d slices were encoded together: from now on %d", 2 * self.size, self.size)
+        return True
+
+
+class EncodedAhead:
+    """Features of slices, encoded a few at a time.
+
+    Parameters
+    ----------
+    tracker
+        The stage.
+    image_at
+        Slice index -> (B, C, S, S) image from `tracker.prepare`.
+    order
+        Slices in the order in which they will be asked for; others are encoded alone.
+    batch
+        How many at a time.
+    """
+
+    def __init__(
+        self,
+        tracker: SliceTracker,
+        image_at: Callable[[int], Tensor],
+        order: Sequence[int],
+        batch: EncodeBatch | None = None,
+    ) -> None:
+        self._tracker, self._image_at, self._order = tracker, image_at, order
+        self._places = {z: place for place, z in enumerate(order)}
+        self._batch = batch or EncodeBatch()
+        self._ready: dict[int, SliceFeatures] = {}
+
+    def __getitem__(self, z: int, /) -> SliceFeatures:
+        """Features of slice `z` of B tiles; each slice of `order` can be had once.
+
+        Raises
+        ------
+        torch.OutOfMemoryError
+            If half as many slices at a time are still too many.
+        """
+        if z not in self._ready:
+            self._encode(z)
+        return self._ready.pop(z)
+
+    def _encode(self, z: int) -> None:
+        place = self._places.get(z)
+        while True:
+            together = [z] if place is None else list(self._order[place : place + self._batch.size])
+            images = [self._image_at(other) for other in together]
+            try:
+                encoded = self._tracker.encode(torch.cat(images))
+            except torch.OutOfMemoryError:
+                if len(together) > 1 and self._batch.halve():
+                    continue
+                raise
+            self._ready |= dict(zip(together, encoded.split(len(images[0])), strict=True))
+            return

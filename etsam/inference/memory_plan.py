@@ -1,0 +1,116 @@
+"""How much memory a prediction takes, and how many slices and tiles can go through a network together."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from etsam.errors import ConfigError
+from etsam.network.tracker import SliceTracker
+
+log = logging.getLogger(__name__)
+
+# Peaks of live tensors, counted while nano, tiny and base-plus ran on a CPU in float32, and fitted to 0.2 %:
+_EMBEDDED, _MODELED = 1.875, 3.73  # float32 planes at a quarter of the side, per channel of the trunk and of the neck
+_TRACKED = (
+    8.0  # float32 copies of (memory tokens, d_model) while a slice is tracked, the one in oneDNN's order included
+)
+_GPU_ENCODE_BATCH = 4  # slices a GPU encodes together unless it is told; our choice
+_LARGEST_BATCH = 16  # beyond it nothing is gained; our choice
+_MARGIN = 1.15  # buffers inside of kernels, fragmentation; our choice
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What goes through the networks together.
+
+    Attributes
+    ----------
+    tile_batch_size, encode_batch_size
+        Tiles, and slices of them that are encoded together.
+    gigabytes
+        Expected peak on the device that computes: of the process (CPU), or of tensors (GPU); 10^9 bytes.
+    device
+        In words.
+    """
+
+    tile_batch_size: int
+    encode_batch_size: int
+    gigabytes: float
+    device: str
+
+
+def plan_memory(
+    trackers: Sequence[SliceTracker],
+    num_tiles: int,
+    *,
+    budget_gb: float | None = None,
+    tile_batch_size: int = 1,
+    encode_batch_size: int | None = None,
+) -> MemoryPlan:
+    """Choose batch sizes; with a budget, the largest that fit it, tiles before slices.
+
+    Parameters
+    ----------
+    trackers
+        Both stages, on their device.
+    num_tiles
+        Tiles of a slice.
+    budget_gb
+        Of RAM on a CPU, of its memory on a GPU, 10^9 bytes; None: the sizes below are taken as they are.
+    tile_batch_size
+        Tiles together.
+    encode_batch_size
+        Slices together; None: 1 on a CPU (more are not faster there), 4 on a GPU.
+
+    Raises
+    ------
+    ConfigError
+        If even one tile at a time needs more than the budget.
+    """
+    device = trackers[0].mean.device
+    on_gpu = device.type == "cuda"
+    resident = _weights(trackers) if on_gpu else psutil.Process().memory_info().rss
+    together = encode_batch_size or (_GPU_ENCODE_BATCH if on_gpu else 1)
+    name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
+
+    def plan(tiles: int, slices: int) -> MemoryPlan:
+        need = max(working_bytes(tracker, tiles, slices) for tracker in trackers)
+        return MemoryPlan(tiles, slices, (resident + _MARGIN * need) / 1e9, name)
+
+    if budget_gb is None:
+        return plan(min(tile_batch_size, num_tiles), together)
+    if budget_gb <= 0:
+        raise ConfigError(f"memory_budget_gb={budget_gb:g} has to be above 0.")
+    most = min(num_tiles, _LARGEST_BATCH)
+    choices = [plan(tiles, 1) for tiles in range(most, 0, -1)]
+    if on_gpu or encode_batch_size:
+        most_slices = encode_batch_size or _LARGEST_BATCH
+        choices = [plan(most, slices) for slices in range(most_slices, 1, -1)] + choices
+    for choice in choices:
+        if choice.gigabytes <= budget_gb:
+            return choice
+    raise ConfigError(
+        f"memory_budget_gb={budget_gb:g} is too little: one tile at a time needs about {choices[-1].gigabytes:.2f} GB "
+        f"(weights and program {resident / 1e9:.2f}). Use a smaller network (net=), or allow more."
+    )
+
+
+def working_bytes(tracker: SliceTracker, tiles: int, slices: int) -> int:
+    """Expected peak of tensors, weights not counted, for so many tiles of so many slices together, bytes."""
+    network, quarter = tracker.network, tracker.side // 4
+    wide, narrow = network.hidden_dim, network.image_encoder.trunk.patch_embed.proj.out_channels
+    encoding = 4 * quarter**2 * (_EMBEDDED * narrow + _MODELED * wide) * tiles * slices
+    tokens = (quarter // 4) ** 2
+    pointers = network.max_obj_ptrs_in_encoder * max(1, wide // network.mem_dim)
+    tracking = 4 * _TRACKED * (network.num_maskmem * tokens + pointers) * wide * tiles
+    # features of slices that wait for the tracker: an eighth and a quarter of the channels at the finer levels
+    waiting = 4 * quarter**2 * wide * (1 / 8 + 1 / 16 + 1 / 16) * tiles * slices
+    bank = (network.num_maskmem + 2) * tokens * network.mem_dim * 2 * tiles
+    return int(max(encoding, tracking) + waiting + bank)
+
+
+def _weights(trackers: Sequence[SliceTracker]) -> int:
+    return sum(parameter.nbytes for tracker in trackers for parameter in tracker.parameters())

@@ -1,0 +1,49 @@
+"""What glibc does with freed memory, while a network runs on a CPU.
+
+Each layer makes tensors of tens of megabytes. By default glibc gets each from the system and gives it back, and the
+system clears every page anew: 0.7 of 5.2 s for each slice in the image encoder (base-plus at side 1024, two cores,
+measured). Kept, the memory is used again by the next layer.
+"""
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# parameters of mallopt(3), from malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_MMAPS = 65536  # glibc's own default
+_LARGEST_THRESHOLD = 32 << 20  # that glibc accepts; its own rule ends there, too, once such blocks were freed
+_KEPT_BYTES = 2**31 - 1
+
+_depth = 0
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Keep freed memory for what comes next, and give it back at the end; nothing where the C library is another."""
+    global _depth
+    library = _glibc()
+    if library is None:
+        yield
+        return
+    _depth += 1
+    try:
+        if _depth == 1:
+            library.mallopt(_MMAP_MAX, 0)
+            library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+        yield
+    finally:
+        _depth -= 1
+        if _depth == 0:
+            library.mallopt(_MMAP_MAX, _MMAPS)
+            library.mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+            library.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_THRESHOLD)
+            library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "gnu_get_libc_version") and hasattr(library, "mallopt") else None

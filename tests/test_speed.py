@@ -1,0 +1,262 @@
+"""What makes inference fast changes nothing of what it computes."""
+
+import json
+import logging
+import re
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_mrc
+from networks import random_tracker, score_bias
+
+from etsam.errors import ConfigError
+from etsam.inference import prompts
+from etsam.inference.encode_ahead import EncodeBatch, EncodedAhead, SlicesAhead
+from etsam.inference.memory_plan import plan_memory, working_bytes
+from etsam.inference.propagate import propagate
+from etsam.inference.tiles import Tile
+from etsam.network import cpu_kernels, heap
+from etsam.network.cpu_kernels import faster
+from etsam.network.flops import matmul_rate, slice_flops
+
+SHAPE = (21, 40, 57)
+needs_onednn = pytest.mark.skipif(not cpu_kernels.available(), reason="torch without oneDNN")
+
+
+@pytest.fixture(scope="module")
+def volume():
+    z, y, x = np.indices(SHAPE)
+    rings = np.sin(np.hypot(y - 20 - 0.3 * z, x - 30) / 3)
+    return (0.5 + 0.25 * rings + 0.2 * np.random.default_rng(5).normal(size=SHAPE)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def tracker():
+    found = random_tracker()
+    score_bias(found, 20.0)
+    return found
+
+
+def logits_of(tracker, volume, tiles, **settings):
+    out = np.zeros((SHAPE[0], len(tiles), tracker.low_res_side, tracker.low_res_side), np.float32)
+    masks = [prompts.grid((SHAPE[0], *tile.shape), interval=7) for tile in tiles]
+    propagate(tracker, volume, masks, tiles, out, **settings)
+    return out
+
+
+TILES = [Tile(0, 40, 0, 30), Tile(0, 40, 27, 57)]
+
+
+@needs_onednn
+def test_faster_kernels_compute_the_same(tracker, volume, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "_LEAST_SCORES", 0)
+    fast = logits_of(tracker, volume, TILES)
+    monkeypatch.setattr(cpu_kernels, "available", lambda: False)
+    plain = logits_of(tracker, volume, TILES)
+    assert plain.std() > 0.1
+    np.testing.assert_allclose(fast, plain, rtol=0, atol=2e-5)
+    assert (fast != plain).any()  # they are other kernels
+
+
+@needs_onednn
+def test_every_layer_is_as_before_when_the_context_ends(tracker):
+    x = torch.zeros(1, 3, tracker.side, tracker.side)
+    with faster(tracker):
+        assert sum("forward" in vars(module) for module in tracker.modules()) > 20
+    assert not any("forward" in vars(module) for module in tracker.modules())
+    assert tracker.encode(x).levels[0].requires_grad
+
+
+@needs_onednn
+def test_attention_to_memories_uses_the_narrow_values_in_blocks(tracker, monkeypatch):
+    attention = tracker.network.memory_attention.layers[0].cross_attn_image
+    side, pointers = 4, 3
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, side**2, attention.embedding_dim, generator=generator)
+    memory = torch.randn(2, 3 * side**2 + pointers, attention.kv_in_dim, generator=generator)
+    monkeypatch.setattr(cpu_kernels, "_LEAST_SCORES", 0)
+    monkeypatch.setattr(cpu_kernels, "_QUERIES", 5)  # not a divisor of 16
+    with torch.no_grad():
+        plain = attention(q, memory + 0.5, memory, num_k_exclude_rope=pointers)
+        widths = []
+        attend = cpu_kernels._attend
+        monkeypatch.setattr(cpu_kernels, "_attend", lambda *a: (widths.append(a[2].shape), attend(*a))[1])
+        with faster(attention):
+            fast = attention(q, memory + 0.5, memory, num_k_exclude_rope=pointers)
+    assert widths == [(3 * side**2 + pointers, attention.kv_in_dim)] * 2
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-5)
+
+
+@needs_onednn
+def test_with_gradients_or_autocast_layers_go_the_usual_way():
+    layer = torch.nn.Linear(3, 4)
+    with faster(layer):
+        assert layer(torch.ones(2, 3)).requires_grad
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert layer(torch.ones(2, 3)).dtype == torch.bfloat16
+        with torch.no_grad():
+            assert layer(torch.ones(0, 3)).shape == (0, 4)
+
+
+def test_the_heap_is_kept_within_the_outermost_context_only(monkeypatch):
+    calls = []
+
+    class Library:
+        def mallopt(self, parameter, value):
+            calls.append((parameter, value))
+
+        def malloc_trim(self, pad):
+            calls.append("trim")
+
+    monkeypatch.setattr(heap, "_glibc", Library)
+    with heap.kept():
+        with heap.kept():
+            entered = len(calls)
+        assert len(calls) == entered == 2
+        assert (-4, 0) in calls  # no block is mapped for itself
+    assert (-4, 65536) in calls[2:]
+    assert calls[-1] == "trim"
+
+
+@pytest.mark.parametrize("size", [2, 4, 30])
+def test_encoding_slices_together_changes_nothing(tracker, volume, size):
+    one = logits_of(tracker, volume, TILES, tile_batch_size=2)
+    together = logits_of(tracker, volume, TILES, tile_batch_size=2, encode_batch=EncodeBatch(size))
+    np.testing.assert_allclose(together, one, rtol=0, atol=2e-5)
+
+
+class Encoder:
+    """Encodes at most so many slices."""
+
+    def __init__(self, most):
+        self.most, self.sizes = most, []
+
+    def encode(self, images):
+        self.sizes.append(len(images))
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return random_features(images)
+
+
+def random_features(images):
+    from etsam.network.slice_state import SliceFeatures
+
+    level = images.mean(dim=(1, 2, 3))[None, :, None]  # (1, B, 1)
+    return SliceFeatures([level], [torch.zeros_like(level)], [(1, 1)])
+
+
+def image_at(z):
+    return torch.full((1, 3, 2, 2), float(z))
+
+
+def test_out_of_memory_halves_the_batch_once_with_a_warning(caplog):
+    encoder, batch = Encoder(most=3), EncodeBatch(6)
+    features = EncodedAhead(encoder, image_at, list(range(9)), batch)
+    with caplog.at_level(logging.WARNING):
+        found = [float(features[z].levels[0]) for z in range(9)]
+    assert found == list(range(9))
+    assert encoder.sizes == [6, 3, 3, 3]
+    assert "from now on 3" in caplog.text
+    assert caplog.text.count("out of memory") == 1
+    encoder.most = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        EncodedAhead(encoder, image_at, list(range(9)), batch)[0]
+
+
+def test_a_slice_out_of_order_is_encoded_alone():
+    encoder = Encoder(most=4)
+    features = EncodedAhead(encoder, image_at, [1, 2, 4, 5], EncodeBatch(3))
+    assert [float(features[z].levels[0]) for z in (0, 1, 2, 3, 4, 5)] == [0, 1, 2, 3, 4, 5]
+    assert encoder.sizes == [1, 3, 1, 1]
+
+
+class Reads:
+    shape = (9, 2, 3)
+
+    def __init__(self):
+        self.read, self.threads = [], set()
+
+    def __getitem__(self, z):
+        if z == 7:
+            raise OSError("cannot read slice 7")
+        self.read.append(z)
+        self.threads.add(threading.get_ident())
+        return np.full((2, 3), z, np.uint8)
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_slices_are_read_once_and_a_few_are_kept(ahead):
+    slices = Reads()
+    with SlicesAhead(slices, kept=3, ahead=ahead) as planes:
+        for z in range(1, 4):
+            for other in (z - 1, z, z + 1):
+                assert planes[other].dtype == np.float32
+                assert planes[other][0, 0] == other
+        assert len(planes._planes) <= 3 + ahead
+    assert slices.read == list(range(len(slices.read)))  # each once, in order
+    assert 5 <= len(slices.read) <= 5 + ahead
+    assert (threading.get_ident() in slices.threads) == (ahead == 0)
+
+
+def test_what_cannot_be_read_ahead_is_told_when_its_turn_comes():
+    with SlicesAhead(Reads(), kept=1) as planes:
+        assert planes[6][0, 0] == 6
+        with pytest.raises(OSError, match="slice 7"):
+            planes[7]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("slices")]
+
+
+def test_a_memory_budget_chooses_how_many_tiles_go_together(tracker):
+    plain = plan_memory([tracker, tracker], num_tiles=12)
+    assert (plain.tile_batch_size, plain.encode_batch_size) == (1, 1)
+    each = 1.15 * working_bytes(tracker, 1, 1) / 1e9
+    roomy = plan_memory([tracker, tracker], num_tiles=12, budget_gb=plain.gigabytes + 4.2 * each)
+    assert 4 <= roomy.tile_batch_size <= 6
+    assert roomy.gigabytes <= plain.gigabytes + 4.2 * each
+    assert plan_memory([tracker, tracker], num_tiles=3, budget_gb=100).tile_batch_size == 3
+    with pytest.raises(ConfigError, match=r"memory_budget_gb=0\.01 is too little: one tile at a time needs about"):
+        plan_memory([tracker, tracker], num_tiles=12, budget_gb=0.01)
+    with pytest.raises(ConfigError, match="above 0"):
+        plan_memory([tracker, tracker], num_tiles=12, budget_gb=-1)
+
+
+@pytest.mark.timeout(300)
+def test_both_stages_are_timed_beside_sam2s_predictor_and_agree(etsam, work):
+    rng = np.random.default_rng(0)
+    write_mrc(work / "tomo.mrc", rng.normal(size=(9, 40, 57)).astype(np.float32))
+    write_mrc(work / "mask.mrc", rng.integers(0, 2, (9, 40, 57)).astype(np.int8))
+    (work / "m.csv").write_text(
+        "dataset_id,run_id,split,tomogram,target_mask\nlab,one,test,tomo.mrc,mask.mrc\n", encoding="utf-8"
+    )
+    settings = ["net=tiny_test", "weights=random", "trainer=cpu", "benchmark_repeats=1"]
+    done = etsam("evaluate", "data.manifest=m.csv", "benchmark=true", "output_dir=out", *settings)
+    assert done.status == 0, done.stderr
+    for stage in ("stage1", "stage2"):
+        found = json.loads((work / "out/speed" / stage / "speed.json").read_text(encoding="utf-8"))
+        rows = {(row["side"], row["repeat"]): row for row in found["runs"]}
+        assert set(rows) == {("peer", "1"), ("own", "1"), ("peer", "parts"), ("own", "parts")}
+        peer, own = rows["peer", "1"], rows["own", "1"]
+        ratio = peer["full_bank_seconds_per_slice"] / own["full_bank_seconds_per_slice"]
+        assert found["ratios"] == pytest.approx([ratio], rel=1e-6)
+        parts = rows["own", "parts"]
+        seconds = [
+            parts[f"{name} (s/slice)"] for name in ("image encoder", "memory attention", "mask decoder", "other")
+        ]
+        assert 0 < sum(seconds) <= parts["seconds_per_slice"] * 1.01
+        difference = float(re.search(r"differ by at most ([\d.e+-]+)", " ".join(found["summary"]))[1])
+        assert difference < 1e-4
+    assert not list((work / "out/speed/stage1").glob("speed-*"))
+
+
+def test_the_arithmetic_of_a_slice_is_that_of_sam2(tracker):
+    linear = torch.nn.Linear(6, 5, bias=False)
+    assert matmul_rate("cpu", side=128) > 1e8
+    whole = slice_flops(tracker)
+    attention = tracker.network.memory_attention.layers[0].cross_attn_image
+    tokens, bank = (tracker.side // 16) ** 2, tracker.network.num_maskmem
+    least = len(tracker.network.memory_attention.layers) * 4 * tokens * bank * tokens * attention.internal_dim
+    assert whole > least
+    assert linear.weight.requires_grad
+    assert all(parameter.requires_grad for parameter in tracker.parameters())
