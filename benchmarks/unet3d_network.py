@@ -94,7 +94,7 @@ def predict(args: argparse.Namespace) -> None:
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         logits = segment(net, np.stack([slices[z] for z in range(len(volume))]), crop, args.overlap)
-        outputs = {name.mask: (bool, logits > limit)}
+        outputs: dict[Path, tuple[type, np.ndarray]] = {name.mask: (bool, logits > limit)}
         if args.store_logits:
             outputs[name.logits] = (np.float32, logits)
         with ExitStack() as stack:  # all get their names at the end, or none
@@ -151,4 +151,5 @@ def segment(net: nn.Module, image: np.ndarray, crop: tuple[int, int, int], overl
     windows = torch.from_numpy(padded)[None, None]
     logits = sliding_window_inference(windows, crop, 1, net, overlap=overlap, mode="gaussian")
     inside = tuple(slice(first, first + side) for first, side in zip(before, image.shape, strict=True))
+    assert isinstance(logits, torch.Tensor)  # as the network gives one
     return logits[0, 0].numpy()[inside]

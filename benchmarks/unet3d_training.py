@@ -128,7 +128,8 @@ def draw_batches(
     Everything is measured at once, so that a file that cannot be used is an error before the first step.
     """
     normalization, augment = instantiate(recipe.normalize), Augment(instantiate(recipe.augment))
-    datasets, shares = [], []
+    datasets: list[ClipDataset] = []
+    shares: list[float] = []
     for samples, (_, weight) in zip(sources, args.manifest, strict=True):
         by_depth: dict[int, list[Sample]] = {}  # a dataset's clips have one length
         for sample in samples:

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import shlex
 import sys
 import time
 
@@ -193,6 +194,13 @@ def test_the_default_has_the_size_of_a_nano_stage(script):
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in build(script.FEATURES).parameters())
     assert parameters == pytest.approx(4.32e6, rel=0.01)
+
+
+def test_the_commands_of_the_readme_are_understood(script):
+    lines = (FOLDER / "README.md").read_text(encoding="utf-8").replace("\\\n", "").splitlines()
+    commands = [shlex.split(line)[2:] for line in lines if line.startswith("python benchmarks/unet3d.py")]
+    parsed = [script.build_parser().parse_args(command) for command in commands]
+    assert {args.run for args in parsed} == {script.train, script.predict}
 
 
 TRAIN = ["train", "--manifest", "m.csv", "--minutes", "0.1", "--output-dir", "out"]
