@@ -10,7 +10,9 @@ import argparse
 import logging
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -23,7 +25,7 @@ from etsam.evaluation.speed import SpeedSettings, compare_speed, summary
 from etsam.network.build import build_tracker
 
 
-def random_weights(net: dict, path: Path, seed: int = 0) -> None:
+def random_weights(net: Mapping[str, Any], path: Path, seed: int = 0) -> None:
     """Weights under which slices depend on each other, and logits lie on both sides of the threshold."""
     tracker = build_tracker(net)
     generator = torch.Generator().manual_seed(seed)
@@ -72,8 +74,7 @@ def main() -> None:
     register_resolvers()
     from omegaconf import OmegaConf
 
-    net = OmegaConf.to_container(compose_config("predict", [f"net={args.net}", "input=x", "weights=random"]).net)
-    assert isinstance(net, dict)
+    net: Any = OmegaConf.to_container(compose_config("predict", [f"net={args.net}", "input=x", "weights=random"]).net)
     try:
         with tempfile.TemporaryDirectory() as folder:
             weights = Path(folder) / "stage.safetensors"
