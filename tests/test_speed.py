@@ -260,3 +260,34 @@ def test_the_arithmetic_of_a_slice_is_that_of_sam2(tracker):
     assert whole > least
     assert linear.weight.requires_grad
     assert all(parameter.requires_grad for parameter in tracker.parameters())
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(2, 3, 8, 6), (1, 5, 7, 6)])
+@pytest.mark.parametrize("channels_together", [True, False])
+def test_pooling_takes_the_largest_of_two_by_two_pixels_for_any_layout(shape, channels_together):
+    pool = torch.nn.MaxPool2d(2, 2)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    if channels_together:
+        x = x.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        plain = pool(x)
+        with faster(torch.nn.Sequential(pool, torch.nn.Linear(1, 1))):
+            torch.testing.assert_close(pool(x), plain, rtol=0, atol=0)
+
+
+@needs_onednn
+def test_the_finest_levels_are_projected_once(tracker):
+    levels, images = [], torch.rand(2, 3, tracker.side, tracker.side)
+    neck = tracker.network.image_encoder.neck
+    hook = neck.register_forward_hook(lambda module, given, found: levels.append([x.shape[1] for x in found[0]]))
+    with torch.no_grad():
+        plain = tracker.encode(images)
+        with faster(tracker):
+            fast = tracker.encode(images)
+    hook.remove()
+    wide = tracker.network.hidden_dim
+    assert levels == [[wide] * 4, [wide // 8, wide // 4, wide, wide]]
+    for ours, theirs in zip(fast.levels, plain.levels, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(fast.positions[-1], plain.positions[-1], rtol=0, atol=0)

@@ -12,8 +12,10 @@ from etsam.network.tracker import SliceTracker
 
 log = logging.getLogger(__name__)
 
-# Peaks of live tensors, counted while nano, tiny and base-plus ran on a CPU in float32, and fitted to 0.2 %:
-_EMBEDDED, _MODELED = 1.875, 3.73  # float32 planes at a quarter of the side, per channel of the trunk and of the neck
+# Peaks of live tensors, counted while nano, tiny and base-plus ran on a CPU in float32, in planes of float32 at a quarter
+# of the side: of the trunk's first blocks per channel, and, where no faster kernel is known (a GPU), of the neck
+_BLOCKS = 11.0
+_EMBEDDED, _MODELED = 1.875, 3.73
 _TRACKED = (
     8.0  # float32 copies of (memory tokens, d_model) while a slice is tracked, the one in oneDNN's order included
 )
@@ -102,7 +104,8 @@ def working_bytes(tracker: SliceTracker, tiles: int, slices: int) -> int:
     """Expected peak of tensors, weights not counted, for so many tiles of so many slices together, bytes."""
     network, quarter = tracker.network, tracker.side // 4
     wide, narrow = network.hidden_dim, network.image_encoder.trunk.patch_embed.proj.out_channels
-    encoding = 4 * quarter**2 * (_EMBEDDED * narrow + _MODELED * wide) * tiles * slices
+    planes = max(_BLOCKS * narrow, _EMBEDDED * narrow + _MODELED * wide)
+    encoding = 4 * quarter**2 * planes * tiles * slices
     tokens = (quarter // 4) ** 2
     pointers = network.max_obj_ptrs_in_encoder * max(1, wide // network.mem_dim)
     tracking = 4 * _TRACKED * (network.num_maskmem * tokens + pointers) * wide * tiles

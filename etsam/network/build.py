@@ -6,7 +6,8 @@ The network configs are ours (`configs/net`), because sam2's own cannot be found
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from hydra.core.global_hydra import GlobalHydra
@@ -90,13 +91,27 @@ def build_video_predictor(net: Mapping[str, Any], frames: Callable[[], tuple[Ten
     return build_network({**net, "_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor"}).eval()
 
 
-def known_layers() -> tuple[Any, Any]:
-    """SAM2's MLP and its attention with rotary positions, which network/cpu_kernels.py knows how to speed up."""
+class KnownLayers(NamedTuple):
+    """Classes of SAM2 that network/cpu_kernels.py knows how to speed up."""
+
+    network: Any
+    trunk: Any
+    mlp: Any
+    rotary_attention: Any
+    positions: Any
+
+
+@cache
+def known_layers() -> KnownLayers:
+    """Import the classes."""
     import_sam2()
+    from sam2.modeling.backbones.hieradet import Hiera
+    from sam2.modeling.position_encoding import PositionEmbeddingSine
     from sam2.modeling.sam.transformer import RoPEAttention
+    from sam2.modeling.sam2_base import SAM2Base
     from sam2.modeling.sam2_utils import MLP
 
-    return MLP, RoPEAttention
+    return KnownLayers(SAM2Base, Hiera, MLP, RoPEAttention, PositionEmbeddingSine)
 
 
 def build_tracker(net: Mapping[str, Any], checkpoint: str | None = None, seed: int = 0) -> SliceTracker:
