@@ -12,7 +12,7 @@ from etsam.network.tracker import SliceTracker
 
 log = logging.getLogger(__name__)
 
-# Peaks of live tensors, counted while nano, tiny and base-plus ran on a CPU in float32, in planes of float32 at a quarter
+# Peaks of live tensors, counted while nano, tiny and base-plus ran on a CPU in float32, as float32 planes at a quarter
 # of the side: of the trunk's first blocks per channel, and, where no faster kernel is known (a GPU), of the neck
 _BLOCKS = 11.0
 _EMBEDDED, _MODELED = 1.875, 3.73
