@@ -271,9 +271,7 @@ class Metrics:
             tolerance = math.nan
         _tell(progress, "surfaces", truth.shape[0])
         surfaces = surface_voxels(truth, known), surface_voxels(prediction, known)
-        distances = [
-            nearest_distances(*pair, truth.shape, size, self.workers) for pair in (surfaces, surfaces[::-1])
-        ]
+        distances = [nearest_distances(*pair, truth.shape, size, self.workers) for pair in (surfaces, surfaces[::-1])]
         hits = [within(distance, tolerance) for distance in distances]
         metrics: dict[str, float] = {}
         if "surface" in self.metrics:
@@ -286,7 +284,9 @@ class Metrics:
         distances.clear()
         _tell(progress, "normals", truth.shape[0])
         counts = [
-            theta_counts(angles_to_z(surface, mask, size, known, self.workers), hit)  # one after the other: angles take 100 MB
+            theta_counts(
+                angles_to_z(surface, mask, size, known, self.workers), hit
+            )  # one after the other: angles take 100 MB
             for surface, mask, hit in zip(surfaces, (truth, prediction), hits, strict=True)
         ]
         return metrics, theta_table(*counts)

@@ -79,9 +79,8 @@ class StreamedComponents:
     The numbers depend on the mask alone.
 
     Memory: two slices with their labels, some 100 bytes for each 2D component while the graph is joined, 4 afterwards.
-    Measured at 500 x 928 x 960 on one core: synthetic sheets, shells and specks (12 % membrane, 0.6 million 2D
-    components) 9 s for the first pass, 3 s for reading all labels, peak 80 MB above the interpreter; noise (2 million
-    2D components) 14 s for the first pass, peak 270 MB.
+    Measured at 500 x 928 x 960 on one core, reading included: synthetic shells, sheets and specks (4.2 % membrane,
+    35,000 2D components) 1.6 s for the first pass, 2.7 s for reading all labels, peak 17 MB above the interpreter.
 
     Parameters
     ----------
