@@ -154,7 +154,11 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--resume", action="store_true", help="skip tomograms that are complete")
     predict.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    post = commands.add_parser("postprocess", help="mask -> cleaned mask")
+    post = commands.add_parser(
+        "postprocess",
+        help="mask -> cleaned mask",
+        description="Clean a mask. Any further KEY=VALUE sets what configs/postprocess.yaml lists, such as workers=2.",
+    )
     post.add_argument("input_mask", help="mask, MRC or OME-Zarr")
     post.add_argument("output_mask", type=Path, help="where the cleaned mask goes")
     _add_postprocess_flags(post)
@@ -289,6 +293,7 @@ def _postprocess(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         from etsam.io import locate
 
         steps = list(instantiate(cfg.postprocess, _convert_="all").values())
-        postprocess_file(locate(args.input_mask), args.output_mask, steps, overwrite=args.overwrite)
+        source = locate(args.input_mask)
+        postprocess_file(source, args.output_mask, steps, overwrite=args.overwrite, workers=cfg.workers)
 
     _run("postprocess", [*overrides, f"debug={str(args.debug).lower()}"], run)

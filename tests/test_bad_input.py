@@ -205,7 +205,7 @@ def test_another_process_that_was_faster_keeps_its_outputs(predict, tomogram, mo
 
 
 def test_ctrl_c_ends_with_status_130_and_leaves_nothing(predict, tomogram, monkeypatch):
-    monkeypatch.setattr("etsam.inference.writer.apply_steps", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("etsam.inference.writer.apply_steps", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     outcome = predict("tomo.mrc", "--post-process")
     assert outcome.status == 130
     assert outcome.message.startswith("interrupted")
@@ -213,7 +213,7 @@ def test_ctrl_c_ends_with_status_130_and_leaves_nothing(predict, tomogram, monke
 
 
 def test_a_job_stopped_by_its_queue_leaves_nothing(predict, tomogram, monkeypatch):
-    monkeypatch.setattr("etsam.inference.writer.apply_steps", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("etsam.inference.writer.apply_steps", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     outcome = predict("tomo.mrc", "--post-process")
     assert outcome.status == 128 + signal.SIGTERM
     assert outcome.files == []

@@ -207,7 +207,7 @@ def test_betti_numbers_of_known_shapes(mask, numbers):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 6, 7, 8, 13, 40])
-def test_the_euler_number_put_together_from_slabs_is_that_of_the_whole(depth):
+def test_the_euler_number_put_together_from_slices_is_that_of_the_whole(depth):
     mask = np.random.default_rng(depth).random((depth, 9, 12)) < 0.3
     assert euler_characteristic(mask) == euler_number(mask, connectivity=3)
 

@@ -791,7 +791,7 @@ def test_an_existing_output_is_kept_replaced_or_skipped(predict, tomogram, work)
 
 @pytest.mark.parametrize("status", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_leaves_nothing(predict, tomogram, monkeypatch, status):
-    monkeypatch.setattr("etsam.inference.writer.apply_steps", lambda *_: os.kill(os.getpid(), status))
+    monkeypatch.setattr("etsam.inference.writer.apply_steps", lambda *_, **__: os.kill(os.getpid(), status))
     outcome = predict("tomo.mrc", *ALL)
     assert outcome.status == 128 + status
     assert outcome.files == []

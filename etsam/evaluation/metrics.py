@@ -4,7 +4,7 @@ Truth and prediction are read once, slice by slice. What each score means stands
 
 | name in `metrics` | gives | where |
 |---|---|---|
-| always | `dice`, `iou`, `precision`, `recall` over all annotated voxels (torchmetrics) | `etsam.overlap` |
+| always | `dice`, `iou`, `precision`, `recall` over all annotated voxels | `etsam.overlap` |
 | `curve` | counts at 1000 thresholds, and `auprc`; of logits only | `thresholds`, `curves` |
 | `planes` | the four scores of XY, XZ and YZ slices | `planes` |
 | `surface` | `surface_dice`, `hausdorff95_angstrom`, `assd_angstrom` | `surface` |
@@ -40,7 +40,8 @@ from etsam.evaluation.surface import (
 from etsam.evaluation.thresholds import ThresholdCounter, threshold_grid
 from etsam.evaluation.topology import betti_errors, cl_dice
 from etsam.io import Slices
-from etsam.overlap import overlap_scores, stat_counts
+from etsam.overlap import overlap_scores
+from etsam.workers import worker_count
 
 METRICS = ("curve", "planes", "surface", "theta", "cldice", "betti")
 """What can be asked for beside the overlap scores, which are always computed."""
@@ -114,6 +115,8 @@ class Metrics:
         Of surface Dice and of `theta`; None: twice the largest voxel side.
     ignore_border_voxels
         So many layers of voxels at each face count as not annotated.
+    workers
+        Threads, as of `etsam.workers.worker_count`; the scores are the same with any number.
 
     Raises
     ------
@@ -124,6 +127,7 @@ class Metrics:
     metrics: Sequence[str] = field(default=METRICS)
     surface_tolerance_angstrom: float | None = None
     ignore_border_voxels: int = 0
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         names = self.metrics
@@ -138,6 +142,7 @@ class Metrics:
             raise ConfigError(f"surface_tolerance_angstrom={tolerance} has to be a number of Å from 0 up, or null.")
         if self.ignore_border_voxels < 0:
             raise ConfigError(f"ignore_border_voxels={self.ignore_border_voxels} has to be 0 or more.")
+        worker_count(self.workers)
 
     def __call__(
         self,
@@ -171,8 +176,8 @@ class Metrics:
         if "curve" not in self.metrics:
             counter = None
         planes = PlaneCounter(truth.shape)
-        totals, masks = self._read(truth, scored, counter, planes, progress)
-        metrics = overlap_scores(totals)._asdict()
+        masks = self._read(truth, scored, counter, planes, progress)
+        metrics = overlap_scores(planes.counts["xy"].sum(axis=0))._asdict()
         thresholds, counts = np.empty(0, np.float32), np.empty((0, 3), np.int64)
         if "curve" in self.metrics:
             if counter is not None:
@@ -184,7 +189,7 @@ class Metrics:
             metrics |= of_surface
         if "cldice" in self.metrics:
             report = None if progress is None else lambda done, total: progress("clDice", done, total)
-            metrics["cldice"] = cl_dice(*masks, progress=report)
+            metrics["cldice"] = cl_dice(*masks, progress=report, workers=self.workers)
         if "betti" in self.metrics:
             _tell(progress, "Betti numbers", truth.shape[0])
             metrics |= dict(betti_errors(*masks))
@@ -205,11 +210,11 @@ class Metrics:
         counter: ThresholdCounter | None,
         planes: PlaneCounter,
         progress: Progress | None,
-    ) -> tuple[np.ndarray, tuple[PackedMask, PackedMask, PackedMask | None]]:
-        """Read both once: counts (4,), and the masks packed."""
+    ) -> tuple[PackedMask, PackedMask, PackedMask | None]:
+        """Read both once: the masks packed."""
         depth = truth.shape[0]
-        of_truth, of_prediction, of_known = (PackedMask(truth.shape) for _ in range(3))
-        totals, ignored = np.zeros(4, np.int64), 0
+        of_truth, of_prediction, of_known = PackedMask(truth.shape), PackedMask(truth.shape), None
+        annotated = 0
         for z in range(depth):
             target, odd = labels(truth[z])
             if odd.any():
@@ -219,21 +224,27 @@ class Metrics:
                 )
             target = self._without_border(target, z, depth)
             mask, logits = _mask_and_logits(scored, z)
-            totals += stat_counts(mask, target)
             known, membrane = target != IGNORE, target == 1
-            unknown = known.size - int(np.count_nonzero(known))
-            ignored += unknown
+            known_voxels = int(np.count_nonzero(known))
+            unknown = known.size - known_voxels
+            annotated += known_voxels
             if counter is not None:
                 assert logits is not None
                 counter.add(logits, membrane, known if unknown else None)
             mask &= known
             planes.add(z, mask, membrane)
-            of_truth[z], of_prediction[z], of_known[z] = membrane, mask, known
+            of_truth[z], of_prediction[z] = membrane, mask
+            if unknown and of_known is None:  # a truth is annotated everywhere, most often
+                of_known = PackedMask(truth.shape)
+                for earlier in range(z):
+                    of_known[earlier] = np.ones(known.shape, bool)
+            if of_known is not None:
+                of_known[z] = known
             _tell(progress, "comparing", depth, z + 1)
-        if not totals.any():
+        if not annotated:
             border = f" and ignore_border_voxels={self.ignore_border_voxels}" if self.ignore_border_voxels else ""
             raise InputError(f"the mask of the truth has no annotated voxel (255 and -1 mean not annotated){border}.")
-        return totals, (of_truth, of_prediction, of_known if ignored else None)
+        return of_truth, of_prediction, of_known
 
     def _without_border(self, target: np.ndarray, z: int, depth: int) -> np.ndarray:
         width = self.ignore_border_voxels
@@ -260,7 +271,7 @@ class Metrics:
             tolerance = math.nan
         _tell(progress, "surfaces", truth.shape[0])
         surfaces = surface_voxels(truth, known), surface_voxels(prediction, known)
-        distances = [nearest_distances(*pair, truth.shape, size) for pair in (surfaces, surfaces[::-1])]
+        distances = [nearest_distances(*pair, truth.shape, size, self.workers) for pair in (surfaces, surfaces[::-1])]
         hits = [within(distance, tolerance) for distance in distances]
         metrics: dict[str, float] = {}
         if "surface" in self.metrics:
@@ -273,7 +284,9 @@ class Metrics:
         distances.clear()
         _tell(progress, "normals", truth.shape[0])
         counts = [
-            theta_counts(angles_to_z(surface, mask, size, known), hit)  # one after the other: angles take 100 MB
+            theta_counts(
+                angles_to_z(surface, mask, size, known, self.workers), hit
+            )  # one after the other: angles take 100 MB
             for surface, mask, hit in zip(surfaces, (truth, prediction), hits, strict=True)
         ]
         return metrics, theta_table(*counts)

@@ -1,13 +1,14 @@
 """Which way a surface faces, voxel by voxel, and how well each direction is found."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from etsam.evaluation.surface import SurfaceVoxels
 from etsam.io import Slices
+from etsam.workers import in_order
 
 THETA_EDGES_DEGREES = tuple(range(0, 91, 10))
 """0: the normal runs along Z, the membrane lies flat in XY, where the missing wedge hides it; 90: it stands upright."""
@@ -19,7 +20,10 @@ _TRUNCATE = 3.0  # radius of the Gaussian in sigmas; the rest has 0.3 % of the w
 
 
 def smoothed_slices(
-    mask: Slices, sigma_voxels: tuple[float, float, float], annotated: Slices | None = None
+    mask: Slices,
+    sigma_voxels: tuple[float, float, float],
+    annotated: Slices | None = None,
+    workers: int | None = None,
 ) -> Iterator[np.ndarray]:
     """A mask smoothed by a Gaussian, slice by slice, with one Gaussian's depth of slices in memory.
 
@@ -33,6 +37,8 @@ def smoothed_slices(
         Of the Gaussian, (z, y, x) in voxels.
     annotated
         (Z, Y, X) bool; None: everywhere.
+    workers
+        Threads, as of `etsam.workers.worker_count`.
 
     Yields
     ------
@@ -48,17 +54,21 @@ def smoothed_slices(
         smooth = gaussian_filter(plane.astype(np.float32), sigma_voxels[1:], mode="nearest", truncate=_TRUNCATE)
         return smooth.ravel()
 
+    def blurred_planes(planes: tuple[np.ndarray, np.ndarray | None]) -> tuple[np.ndarray, np.ndarray | None]:
+        plane, known = planes
+        return (blurred(plane), None) if known is None else (blurred(plane & known), blurred(known))
+
+    planes = ((mask[z], None if annotated is None else annotated[z]) for z in range(depth))
+    blurs = in_order(blurred_planes, planes, workers)
     size = len(weights)
     ring = np.zeros((size, area), np.float32)  # slice z lies in row z % size
     norms = None if annotated is None else np.zeros_like(ring)
     following = 0
     for z in range(depth):
         while following <= min(z + radius, depth - 1):
-            if annotated is None or norms is None:
-                ring[following % size] = blurred(mask[following])
-            else:
-                ring[following % size] = blurred(mask[following] & annotated[following])
-                norms[following % size] = blurred(annotated[following])
+            ring[following % size], norm = next(blurs)
+            if norms is not None:
+                norms[following % size] = norm
             following += 1
         shares = np.zeros(size, np.float32)
         np.add.at(shares, np.clip(np.arange(z - radius, z + radius + 1), 0, depth - 1) % size, weights)
@@ -74,6 +84,7 @@ def angles_to_z(
     mask: Slices,
     voxel_size: tuple[float, float, float],
     annotated: Slices | None = None,
+    workers: int | None = None,
 ) -> np.ndarray:
     """Angle between Z and the normal of the surface, at each surface voxel.
 
@@ -90,27 +101,43 @@ def angles_to_z(
         (z, y, x), in any one unit.
     annotated
         (Z, Y, X) bool; None: everywhere.
+    workers
+        Threads, as of `etsam.workers.worker_count`.
 
     Returns
     -------
     np.ndarray
         (voxels,) float32, degrees, 0 to 90; NaN where the smoothed mask is level.
     """
-    depth, _, width = mask.shape
+    depth, height, width = mask.shape
     sigma = SIGMA_VOXELS * max(voxel_size)
-    smooth = smoothed_slices(mask, (sigma / voxel_size[0], sigma / voxel_size[1], sigma / voxel_size[2]), annotated)
-    slopes = _slopes(smooth, depth, voxel_size)
+    sigmas = sigma / voxel_size[0], sigma / voxel_size[1], sigma / voxel_size[2]
+    smooth = smoothed_slices(mask, sigmas, annotated, workers)
     row = width + 2  # of a slice with one pixel around it
+
+    def flat(z: int) -> np.ndarray:
+        y, x = voxels.yx[voxels.rows[z] : voxels.rows[z + 1]].astype(np.int64).T
+        return (y + 1) * row + x + 1
+
+    def looked_at(z: int) -> np.ndarray:
+        """Pixels of slice `z` whose slope some surface voxel asks for, (n,) flat positions in the padded slice."""
+        asked = np.zeros((height + 2) * row, bool)
+        for index in range(max(z - 1, 0), min(z + 2, depth)):
+            here = flat(index)
+            for step in (0, -row, row, -1, 1) if index == z else (0,):
+                asked[here + step] = True
+        inside = np.zeros((height + 2, row), bool)
+        inside[1:-1, 1:-1] = asked.reshape(inside.shape)[1:-1, 1:-1]
+        return np.flatnonzero(inside)
+
+    slopes = _slopes(smooth, depth, voxel_size, looked_at)
     window: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     angles = np.full(len(voxels), np.nan, np.float32)
     for z in range(depth):
         while len(window) == 0 or max(window) < min(z + 1, depth - 1):
-            steepness, cosine = next(slopes)
-            window[max(window, default=-1) + 1] = np.pad(steepness, 1).ravel(), np.pad(cosine, 1).ravel()
+            window[max(window, default=-1) + 1] = next(slopes)
         window.pop(z - 2, None)
-        rows = slice(voxels.rows[z], voxels.rows[z + 1])
-        y, x = voxels.yx[rows].astype(np.int64).T
-        here = (y + 1) * row + x + 1
+        here = flat(z)
         around = [(z, 0), (z - 1, 0), (z + 1, 0), (z, -row), (z, row), (z, -1), (z, 1)]
         steepest, cosines = np.zeros(len(here), np.float32), np.full(len(here), np.nan, np.float32)
         for index, step in around:
@@ -119,33 +146,41 @@ def angles_to_z(
                 better = np.flatnonzero(found > steepest)
                 steepest[better] = found[better]
                 cosines[better] = window[index][1][here[better] + step]
-        angles[rows] = np.degrees(np.arccos(cosines))
+        angles[voxels.rows[z] : voxels.rows[z + 1]] = np.degrees(np.arccos(cosines))
     return angles
 
 
 def _slopes(
-    smooth: Iterator[np.ndarray], depth: int, voxel_size: tuple[float, float, float]
+    smooth: Iterator[np.ndarray],
+    depth: int,
+    voxel_size: tuple[float, float, float],
+    looked_at: Callable[[int], np.ndarray],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Length of the gradient of each slice, and the share of it that points along Z; both (Y, X) float32.
+    """Length of the gradient in each slice, and the share of it that points along Z.
 
-    Central differences, one-sided at the faces; along an axis of one voxel there is no slope.
+    Both are float32 and flat, of a slice with one pixel around it, and 0 but for the pixels of `looked_at(z)`. Central
+    differences, one-sided at the faces; along an axis of one voxel there is no slope.
     """
     below, plane = None, next(smooth)
+    height, width = plane.shape
     for z in range(depth):
         above = next(smooth) if z + 1 < depth else None
         low, high = (plane if below is None else below), (plane if above is None else above)
         steps = 1 if below is None or above is None else 2
-        rise = (high - low) / np.float32(steps * voxel_size[0])
+        padded = looked_at(z)
+        y, x = padded // (width + 2) - 1, padded % (width + 2) - 1
+        here = y * width + x
+        rise = (high.ravel()[here] - low.ravel()[here]) / np.float32(steps * voxel_size[0])
         squares = rise**2
-        for side, across in ((voxel_size[1], plane), (voxel_size[2], plane.T)):
-            if len(across) > 1:
-                into = squares if across is plane else squares.T
-                into[1:-1] += ((across[2:] - across[:-2]) * np.float32(0.5 / side)) ** 2
-                into[0] += ((across[1] - across[0]) / np.float32(side)) ** 2
-                into[-1] += ((across[-1] - across[-2]) / np.float32(side)) ** 2
+        for side, at, last, stride in ((voxel_size[1], y, height - 1, width), (voxel_size[2], x, width - 1, 1)):
+            before, after = at > 0, at < last
+            difference = plane.ravel()[here + stride * after] - plane.ravel()[here - stride * before]
+            squares += (difference * np.where(before & after, np.float32(0.5 / side), np.float32(1 / side))) ** 2
         length = np.sqrt(squares)
         cosine = np.divide(np.abs(rise), length, out=np.zeros_like(length), where=length > 0)
-        yield length, np.minimum(cosine, 1)
+        out = np.zeros((2, (height + 2) * (width + 2)), np.float32)
+        out[0, padded], out[1, padded] = length, np.minimum(cosine, 1)
+        yield out[0], out[1]
         if above is not None:
             below, plane = plane, above
 
@@ -160,8 +195,13 @@ def theta_counts(angles: np.ndarray, hits: np.ndarray) -> np.ndarray:
     hits
         (voxels,) bool.
     """
-    edges = [*THETA_EDGES_DEGREES[:-1], np.nextafter(np.float32(THETA_EDGES_DEGREES[-1]), np.float32(np.inf))]
-    return np.stack([np.histogram(angles, edges)[0], np.histogram(angles[hits], edges)[0]], axis=1)
+
+    def histogram(values: np.ndarray) -> np.ndarray:
+        from_edge_up = [np.count_nonzero(values >= np.float32(edge)) for edge in THETA_EDGES_DEGREES[:-1]]
+        too_large = np.count_nonzero(values > np.nextafter(np.float32(THETA_EDGES_DEGREES[-1]), np.float32(np.inf)))
+        return -np.diff([*from_edge_up, too_large])
+
+    return np.stack([histogram(angles), histogram(angles[hits])], axis=1)
 
 
 def theta_table(truth: np.ndarray, prediction: np.ndarray) -> tuple[tuple[float, float, float, float, int], ...]:

@@ -23,11 +23,13 @@ class PlaneCounter:
 
     def add(self, z: int, mask: np.ndarray, truth: np.ndarray) -> None:
         """Count slice `z`; both are (Y, X) bool and False where nobody annotated."""
-        for column, voxels in enumerate((mask & truth, mask & ~truth, truth & ~mask)):
-            by_y = np.count_nonzero(voxels, axis=1)
-            self.counts["xy"][z, column] = by_y.sum()
-            self.counts["xz"][:, column] += by_y
-            self.counts["yz"][:, column] += np.count_nonzero(voxels, axis=0)
+        positions = np.flatnonzero(mask | truth)
+        marked, membrane = mask.ravel()[positions], truth.ravel()[positions]
+        column = np.where(marked, np.where(membrane, 0, 1), 2)
+        for plane, number in (("xz", positions // mask.shape[1]), ("yz", positions % mask.shape[1])):
+            counts = self.counts[plane]
+            counts += np.bincount(3 * number + column, minlength=counts.size).reshape(counts.shape)
+        self.counts["xy"][z] = np.bincount(column, minlength=3)
 
     def most_truth(self) -> dict[str, int]:
         """Axis -> number of the slice with the most membrane in the truth; the middle one if there is none."""

@@ -112,6 +112,8 @@ def kind_of_values(volume: Slices, name: str) -> Kind:
     low, high, whole, integer = np.inf, -np.inf, True, True
     for z in range(volume.shape[0]):
         plane = volume[z]
+        if plane.dtype == np.float16:
+            plane = plane.astype(np.float32)  # the same values, compared ten times as fast
         integer = plane.dtype.kind in "biu"
         least, greatest = float(plane.min()), float(plane.max())
         low, high = min(low, least), max(high, greatest)

@@ -110,7 +110,7 @@ class Scorer(Callback):
         return Scored(
             logits=prediction.logits,
             threshold=prediction.threshold,
-            mask=apply_steps(prediction.mask, self.steps) if self.steps else None,
+            mask=apply_steps(prediction.mask, self.steps, workers=self.metrics.workers) if self.steps else None,
             seconds=math.fsum(prediction.seconds.values()),
         )
 

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.spatial import KDTree
 
 from etsam.io import Slices
+from etsam.workers import worker_count
 
 _NEAR_VOXELS = 3  # looked through voxel by voxel, 123 of them, before trees are asked
 _TREE_POINTS = 500_000  # in one tree, about 30 MB; unless a single slice has more
@@ -98,7 +98,11 @@ def surface_planes(mask: Slices, annotated: Slices | None = None) -> Iterator[np
 def surface_voxels(mask: Slices, annotated: Slices | None = None) -> SurfaceVoxels:
     """Coordinates of all surface voxels; see `surface_planes`."""
     dtype = np.uint16 if max(mask.shape[1:]) <= 2**16 else np.int32
-    found = [np.argwhere(plane).astype(dtype) for plane in surface_planes(mask, annotated)]
+    width = mask.shape[2]
+    found = []
+    for plane in surface_planes(mask, annotated):
+        positions = np.flatnonzero(plane)  # a third of the time of argwhere
+        found.append(np.stack([positions // width, positions % width], axis=1).astype(dtype))
     rows = np.concatenate([[0], np.cumsum([len(voxels) for voxels in found])]).astype(np.int64)
     yx = np.empty((rows[-1], 2), dtype)
     for start in rows[-2::-1]:  # from the end, so that each part can go as soon as it is copied
@@ -124,6 +128,7 @@ def nearest_distances(
     targets: SurfaceVoxels,
     shape: tuple[int, ...],
     spacing: tuple[float, float, float],
+    workers: int | None = None,
 ) -> np.ndarray:
     """Distance from each source voxel to the nearest target voxel, exact to float32.
 
@@ -135,6 +140,8 @@ def nearest_distances(
         (Z, Y, X).
     spacing
         Voxel size (z, y, x), whose unit the distances have.
+    workers
+        Threads, as of `etsam.workers.worker_count`.
 
     Returns
     -------
@@ -147,7 +154,7 @@ def nearest_distances(
     _look_around(nearest, sources, targets, shape, spacing)
     far = np.flatnonzero(np.isinf(nearest))
     rows = np.searchsorted(far, sources.rows)
-    nearest[far] = _ask_trees(SurfaceVoxels(rows, sources.yx[far]), targets, spacing)
+    nearest[far] = _ask_trees(SurfaceVoxels(rows, sources.yx[far]), targets, spacing, worker_count(workers))
     return nearest
 
 
@@ -195,7 +202,9 @@ def _look_around(
             positions, numbers = positions[~found], numbers[~found]
 
 
-def _ask_trees(sources: SurfaceVoxels, targets: SurfaceVoxels, spacing: tuple[float, float, float]) -> np.ndarray:
+def _ask_trees(
+    sources: SurfaceVoxels, targets: SurfaceVoxels, spacing: tuple[float, float, float], workers: int
+) -> np.ndarray:
     """As `nearest_distances`, by k-d trees of one slab of slices at a time."""
     nearest = np.full(len(sources), np.inf, np.float32)
     slabs = _slabs(targets)
@@ -222,7 +231,7 @@ def _ask_trees(sources: SurfaceVoxels, targets: SurfaceVoxels, spacing: tuple[fl
                     found, _ = tree.query(
                         sources.points(low, high, spacing)[open_ones],
                         distance_upper_bound=float(known[open_ones].max()) * _ROUNDING,
-                        workers=torch.get_num_threads(),
+                        workers=workers,
                     )
                     known[open_ones] = np.minimum(known[open_ones], found)
         if not asked:  # slabs further away are no nearer

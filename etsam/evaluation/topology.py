@@ -3,13 +3,11 @@
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from skimage.measure import euler_number
 from skimage.morphology import skeletonize
 
 from etsam.inference.components import StreamedComponents
 from etsam.io import Slices
-
-_SLAB_SLICES = 6  # for the Euler number, whose intermediate arrays take 30 bytes a voxel
+from etsam.workers import in_order
 
 
 class _Known:
@@ -43,6 +41,7 @@ def cl_dice(
     prediction: Slices,
     annotated: Slices | None = None,
     progress: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
 ) -> float:
     """Centre-line Dice (Shit et al., CVPR 2021, arXiv 2003.07311), of the XY slices.
 
@@ -60,6 +59,8 @@ def cl_dice(
         (Z, Y, X) bool; None: everywhere. Other voxels are background in both masks.
     progress
         Called with (slices done, slices in all).
+    workers
+        Threads, as of `etsam.workers.worker_count`.
 
     Returns
     -------
@@ -67,15 +68,13 @@ def cl_dice(
         0 to 1; 1 if both masks are empty, 0 if one is.
     """
     truth, prediction = _Known(truth, annotated), _Known(prediction, annotated)
+    depth = truth.shape[0]
+    planes = ((truth[z], prediction[z]) for z in range(depth))
     counts = np.zeros((2, 2), np.int64)  # truth, prediction: pixels of the skeleton, those in the other mask
-    for z in range(truth.shape[0]):
-        planes = truth[z], prediction[z]
-        for row, (own, other) in enumerate((planes, planes[::-1])):
-            if own.any():
-                skeleton = skeletonize(own)
-                counts[row] += np.count_nonzero(skeleton), np.count_nonzero(skeleton & other)
+    for z, found in enumerate(in_order(_skeleton_counts, planes, workers)):
+        counts += found
         if progress is not None:
-            progress(z + 1, truth.shape[0])
+            progress(z + 1, depth)
     if not counts[:, 0].any():
         return 1.0
     if not counts[:, 0].all() or not counts[:, 1].any():
@@ -84,11 +83,23 @@ def cl_dice(
     return float(2 * sensitivity * precision / (sensitivity + precision))
 
 
+def _skeleton_counts(planes: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Pixels of the skeleton of each of two slices (Y, X), and how many of them lie in the other slice, (2, 2)."""
+    counts = np.zeros((2, 2), np.int64)
+    for row, (own, other) in enumerate((planes, planes[::-1])):
+        if own.any():
+            skeleton = skeletonize(own)
+            counts[row] = np.count_nonzero(skeleton), np.count_nonzero(skeleton & other)
+    return counts
+
+
 def euler_characteristic(mask: Slices) -> int:
     """Parts minus tunnels plus cavities, of a mask whose voxels touch by faces, edges and corners (26).
 
-    scikit-image's `euler_number` of slabs that share a slice: the Euler number of a union is the sum of both minus
-    that of what they share.
+    A voxel is a closed cube, so the number is that of corners minus edges plus faces minus cubes (scikit-image's
+    `euler_number` counts the same by its table of neighbourhoods). What lies in the plane between two slices are the
+    corners, edges and faces of the pixels of both; what lies within a slice stands on its pixels and counts the other
+    way round. So the number is the sum of the planes' numbers minus that of the slices' numbers, all in 2D.
 
     Parameters
     ----------
@@ -96,14 +107,25 @@ def euler_characteristic(mask: Slices) -> int:
         (Z, Y, X) bool.
     """
     total = 0
-    depth = mask.shape[0]
-    for first in range(0, max(depth - 1, 1), _SLAB_SLICES):
-        slab = np.stack([mask[z] for z in range(first, min(first + _SLAB_SLICES + 1, depth))])
-        if slab.any():
-            total += int(euler_number(slab, connectivity=3))
-            if first and slab[0].any():
-                total -= int(euler_number(slab[:1], connectivity=3))
-    return total
+    below = np.zeros(mask.shape[1:], bool)
+    for z in range(mask.shape[0]):
+        plane = mask[z]
+        total += _plane_euler(below | plane) - _plane_euler(plane)
+        below = plane
+    return total + _plane_euler(below)
+
+
+def _plane_euler(plane: np.ndarray) -> int:
+    """Corners minus edges plus faces of the closed pixels of a slice (Y, X) bool."""
+    if not plane.any():
+        return 0
+    faces = np.zeros((plane.shape[0] + 2, plane.shape[1] + 2), bool)
+    faces[1:-1, 1:-1] = plane
+    along_x = faces[1:] | faces[:-1]
+    along_y = faces[:, 1:] | faces[:, :-1]
+    corners = along_x[:, 1:] | along_x[:, :-1]
+    corner_count, edge_count = np.count_nonzero(corners), np.count_nonzero(along_x) + np.count_nonzero(along_y)
+    return int(corner_count - edge_count + np.count_nonzero(plane))
 
 
 def betti_numbers(mask: Slices, annotated: Slices | None = None) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ from etsam.inference.record import OutputNames, environment, peak_memory_mb, rea
 from etsam.inference.segmenter import Prediction, Segmenter
 from etsam.io import Location, VolumeWriter, strip_suffix, volume_writer
 from etsam.io.location import absolute, checksum_of, display_name
+from etsam.workers import worker_count
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ class PredictionWriter(BasePredictionWriter):
         Replace outputs that exist.
     resume
         Skip tomograms whose record says that they are complete, made with the same settings.
+    workers
+        Threads of post-processing, as of `etsam.workers.worker_count`.
 
     Attributes
     ----------
@@ -63,7 +66,7 @@ class PredictionWriter(BasePredictionWriter):
     Raises
     ------
     ConfigError
-        If both `overwrite` and `resume` are set, `infix` names a folder, or `output_format` is another.
+        If both `overwrite` and `resume` are set, `infix` names a folder, or `output_format` or `workers` is another.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class PredictionWriter(BasePredictionWriter):
         postprocess: Mapping[str, Step] | None = None,
         overwrite: bool = False,
         resume: bool = False,
+        workers: int | None = None,
     ) -> None:
         super().__init__(write_interval="batch")
         if overwrite and resume:
@@ -91,7 +95,7 @@ class PredictionWriter(BasePredictionWriter):
         self.infix = infix
         self.write_logits, self.write_instances, self.write_preview = write_logits, write_instances, write_preview
         self.steps = list((postprocess or {}).values())
-        self.overwrite, self.resume = overwrite, resume
+        self.overwrite, self.resume, self.workers = overwrite, resume, worker_count(workers)
         self.settings: dict[str, Any] = {}
 
     def names(self, path: Location) -> OutputNames:
@@ -254,7 +258,7 @@ class PredictionWriter(BasePredictionWriter):
             final = mask
             if self.steps:
                 final = writer(names.post_processed_mask, bool)
-                cleaned = apply_steps(mask, self.steps)
+                cleaned = apply_steps(mask, self.steps, workers=self.workers)
                 for z in range(depth):
                     final[z] = cleaned[z]
                     if progress is not None:
