@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from etsam.api import compose_config
-from etsam.entry import quiet, register_resolvers
+from etsam.entry import quiet
 from etsam.errors import EtsamError
 from etsam.evaluation.speed import SpeedSettings, compare_speed, summary
 from etsam.network.build import build_tracker
@@ -71,7 +71,6 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
     quiet()
-    register_resolvers()
     from omegaconf import OmegaConf
 
     net: Any = OmegaConf.to_container(compose_config("predict", [f"net={args.net}", "input=x", "weights=random"]).net)

@@ -18,6 +18,7 @@ import torch
 from etsam.errors import ConfigError, EtsamError
 from etsam.evaluation.report_tables import markdown_table, write_csv, write_plain_json
 from etsam.inference.record import environment
+from etsam.inference.two_stage import DEFAULT_THRESHOLD
 from etsam.io import atomic_path
 from etsam.io.atomic import refuse_existing
 from etsam.network.build import build_tracker
@@ -167,7 +168,8 @@ def _measure(settings: SpeedSettings, volume: np.ndarray, bank: int, folder: Pat
         theirs, ours = (np.load(folder / f"{side}.npy", mmap_mode="r") for side in SIDES)
         pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(theirs, ours, strict=True)]
         report.largest_difference = max(float(np.abs(a - b).max()) for a, b in pairs)
-        report.same_mask = float(np.mean([np.mean((a > -0.25) == (b > -0.25)) for a, b in pairs]))
+        marked = [(a > DEFAULT_THRESHOLD, b > DEFAULT_THRESHOLD) for a, b in pairs]
+        report.same_mask = float(np.mean([np.mean(a == b) for a, b in marked]))
     return report
 
 

@@ -26,7 +26,6 @@ PARTS = {
     "mask decoder": ("_forward_sam_heads",),
     "memory encoder": ("_encode_new_memory",),
 }
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, of SAM2's predictor
 
 
 class Clock:
@@ -166,7 +165,7 @@ def _peer(spec: Mapping[str, Any], tracker: Any, clock: Clock) -> Callable[[], N
         volume = np.load(spec["volume"])
         height, width = volume.shape[1:]
         with clock.part("resizing"):
-            images = _frames(volume, tracker.side)
+            images = _frames(volume, tracker)
         video.append((images, height, width))
         state = predictor.init_state("unused", offload_video_to_cpu=True)
         predictor.add_new_mask(state, 0, 1, torch.from_numpy(prompt))
@@ -180,14 +179,14 @@ def _peer(spec: Mapping[str, Any], tracker: Any, clock: Clock) -> Callable[[], N
     return work
 
 
-def _frames(volume: np.ndarray, side: int) -> Tensor:
+def _frames(volume: np.ndarray, tracker: Any) -> Tensor:
     """(Z, 3, S, S) float32."""
     from PIL import Image
 
-    mean, std = (torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))
+    side = tracker.side
     resized = [np.asarray(Image.fromarray(plane).resize((side, side))) for plane in volume]
     images = torch.stack([torch.from_numpy(plane.copy()).repeat(3, 1, 1) for plane in resized])
-    return (images - mean) / std
+    return (images - tracker.mean.cpu()) / tracker.std.cpu()
 
 
 def main() -> None:
