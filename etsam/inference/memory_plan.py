@@ -16,9 +16,8 @@ log = logging.getLogger(__name__)
 # of the side: of the trunk's first blocks per channel, and, where no faster kernel is known (a GPU), of the neck
 _BLOCKS = 11.0
 _EMBEDDED, _MODELED = 1.875, 3.73
-_TRACKED = (
-    8.0  # float32 copies of (memory tokens, d_model) while a slice is tracked, the one in oneDNN's order included
-)
+# float32 copies of (memory tokens, d_model) while a slice is tracked, the one in oneDNN's order included
+_TRACKED = 8.0
 _GPU_ENCODE_BATCH = 4  # slices a GPU encodes together unless it is told; our choice
 _LARGEST_BATCH = 16  # beyond it nothing is gained; our choice
 _MARGIN = 1.15  # buffers inside of kernels, fragmentation; our choice
@@ -74,7 +73,7 @@ def plan_memory(
     """
     device = trackers[0].mean.device
     on_gpu = device.type == "cuda"
-    resident = _weights(trackers) if on_gpu else psutil.Process().memory_info().rss
+    resident = sum(tracker.weight_bytes for tracker in trackers) if on_gpu else psutil.Process().memory_info().rss
     together = encode_batch_size or (_GPU_ENCODE_BATCH if on_gpu else 1)
     name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
 
@@ -113,7 +112,3 @@ def working_bytes(tracker: SliceTracker, tiles: int, slices: int) -> int:
     waiting = 4 * quarter**2 * wide * (1 / 8 + 1 / 16 + 1 / 16) * tiles * slices
     bank = (network.num_maskmem + 2) * tokens * network.mem_dim * 2 * tiles
     return int(max(encoding, tracking) + waiting + bank)
-
-
-def _weights(trackers: Sequence[SliceTracker]) -> int:
-    return sum(parameter.nbytes for tracker in trackers for parameter in tracker.parameters())

@@ -6,7 +6,7 @@ The network configs are ours (`configs/net`), because sam2's own cannot be found
 """
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from etsam.errors import ConfigError
 from etsam.network.checkpoint import load_weights
 from etsam.network.tracker import RGB, SliceTracker
+from etsam.network.widen import widen_input
 from etsam.weights import StageWeights
 
 if TYPE_CHECKING:
@@ -114,7 +115,9 @@ def known_layers() -> KnownLayers:
     return KnownLayers(SAM2Base, Hiera, MLP, RoPEAttention, PositionEmbeddingSine)
 
 
-def build_tracker(net: Mapping[str, Any], checkpoint: str | None = None, seed: int = 0) -> SliceTracker:
+def build_tracker(
+    net: Mapping[str, Any], checkpoint: str | None = None, seed: int = 0, *, widen: bool = False
+) -> SliceTracker:
     """A stage's network with its weights, ready to track slices.
 
     Parameters
@@ -126,6 +129,9 @@ def build_tracker(net: Mapping[str, Any], checkpoint: str | None = None, seed: i
         Weights file, as `StageWeights.resolve` finds it; None: random weights.
     seed
         Of the random weights.
+    widen
+        Take weights of fewer input slices, too: what they saw lies in the middle, and the slices farther out count
+        for nothing until training finds a use for them.
 
     Raises
     ------
@@ -143,7 +149,7 @@ def build_tracker(net: Mapping[str, Any], checkpoint: str | None = None, seed: i
         torch.manual_seed(seed)
         network = build_network(net)
     if weights.path is not None:
-        load_weights(network, weights.path)
+        load_weights(network, weights.path, adapt=partial(widen_input, channels=input_slices) if widen else None)
     return SliceTracker(network, input_slices, tile_voxels(net)).eval()
 
 

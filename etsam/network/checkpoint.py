@@ -12,7 +12,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,9 @@ def _tensors(path: Path, loaded: Any) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in loaded.items() if name.startswith(prefix)}
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def load_weights(
+    network: nn.Module, path: Path, *, adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+) -> None:
     """Copy a checkpoint into a network: first the names are compared, then the shapes, and only then values copied.
 
     Parameters
@@ -138,6 +140,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
         Its parameters and buffers are overwritten, in their own dtype and on their own device.
     path
         Checkpoint file.
+    adapt
+        Makes what the file holds fit this network.
 
     Raises
     ------
@@ -146,6 +150,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
         network is unchanged then.
     """
     state, expected = read_state_dict(path), network.state_dict()
+    if adapt is not None:
+        state = adapt(state)
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
     misshapen = [

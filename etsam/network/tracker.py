@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from etsam.network.slice_state import Clicks, Decoded, SliceFeatures, SliceMemory, SliceState
 
 # ImageNet statistics, with which SAM2's encoder was trained
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 RGB = 3  # channels of SAM2's first convolution
 LOW_RES_STRIDE = 4  # the mask decoder's logits have a quarter of the image side
 MEMORY_DTYPE = torch.bfloat16  # SAM2's predictor rounds memory features to it, whatever the precision of the rest
@@ -46,7 +46,7 @@ class SliceTracker(nn.Module):
         self.network: Any = network
         self.input_slices = input_slices
         self.tile_voxels = tile_voxels or self.side
-        mean, std = torch.tensor(_MEAN), torch.tensor(_STD)
+        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         if input_slices > RGB:
             mean, std = mean.mean().repeat(input_slices), std.mean().repeat(input_slices)
         self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
@@ -61,6 +61,11 @@ class SliceTracker(nn.Module):
     def low_res_side(self) -> int:
         """Side S/4 of the logits that the network gives."""
         return self.side // LOW_RES_STRIDE
+
+    @property
+    def weight_bytes(self) -> int:
+        """What the parameters take."""
+        return sum(parameter.nbytes for parameter in self.parameters())
 
     def new_memory(self, num_slices: int) -> SliceMemory:
         """An empty memory bank for a volume of so many slices.

@@ -111,9 +111,8 @@ def estimate(
     images = num_slices * batch_size
     kept = min(images, encode_batch_size or images) if checkpoint_encoder else images
     size = 0.5 if half else 1.0
-    weights = sum(parameter.nbytes for parameter in tracker.parameters())
     return Footprint(
-        state=weights * (_STATE_COPIES + averaged),
+        state=tracker.weight_bytes * (_STATE_COPIES + averaged),
         encoder=int(encoder.bytes * kept * size),
         tracking=int(tracking.bytes * images * size),
     )
