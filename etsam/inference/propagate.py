@@ -7,6 +7,7 @@ reverse. Its own prompt is not attended to. The other slices are not touched by 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from etsam.inference.encode_ahead import READ_AHEAD, EncodeBatch, EncodedAhead, SlicesAhead
 from etsam.inference.stores import LogitStore
 from etsam.inference.tiles import Tile
+from etsam.inference.views import View, average, mirrored_views, turn
 from etsam.io.slices import Slices
 from etsam.network.cpu_kernels import faster
 from etsam.network.tracker import SliceFeatures, SliceMemory, SliceState, SliceTracker
@@ -98,6 +100,7 @@ def propagate(
     resegment_prompted: bool = True,
     tile_batch_size: int = 1,
     encode_batch: EncodeBatch | None = None,
+    views: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Run one stage over a volume, all tiles side by side, so that each slice is read once.
@@ -117,21 +120,25 @@ def propagate(
     resegment_prompted
         Segment prompted slices from their neighbours afterwards; False is the published behaviour.
     tile_batch_size
-        Tiles that go through the network together.
+        Tiles that go through the network together, each view of one counted.
     encode_batch
         Slices of these tiles that are encoded together; default: one.
+    views
+        Mirrored views of each tile that are averaged: 1, 2 or 4.
     progress
         Called with (slices done, slices in all).
     """
+    seen = mirrored_views(views)
+    inputs = [_Input(tile, view, masks) for tile, masks in zip(tiles, prompts, strict=True) for view in seen]
     kept = tracker.input_slices + (encode_batch.size - 1 if encode_batch else 0)
     ahead = 0 if tracker.mean.device.type == "cpu" else READ_AHEAD
     with SlicesAhead(slices, kept, ahead) as planes, faster(tracker):
         depth = slices.shape[0]
-        runs = _runs(tracker, planes, depth, prompts, tiles, resegment_prompted, tile_batch_size, encode_batch)
+        runs = _runs(tracker, planes, depth, inputs, resegment_prompted, tile_batch_size, encode_batch)
         last: tuple[int, Tensor] | None = None
         for done, states in enumerate(zip(*runs, strict=True), start=1):
             z = states[0][0]  # the runs go through the slices in the same order
-            logits = torch.cat([state.low_res_logits for _, state in states])[:, 0].float()
+            logits = average(torch.cat([state.low_res_logits for _, state in states])[:, 0].float(), seen)
             if last is not None:  # one slice late, so that a GPU has the next one to work at
                 out[last[0]] = last[1].cpu().numpy()
             last = z, logits
@@ -141,43 +148,56 @@ def propagate(
             out[last[0]] = last[1].cpu().numpy()
 
 
+@dataclass(frozen=True)
+class _Input:
+    """What goes through the network as one image a slice: a tile in one view, with its prompts."""
+
+    tile: Tile
+    view: View
+    prompts: Mapping[int, np.ndarray]
+
+    def crop(self, planes: Sequence[np.ndarray]) -> Tensor:
+        # cut before they are stacked: a slice can have a hundred tiles
+        return turn(torch.from_numpy(np.stack([plane[self.tile.index] for plane in planes])), self.view)
+
+    def prompt(self, z: int) -> Tensor:
+        return turn(torch.from_numpy(self.prompts[z]), self.view)
+
+
 def _runs(
     tracker: SliceTracker,
     planes: SlicesAhead,
     depth: int,
-    prompts: Sequence[Mapping[int, np.ndarray]],
-    tiles: Sequence[Tile],
+    inputs: Sequence[_Input],
     resegment_prompted: bool,
     tile_batch_size: int,
     encode_batch: EncodeBatch | None,
 ) -> list[Iterator[tuple[int, SliceState]]]:
-    """`track` for each batch of tiles."""
+    """`track` for each batch of inputs."""
     device = tracker.mean.device
 
-    def images(batch: Sequence[Tile]) -> Callable[[int], Tensor]:
+    def images(batch: Sequence[_Input]) -> Callable[[int], Tensor]:
         def image_at(z: int) -> Tensor:
             seen = [planes[other] for other in tracker.seen_with(z, depth)]
-            # cut before they are stacked: a slice can have a hundred tiles
-            crops = (torch.from_numpy(np.stack([plane[tile.index] for plane in seen])).to(device) for tile in batch)
-            return torch.cat([tracker.prepare(crop[None]) for crop in crops])
+            return torch.cat([tracker.prepare(one.crop(seen).to(device)[None]) for one in batch])
 
         return image_at
 
-    def masks(batch: Sequence[Mapping[int, np.ndarray]]) -> dict[int, Tensor]:
+    def masks(batch: Sequence[_Input]) -> dict[int, Tensor]:
         return {
-            z: torch.cat([tracker.prepare_prompt(torch.from_numpy(tile[z]).to(device)[None]) for tile in batch])
-            for z in batch[0]
+            z: torch.cat([tracker.prepare_prompt(one.prompt(z).to(device)[None]) for one in batch])
+            for z in batch[0].prompts
         }
 
-    starts = range(0, len(tiles), tile_batch_size)
+    batches = [inputs[start : start + tile_batch_size] for start in range(0, len(inputs), tile_batch_size)]
     return [
         track(
             tracker,
-            images(tiles[start : start + tile_batch_size]),
+            images(batch),
             depth,
-            masks(prompts[start : start + tile_batch_size]),
+            masks(batch),
             resegment_prompted=resegment_prompted,
             encode_batch=encode_batch,
         )
-        for start in starts
+        for batch in batches
     ]

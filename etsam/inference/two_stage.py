@@ -16,6 +16,7 @@ from etsam.inference.prompts import Prompt
 from etsam.inference.propagate import propagate
 from etsam.inference.stores import LogitStore, open_store
 from etsam.inference.tiles import Overlapping, Stitched, Tile, Tiling
+from etsam.inference.views import mirrored_views
 from etsam.io.slices import Slices
 from etsam.network.tracker import SliceTracker
 
@@ -133,6 +134,7 @@ def run_stage(
     resegment_prompted: bool = True,
     tile_batch_size: int = 1,
     encode_batch: EncodeBatch | None = None,
+    views: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Stitched:
     """Run one stage over a volume: inference, validation and the inputs of stage-2 training all come through here.
@@ -149,7 +151,7 @@ def run_stage(
         For the prompt `stage1_mask`.
     store
         Where low-resolution logits go, (Z, tiles, S/4, S/4); default: in memory.
-    resegment_prompted, tile_batch_size, encode_batch, progress
+    resegment_prompted, tile_batch_size, encode_batch, views, progress
         As for `propagate`.
 
     Returns
@@ -171,6 +173,7 @@ def run_stage(
         resegment_prompted=resegment_prompted,
         tile_batch_size=tile_batch_size,
         encode_batch=encode_batch,
+        views=views,
         progress=progress,
     )
     return Stitched(store, tiles, (depth, height, width))
@@ -213,6 +216,13 @@ class TwoStage(nn.Module):
         Slices that are encoded together; None: as `plan_memory` chooses.
     memory_budget_gb
         Memory from which both sizes follow, 10^9 bytes (`plan_memory`); None: they are taken as they are.
+    views
+        Mirrored views of each tile that are averaged in each stage: 1 (as published), 2 or 4.
+
+    Raises
+    ------
+    ConfigError
+        If a number is out of range.
     """
 
     def __init__(
@@ -225,6 +235,7 @@ class TwoStage(nn.Module):
         tile_batch_size: int = 1,
         encode_batch_size: int | None = None,
         memory_budget_gb: float | None = None,
+        views: int = 1,
     ) -> None:
         super().__init__()
         for name, size in (("tile_batch_size", tile_batch_size), ("encode_batch_size", encode_batch_size)):
@@ -236,6 +247,7 @@ class TwoStage(nn.Module):
         self.resegment_prompted = resegment_prompted
         self.tile_batch_size, self.encode_batch_size = tile_batch_size, encode_batch_size
         self.memory_budget_gb = memory_budget_gb
+        self.views = len(mirrored_views(views))
         self.eval()
 
     def plan(self, num_tiles: int) -> MemoryPlan:
@@ -248,7 +260,7 @@ class TwoStage(nn.Module):
         """
         return plan_memory(
             [stage.tracker for stage in self.stages],
-            num_tiles,
+            num_tiles * self.views,
             budget_gb=self.memory_budget_gb,
             tile_batch_size=self.tile_batch_size,
             encode_batch_size=self.encode_batch_size,
@@ -275,9 +287,10 @@ class TwoStage(nn.Module):
         plan = self.plan(len(tiles))
         encode_batch = EncodeBatch(plan.encode_batch_size)
         log.info(
-            "%d tile%s a slice, %d together; about %.1f GB expected (%s)",
+            "%d tile%s a slice%s, %d together; about %.1f GB expected (%s)",
             len(tiles),
             "" if len(tiles) == 1 else "s",
+            "" if self.views == 1 else f" in {self.views} views",
             plan.tile_batch_size,
             plan.gigabytes,
             plan.device,
@@ -295,6 +308,7 @@ class TwoStage(nn.Module):
                 resegment_prompted=self.resegment_prompted,
                 tile_batch_size=plan.tile_batch_size,
                 encode_batch=encode_batch,
+                views=self.views,
                 progress=None if progress is None else lambda done, total: progress(name, done, total),
             )
             seconds[name] = time.perf_counter() - started
