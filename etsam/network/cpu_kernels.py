@@ -244,9 +244,7 @@ def _folded_levels(network: Any) -> Iterator[tuple[Any, str, Callable[..., Any]]
     for level, second in enumerate((decoder.conv_s0, decoder.conv_s1)):
         first = neck.convs[len(neck.convs) - 1 - level]
         convolutions = first.conv, second
-        if all(
-            type(conv) is nn.Conv2d and conv.kernel_size == (1, 1) and conv.stride == (1, 1) for conv in convolutions
-        ):
+        if all(_is_pointwise(conv) for conv in convolutions):
             folded = _Folded(*convolutions)
             yield first, "forward", folded
             yield second, "forward", folded.second
