@@ -9,6 +9,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
+from web_server import serving
 
 # The toy networks gain nothing from threads, and lose a factor of 30 where other processes keep the cores busy.
 # Before torch is imported, and for the processes that tests start, too.
@@ -123,6 +124,43 @@ def refused(predict):
         assert outcome.status == 1, outcome.stderr
         assert outcome.files == []
         return outcome.message
+
+    return call
+
+
+@pytest.fixture
+def no_pauses(monkeypatch):
+    """Downloads that fail are tried again at once."""
+    monkeypatch.setattr("etsam.io.web.BACKOFF_SECONDS", 0.001)
+
+
+@pytest.fixture
+def site(no_pauses):
+    """A web server that has no pages yet."""
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def target(tmp_path):
+    """Where a download goes: a file in a folder that is not there yet."""
+    return tmp_path / "deep" / "tomo.mrc"
+
+
+@pytest.fixture
+def published(site, work, monkeypatch):
+    """Two tomograms of the portal, one of EMDB, one simulated; all masks; and `list.csv` of the four."""
+    from published_servers import publish
+
+    return publish(site, work, monkeypatch)
+
+
+@pytest.fixture
+def collect(etsam):
+    """`etsam data collect` of a list, `list.csv` if none is named, into the folder `out`."""
+
+    def call(*arguments, csv="list.csv"):
+        return etsam("data", "collect", "--csv", csv, "--output-dir", "out", *arguments)
 
     return call
 

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from web_server import serving
 
 from etsam import weights as weights_module
 from etsam.api import compose_config
 from etsam.errors import CheckpointError, ConfigError, DownloadError
-from etsam.io import web as web_module
 from etsam.io.download import record_path
 from etsam.network.build import build_network, build_tracker
 from etsam.weights import REGISTRY, StageWeights, weights_folder
@@ -22,10 +20,9 @@ RECORD = "/api/records/17571925"
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path, monkeypatch, no_pauses):
     """A cache of our own, an empty current folder, no weights beside the program, and no address but the test's."""
     monkeypatch.setattr(weights_module, "find_share", lambda *parts: [])
-    monkeypatch.setattr(web_module, "BACKOFF_SECONDS", 0.001)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("ETSAM_ZENODO_URL", "http://127.0.0.1:9")
     for name in ("ETSAM_CHECKPOINT_DIR", "ETSAM_WEIGHTS_MIRRORS", "ETSAM_OFFLINE"):
@@ -45,12 +42,6 @@ def checkpoints(tmp_path):
         torch.save({"model": network.state_dict()}, tmp_path / "made.pt")
         bodies[name] = (tmp_path / "made.pt").read_bytes()
     return bodies
-
-
-@pytest.fixture
-def site():
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture

@@ -38,13 +38,13 @@ class Page:
 
 
 class Server:
-    """Pages by path; `requests` lists (method, path, Range header)."""
+    """Pages by path; `requests` lists (method, path, Range header). Without a page the answer is `missing_status`."""
 
     def __init__(self):
         self.pages: dict[str, Page] = {}
         self.requests: list[tuple[str, str, str]] = []
         self.bytes_sent = Counter()
-        self.stuck = threading.Event()
+        self.missing_status = 404
         self.url = ""
 
     def add(self, path, body=b"", **settings):
@@ -54,6 +54,11 @@ class Server:
 
     def asked(self, path, method="GET"):
         return [item for item in self.requests if item[:2] == (method, path)]
+
+    @property
+    def found(self):
+        """Paths that were asked for and have a page, in order."""
+        return [path for _, path, _ in self.requests if path in self.pages]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -78,9 +83,8 @@ class Handler(BaseHTTPRequestHandler):
         site.requests.append((self.command, address.path, self.headers.get("Range", "")))
         page = site.pages.get(address.path)
         if page is None:
-            return self.reply(
-                404, b'{"status": "ERROR", "message": "nothing here"}', {"Content-Type": "application/json"}
-            )
+            body = b'{"status": "ERROR", "message": "nothing here"}'
+            return self.reply(site.missing_status, body, {"Content-Type": "application/json"})
         if page.redirect is not None:
             return self.reply(302, b"", {"Location": page.redirect})
         if page.answer is not None:
@@ -137,7 +141,6 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             self.site.bytes_sent[self.path.partition("?")[0]] += len(rest[place : place + (1 << 16)])
-            self.site.stuck.set()
         if cut is not None:
             self.close_connection = True
 
@@ -162,10 +165,10 @@ class Quiet(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving():
-    """Run a server in a thread."""
+def serving(protocol="HTTP/1.1"):
+    """Run a server in a thread; by `HTTP/1.0` no connection outlives its answer, nor the server."""
     site = Server()
-    httpd = Quiet(("127.0.0.1", 0), type("Bound", (Handler,), {"site": site}))
+    httpd = Quiet(("127.0.0.1", 0), type("Bound", (Handler,), {"site": site, "protocol_version": protocol}))
     site.url = f"http://127.0.0.1:{httpd.server_address[1]}"
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -175,3 +178,13 @@ def serving():
         httpd.shutdown()
         httpd.server_close()
         thread.join()
+
+
+@contextmanager
+def serving_folder(folder):
+    """Serve the files that lie in a folder now; when this ends, nobody answers any more."""
+    with serving("HTTP/1.0") as site:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                site.add(f"/{file.relative_to(folder).as_posix()}", file.read_bytes())
+        yield site

@@ -1,0 +1,258 @@
+"""`etsam data collect` brings every file whole to its place, lists the pairs, and goes on where it stopped."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import SHAPE, write_mrc
+from published_servers import NAMES, SPLITS, files, mask, volume, write_list
+
+from etsam.data.check import check_samples
+from etsam.data.manifest import read_manifest
+
+COMMAND = Path(sys.executable).parent / "etsam"
+FILES = [
+    "10000/245/target_mask/mask.mrc",
+    "10000/245/tomogram/1.mrc",
+    "10001/258/target_mask/mask.mrc",
+    "10001/258/tomogram/2.mrc",
+    "emdb/4603/target_mask/mask.mrc",
+    "emdb/4603/tomogram/emd.map",
+    "manifest.csv",
+    "polnet_data_1/polnet_data_1_generation_4/target_mask/mask.mrc",
+    "polnet_data_1/polnet_data_1_generation_4/tomogram/tomo_4.mrc",
+]
+ZARR = {".zattrs": b"{}", ".zgroup": b'{"zarr_format": 2}', "0/.zarray": b"{}", "0/0/0/0": b"x" * 5000, "1/0/0/0": b"y"}
+
+
+@pytest.fixture
+def bucket(published, monkeypatch):
+    """The OME-Zarr folder of 10000/245, listed as S3 lists it (ListObjectsV2, two pages)."""
+    site = published.site
+    monkeypatch.setenv("BOTO_ENDPOINT_URL", site.url)
+    write_list([NAMES[0].split("/")])
+    for key, body in ZARR.items():
+        site.add(f"/10000/TS_1/1.zarr/{key}", body, kind="application/json" if key[-5:] == "array" else "binary")
+    entries = [
+        f"<Contents><Key>10000/TS_1/1.zarr/{key}</Key><Size>{len(body)}</Size></Contents>" for key, body in ZARR.items()
+    ]
+
+    def answer(query, _):
+        assert query["prefix"] == "10000/TS_1/1.zarr/"
+        second = "continuation-token" in query
+        shown = entries[3:] if second else entries[:3]
+        more = "" if second else "<NextContinuationToken>2</NextContinuationToken>"
+        page = f"<IsTruncated>{str(not second).lower()}</IsTruncated>{more}{''.join(shown)}"
+        return 200, f'<?xml version="1.0"?><ListBucketResult>{page}</ListBucketResult>'.encode()
+
+    site.add("/bucket", answer=answer, kind="application/xml")
+    return site
+
+
+def test_every_file_comes_and_the_manifest_lists_the_rows(published, collect):
+    outcome = collect()
+    assert outcome.status == 0, outcome.stderr
+    assert files() == FILES
+    samples = read_manifest("out/manifest.csv")
+    assert [(one.dataset_id, one.run_id, one.split) for one in samples] == [
+        (*name.split("/"), split) for name, split in zip(NAMES, SPLITS, strict=True)
+    ]
+    assert {(one.voxel_size_angstrom, one.shape) for one in samples} == {(4.0, SHAPE)}
+    assert Path("out/manifest.csv").read_text().splitlines()[1] == (
+        f'10000,245,train,10000/245/tomogram/1.mrc,10000/245/target_mask/mask.mrc,4.0,"{SHAPE}"'
+    )
+    # the files have three voxel sizes, to tell axes apart; a manifest states one
+    check_samples([replace(sample, voxel_size_angstrom=None) for sample in samples], splits=("train", "test"))
+    assert samples[0].tomogram.read_bytes() == published.site.pages["/10000/TS_1/1.mrc"].body
+
+
+def test_a_second_run_downloads_nothing(published, collect):
+    collect()
+    published.site.bytes_sent.clear()
+    before = Path("out/manifest.csv").read_bytes()
+    assert collect().status == 0
+    assert published.site.bytes_sent == {}
+    assert Path("out/manifest.csv").read_bytes() == before
+
+
+def test_what_fails_is_named_and_a_second_run_completes_it(published, collect):
+    site = published.site
+    site.pages["/10000/TS_1/1.mrc"].faults = ["500!"]
+    site.pages["/store/1000"].faults = ["html!"]
+    whole = site.pages["/store/1003"].body  # mask of 10001/258
+    site.pages["/store/1003"].body = whole[:-1] + b"\7"
+    outcome = collect()
+    assert outcome.status == 1
+    assert outcome.message.startswith("3 of 8 files are not there or do not fit, the others are; the same command")
+    assert f"10000/245 tomogram: {site.url}/10000/TS_1/1.mrc: the server answered 500" in outcome.message
+    assert f"emdb/4603 tomogram: {site.url}/api/access/datafile/1000: a web page came" in outcome.message
+    assert f"10001/258 mask: {site.url}/api/access/datafile/1003: came damaged or is another file" in outcome.message
+    missing = {"10000/245/tomogram/1.mrc", "10001/258/target_mask/mask.mrc", "emdb/4603/tomogram/emd.map"}
+    assert files() == sorted(set(FILES) - missing)
+    assert [one.name for one in read_manifest("out/manifest.csv")] == NAMES[3:]
+
+    for path in ("/10000/TS_1/1.mrc", "/store/1000"):
+        site.pages[path].faults = []
+    site.pages["/store/1003"].body = whole
+    site.bytes_sent.clear()
+    assert collect().status == 0
+    assert files() == FILES
+    assert sorted(site.bytes_sent) == ["/10000/TS_1/1.mrc", "/store/1000", "/store/1003"]
+    assert [one.name for one in read_manifest("out/manifest.csv")] == NAMES
+
+
+def test_a_dry_run_lists_sizes_and_writes_nothing(published, collect, capsys):
+    from etsam.cli import main
+
+    main(["data", "collect", "--csv", "list.csv", "--output-dir", "out", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert not Path("out").exists()
+    assert len(lines) == 10
+    assert lines[1].split() == ["10000/245", "tomogram", "portal", "54.8", "kB", "to", "download"]
+    assert lines[2].split() == ["10000/245", "mask", "Dataverse", "14.5", "kB", "to", "download"]
+    total = sum(len(page.body) for page in published.site.pages.values())
+    assert lines[-1].split()[:5] == ["all", "8", "files", f"{total / 1000:.1f}", "kB"]
+    collect()
+    capsys.readouterr()
+    main(["data", "collect", "--csv", "list.csv", "--output-dir", "out", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.split()[-1] == "there" for line in lines[1:-1])
+    assert "0 bytes to download" in lines[-1]
+
+
+def test_a_dry_run_fails_when_something_cannot_be_had(published, collect):
+    del published.runs[1]
+    outcome = collect("--dry-run")
+    assert outcome.status == 1
+    assert outcome.message.startswith("1 of 8 files cannot be had: 10001/258 tomogram: the portal has no run 258")
+    assert files() == []
+
+
+def test_masks_and_tomograms_may_be_collected_one_after_the_other(published, collect):
+    assert collect("--what", "masks").status == 0
+    assert files() == [name for name in FILES if "target_mask" in name]
+    assert collect("--what", "tomograms").status == 0
+    assert files() == FILES
+    assert [one.name for one in read_manifest("out/manifest.csv")] == NAMES
+
+
+def test_another_list_into_the_same_folder_keeps_the_rows_of_the_first(published, collect):
+    write_list([NAMES[0].split("/")], "first.csv")
+    write_list([NAMES[2].split("/")], "second.csv")
+    collect(csv="first.csv")
+    collect(csv="second.csv")
+    assert [one.name for one in read_manifest("out/manifest.csv")] == [NAMES[0], NAMES[2]]
+
+
+def test_rows_stay_in_the_manifest_when_a_server_is_away(published, collect):
+    collect()
+    before = Path("out/manifest.csv").read_bytes()
+    published.site.pages["/graphql"].answer = lambda *_: (500, b"down")
+    outcome = collect()
+    assert outcome.status == 1
+    assert "10000/245 tomogram: the CryoET Data Portal at" in outcome.message
+    assert "10001/258 tomogram: the CryoET Data Portal at" in outcome.message
+    assert sorted(one.name for one in read_manifest("out/manifest.csv")) == sorted(NAMES)
+    shutil.rmtree("out/10000")
+    collect()
+    assert sorted(one.name for one in read_manifest("out/manifest.csv")) == sorted(NAMES[1:])
+    assert before.count(b"\n") == 5
+
+
+def test_tomograms_without_ground_truth_come_without_mask(published, collect, caplog):
+    write_list([NAMES[0].split("/")])
+    Path("list.csv").write_text(Path("list.csv").read_text().replace("train", "robustness"))
+    outcome = collect()
+    assert outcome.status == 0
+    assert "without published mask, so not in the manifest: 10000/245" in caplog.text
+    assert files() == ["10000/245/tomogram/1.mrc"]
+
+
+def test_a_file_of_unknown_content_is_not_replaced(published, collect):
+    write_mrc("out/emdb/4603/tomogram/emd.map", volume(99))
+    mine = Path("out/emdb/4603/tomogram/emd.map").read_bytes()
+    outcome = collect()
+    assert outcome.status == 1
+    assert "out/emdb/4603/tomogram/emd.map: is there, but has md5" in outcome.message
+    assert Path("out/emdb/4603/tomogram/emd.map").read_bytes() == mine
+
+
+def test_files_of_the_published_script_are_verified_and_kept(published, collect):
+    for path, page in (
+        ("out/emdb/4603/tomogram/emd.map", "/store/1000"),
+        ("out/10000/245/tomogram/1.mrc", "/10000/TS_1/1.mrc"),
+    ):
+        Path(path).parent.mkdir(parents=True)
+        Path(path).write_bytes(published.site.pages[page].body)
+    assert collect().status == 0
+    assert "/store/1000" not in published.site.bytes_sent
+    assert "/10000/TS_1/1.mrc" not in published.site.bytes_sent
+
+
+def test_a_piece_of_a_tomogram_is_not_taken_for_whole(published, collect):
+    path = write_mrc("out/10000/245/tomogram/1.mrc", volume(1))
+    path.write_bytes(path.read_bytes()[:-100])
+    message = collect().message
+    assert "out/10000/245/tomogram/1.mrc: is there, but has 54684 bytes, the file on the server 54784" in message
+
+
+def test_no_room_is_told_before_anything_is_downloaded(published, collect, monkeypatch):
+    usage = shutil._ntuple_diskusage(10**9, 10**9, 10**8)
+    monkeypatch.setattr("etsam.data.collect.shutil.disk_usage", lambda _: usage)
+    outcome = collect()
+    assert "only 0.1 GB are; free some space or choose another --output-dir" in outcome.message
+    assert published.site.bytes_sent == {}
+
+
+def test_an_ome_zarr_folder_gets_its_name_when_it_is_complete(bucket, collect):
+    bucket.pages["/10000/TS_1/1.zarr/0/0/0/0"].faults = ["500!"]
+    outcome = collect("--format", "zarr")
+    assert outcome.status == 1
+    assert "/10000/TS_1/1.zarr/0/0/0/0: the server answered 500" in outcome.message
+    folder = Path("out/10000/245/tomogram")
+    assert [path.name for path in folder.iterdir()] == ["1.zarr.part"]
+    bucket.pages["/10000/TS_1/1.zarr/0/0/0/0"].faults = []
+    bucket.bytes_sent.clear()
+    outcome = collect("--format", "zarr")
+    assert outcome.status == 0, outcome.stderr
+    assert list(bucket.bytes_sent) == ["/10000/TS_1/1.zarr/0/0/0/0"]
+    found = {path.relative_to(folder / "1.zarr").as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == set(ZARR)
+    assert all((folder / "1.zarr" / key).read_bytes() == body for key, body in ZARR.items())
+    sample = read_manifest("out/manifest.csv")[0]
+    assert (sample.tomogram, sample.shape) == (folder / "1.zarr", SHAPE)
+    bucket.requests.clear()
+    assert collect("--format", "zarr").status == 0
+    assert bucket.asked("/bucket") == []
+
+
+def test_ctrl_c_keeps_parts_and_the_same_command_goes_on(published, collect):
+    site = published.site
+    big = published.deposit("emdb/1/tomogram", "big.mrc", volume(5, (40, 100, 100)))
+    published.deposit("emdb/1/target_mask", "mask.mrc", mask(5, (40, 100, 100)))
+    big.slow_seconds = 0.3
+    write_list([["emdb", "1"]], values=("4.0", "(40, 100, 100)"))
+    command = [COMMAND, "data", "collect", "--csv", "list.csv", "--output-dir", "out"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    part = Path("out/emdb/1/tomogram/big.mrc.part")
+    deadline = time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert [line for line in stderr.splitlines() if not line.startswith("INFO")] == [
+        "etsam: error: interrupted; what came is kept in .part files, and the same command goes on from there."
+    ]
+    assert not Path("out/emdb/1/tomogram/big.mrc").exists()
+    big.slow_seconds = 0
+    assert collect().status == 0
+    assert Path("out/emdb/1/tomogram/big.mrc").read_bytes() == big.body
+    assert site.bytes_sent[f"/store/{1000 + len(published.files) - 2}"] < 2 * len(big.body)
+    assert [path.name for path in Path("out").rglob("*.part*")] == []
