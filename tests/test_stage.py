@@ -1,5 +1,6 @@
 """Parts of training that need no run: rates, schedule, scores, the cache of stage-1 logits."""
 
+import pickle
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,8 @@ from etsam.network.parameter_groups import freeze_encoder, parameter_groups
 from etsam.normalize import MinMaxPositive, Robust
 from etsam.overlap import stat_counts
 from etsam.training.callbacks import comparison_picture
-from etsam.training.stage import CosineToFraction
+from etsam.training.stage import CosineToFraction, OptimizerSettings
+from etsam.training.stage import Stage as TrainingStage
 from etsam.training.stage1_logits import Stage1Logits
 from etsam.training.validation import ValidationResult, Validator
 
@@ -72,6 +74,24 @@ def test_the_schedule_warms_up_and_ends_at_the_fraction():
     assert schedule(10) == 1
     assert schedule(60) == pytest.approx(0.55)
     assert schedule(110) == schedule(500) == pytest.approx(0.1)
+
+
+def test_a_run_that_goes_on_for_longer_follows_the_schedule_of_its_new_length(monkeypatch):
+    def configured(total):
+        settings = OptimizerSettings(lr=1.0, encoder_lr=1.0, final_fraction=0.1, warmup_steps=0)
+        stage = TrainingStage(random_tracker(), None, None, None, settings, {})
+        monkeypatch.setattr(stage, "_total_steps", lambda: total)
+        return stage.configure_optimizers()["lr_scheduler"]["scheduler"]
+
+    short, longer = configured(100), configured(200)
+    for _ in range(100):
+        short.optimizer.step()
+        short.step()
+    assert short.get_last_lr()[0] == pytest.approx(0.1)
+    longer.load_state_dict(pickle.loads(pickle.dumps(short.state_dict())))
+    longer.optimizer.step()
+    longer.step()
+    assert longer.get_last_lr()[0] == pytest.approx(CosineToFraction(200, 0.1)(101))
 
 
 def test_counts_leave_out_voxels_that_nobody_annotated():

@@ -158,7 +158,9 @@ class Stage(LightningModule):
             del group["names"]  # checkpoints hold plain values, and these are many
         optimizer = torch.optim.AdamW(groups)
         schedule = CosineToFraction(self._total_steps(), settings.final_fraction, settings.warmup_steps)
-        scheduler: LRSchedulerConfigType = {"scheduler": LambdaLR(optimizer, schedule), "interval": "step"}
+        # as a function: LambdaLR restores the attributes of an object, and with them the length of a run that goes on
+        factor = LambdaLR(optimizer, lambda step: schedule(step))
+        scheduler: LRSchedulerConfigType = {"scheduler": factor, "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def _total_steps(self) -> int:
