@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
@@ -190,8 +191,10 @@ def _explain_config(error: BaseException, text: str, overrides: list[str]) -> st
     if found := re.search(r"Could not override '(.*?)'", text):
         key = found.group(1)
         meant = re.findall(r"\w+@[\w.]+", text) or _similar_settings(key)
-        hint = f"did you mean {' or '.join(meant)}?" if meant else "`python predict.py --help` lists all."
+        hint = f"did you mean {' or '.join(meant)}?" if meant else f"`python {_program()} --help` lists all."
         written = next((item for item in overrides if item.startswith(f"{key}=")), f"{key}=...")
+        if "." in key and not meant:
+            hint += f" +{written} adds it to {key.rpartition('.')[0]}, if that takes it."
         return f"there is no setting {key} ({written}); {hint} If a file is called so, check that it is there."
     if found := re.search(r"Ambiguous value for argument '(.*)'", text):
         key, _, value = found.group(1).partition("=")
@@ -210,6 +213,13 @@ def _explain_config(error: BaseException, text: str, overrides: list[str]) -> st
     if cause is not None and (place := re.search(r"full_key: (.*)", text)):
         return f"the settings of {place.group(1).removeprefix('segmenter.')} do not fit: {_one_line(cause)}"
     return f"the settings do not fit together: {_one_line(text)}"
+
+
+def _program() -> str:
+    """The script with the settings of this command, be it that script or `etsam COMMAND`."""
+    started = Path(sys.argv[0]).name
+    name = started.removesuffix(".py") if started.endswith(".py") else "".join(sys.argv[1:2])
+    return f"{name if name in ('train', 'evaluate') else 'predict'}.py"
 
 
 def _similar_settings(key: str) -> list[str]:

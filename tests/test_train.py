@@ -172,6 +172,12 @@ def test_a_run_of_the_same_name_is_refused_and_of_other_settings_not_continued(f
     assert "holds a run with other settings (optimizer, stage)" in stderr
 
 
+def test_a_setting_that_is_not_listed_is_refused_with_the_way_to_add_it(folder):
+    stderr = train(folder, "trainer.limit_val_batches=0", status=1)
+    assert "there is no setting trainer.limit_val_batches (trainer.limit_val_batches=0)" in stderr
+    assert "`python train.py --help` lists all. +trainer.limit_val_batches=0 adds it to trainer" in stderr
+
+
 def test_checkpoints_hold_plain_values_and_the_averaged_weights_first(folder, whole):
     path = folder / "runs/whole/checkpoints/last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
