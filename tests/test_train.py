@@ -19,9 +19,9 @@ from etsam.network.checkpoint import read_state_dict
 from etsam.paths import share
 from etsam.training.stage import Stage
 
-SHAPE = (8, 72, 80)
+SHAPE = (12, 72, 80)
 TINY = ["net=tiny_test", "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
-TINY += ["data.crop=64", "data.epoch_clips=8", "data.batch_size=1", "trainer=cpu"]
+TINY += ["data.crop=64", "data.num_slices=8", "data.epoch_clips=8", "data.batch_size=1", "trainer=cpu"]
 NO_DROPOUT = [f"net.memory_attention.layer.{part}dropout=0" for part in ("", "self_attention.", "cross_attention.")]
 
 
@@ -79,6 +79,12 @@ def whole(folder):
 
 
 EXPERIMENTS = sorted(path.stem for path in (share("configs") / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_can_do_without_augmentation(experiment):
+    cfg = compose_config("train", [f"experiment={experiment}", "augment=none", "data.sources.own.manifest=x"])
+    assert not cfg.augment
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -144,7 +150,14 @@ def test_nano_stage_1_learns_one_clip_to_a_dice_of_0_9_in_minutes(folder):
             writer[z] = plane.astype(np.float32)
     rows = ["dataset_id,run_id,split,tomogram,target_mask", "a,1,train,t0.mrc,m0.mrc", "a,2,val,again.mrc,m1.mrc"]
     (folder / "one.csv").write_text("\n".join(rows) + "\n")
-    settings = ["net=nano", "augment=none", "data.crop=null", "data.epoch_clips=25", "trainer.max_epochs=4"]
+    settings = [
+        "net=nano",
+        "augment=none",
+        "data.crop=null",
+        "data.num_slices=12",
+        "data.epoch_clips=25",
+        "trainer.max_epochs=4",
+    ]
     settings += ["data.sources.own.manifest=one.csv", "callbacks=default", "optimizer.warmup_steps=10"]
     train(folder, "name=overfit", *settings)
     scores = [value for key, value in curve(folder, "overfit").items() if str(key).startswith("val")]
