@@ -82,9 +82,11 @@ EXPERIMENTS = sorted(path.stem for path in (share("configs") / "experiment").glo
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_can_do_without_augmentation(experiment):
-    cfg = compose_config("train", [f"experiment={experiment}", "augment=none", "data.sources.own.manifest=x"])
+def test_every_experiment_can_do_without_augmentation_and_averaging(experiment):
+    changed = ["augment=none", "callbacks=default"]
+    cfg = compose_config("train", [f"experiment={experiment}", *changed, "data.sources.own.manifest=x"])
     assert not cfg.augment
+    assert "ema" not in cfg.callbacks
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
