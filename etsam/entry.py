@@ -191,7 +191,7 @@ def _explain_config(error: BaseException, text: str, overrides: list[str]) -> st
     if found := re.search(r"Could not override '(.*?)'", text):
         key = found.group(1)
         meant = re.findall(r"\w+@[\w.]+", text) or _similar_settings(key)
-        hint = f"did you mean {' or '.join(meant)}?" if meant else f"`python {_program()} --help` lists all."
+        hint = f"did you mean {' or '.join(meant)}?" if meant else f"`python {_program()}.py --help` lists all."
         written = next((item for item in overrides if item.startswith(f"{key}=")), f"{key}=...")
         if "." in key and not meant:
             hint += f" +{written} adds it to {key.rpartition('.')[0]}, if that takes it."
@@ -216,10 +216,10 @@ def _explain_config(error: BaseException, text: str, overrides: list[str]) -> st
 
 
 def _program() -> str:
-    """The script with the settings of this command, be it that script or `etsam COMMAND`."""
+    """Whose settings these are, train, evaluate or predict: that script was started, or `etsam COMMAND`."""
     started = Path(sys.argv[0]).name
     name = started.removesuffix(".py") if started.endswith(".py") else "".join(sys.argv[1:2])
-    return f"{name if name in ('train', 'evaluate') else 'predict'}.py"
+    return name if name in ("train", "evaluate") else "predict"
 
 
 def _similar_settings(key: str) -> list[str]:

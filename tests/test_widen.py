@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from networks import random_tracker, tiny_net
 from safetensors.torch import save_file
 
 from etsam.errors import CheckpointError
 from etsam.network.build import build_tracker
-from tests.networks import random_tracker, tiny_net
 
 DEPTH, SIDE = 11, 64
 

@@ -241,13 +241,14 @@ class TwoStage(nn.Module):
         for name, size in (("tile_batch_size", tile_batch_size), ("encode_batch_size", encode_batch_size)):
             if size is not None and size < 1:
                 raise ConfigError(f"{name}={size} has to be at least 1.")
+        mirrored_views(views)  # refuses other numbers
         self.stages = (stage1, stage2)
         self.trackers = nn.ModuleList([stage1.tracker, stage2.tracker])  # so that they move to the device
         self.tiling = tiling if tiling is not None else Overlapping()
         self.resegment_prompted = resegment_prompted
         self.tile_batch_size, self.encode_batch_size = tile_batch_size, encode_batch_size
         self.memory_budget_gb = memory_budget_gb
-        self.views = len(mirrored_views(views))
+        self.views = views
         self.eval()
 
     def plan(self, num_tiles: int) -> MemoryPlan:
