@@ -223,10 +223,21 @@ def _program() -> str:
 
 
 def _similar_settings(key: str) -> list[str]:
-    """Find settings of configs/predict.yaml, and groups, that are written like `key`."""
+    """Find groups and settings of this program's config that are written like `key`.
+
+    The last part of the name decides, first among those beside it: `trainer.` is common to many that mean other things.
+    """
     known = [folder.name for folder in share("configs").iterdir() if folder.is_dir()]
-    known += [name for name, _ in _shipped_values("predict")]
-    return [name for name in difflib.get_close_matches(key, known, n=2) if not key.startswith(f"{name}.")]
+    known += [name for name, _ in _shipped_values(_program())]
+    parent, _, written = key.rpartition(".")
+    for names in ([name for name in known if name.rpartition(".")[0] == parent], known):
+        close = difflib.get_close_matches(
+            written, sorted({name.rpartition(".")[2] for name in names}), n=2, cutoff=0.75
+        )
+        found = [name for last in close for name in names if name.rpartition(".")[2] == last and name != parent]
+        if found:
+            return found[:2]
+    return []
 
 
 def _shipped_values(name: str) -> list[tuple[str, Any]]:

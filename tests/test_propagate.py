@@ -1,5 +1,6 @@
 """Streaming, tiles side by side, fusion, and the second look at prompted slices."""
 
+import threading
 from functools import partial
 
 import numpy as np
@@ -10,6 +11,7 @@ from networks import random_tracker, score_bias
 from etsam.errors import ConfigError, OutputError
 from etsam.inference import prompts
 from etsam.inference.propagate import _segment_again, propagate, track
+from etsam.inference.side_by_side import side_by_side
 from etsam.inference.stores import FileStore, open_store
 from etsam.inference.tiles import Overlapping, Split2x2, Stitched, Tile
 from etsam.inference.two_stage import Mask, Stage, TwoStage, fuse
@@ -29,7 +31,7 @@ def volume():
     return np.random.default_rng(3).random(SHAPE).astype(np.float32)
 
 
-def run(tracker, volume, prompt, tiles=None, batch=1, resegment=False, folder=None):
+def run(tracker, volume, prompt, tiles=None, batch=1, resegment=False, folder=None, workers=1):
     depth, height, width = volume.shape
     tiles = tiles or [Tile(0, height, 0, width)]
     store = open_store((depth, len(tiles), tracker.low_res_side, tracker.low_res_side), folder)
@@ -41,6 +43,7 @@ def run(tracker, volume, prompt, tiles=None, batch=1, resegment=False, folder=No
         store,
         resegment_prompted=resegment,
         tile_batch_size=batch,
+        tile_workers=workers,
     )
     return np.stack([store[z] for z in range(depth)])
 
@@ -49,6 +52,52 @@ def test_without_resegmenting_a_prompted_slice_is_its_prompt(tracker, volume):
     logits = run(tracker, volume, prompts.zero)
     np.testing.assert_allclose(logits[0], -10, atol=1e-5)
     assert (np.abs(logits[1:] + 10) > 1e-3).all()
+
+
+@pytest.mark.parametrize(("batch", "workers"), [(1, 2), (1, 5), (2, 3)])
+def test_tiles_side_by_side_give_what_they_give_one_after_another(tracker, volume, batch, workers):
+    tiles = Overlapping(overlap_voxels=8).plan(70, 90, 48)
+    assert len(tiles) > 3
+    alone = run(tracker, volume, prompts.zero, tiles, resegment=True)
+    threads = torch.get_num_threads()
+    together = run(tracker, volume, prompts.zero, tiles, batch=batch, resegment=True, workers=workers)
+    assert torch.get_num_threads() == threads
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-4)
+
+
+def test_threads_know_what_torch_was_told_in_the_calling_one():
+    def told():
+        while True:
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+            modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), product.dtype
+            yield *modes, torch.get_num_threads(), threading.current_thread().name
+
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = next(side_by_side([told(), told()], 2))
+    assert [known[:4] for known in found] == [(False, True, torch.bfloat16, 1)] * 2
+    assert all(name.startswith("tiles") for *_, name in found)
+    *modes, _, _ = next(side_by_side([told(), told()], 2))[0]
+    assert modes == [True, False, torch.float32]
+
+
+def test_an_error_in_a_thread_is_raised_and_ends_all_of_them():
+    def fails():
+        yield 1
+        raise OSError("slice 1")
+
+    threads = torch.get_num_threads()
+    steps = side_by_side([fails(), iter(range(9))], 2)
+    assert next(steps) == [1, 0]
+    with pytest.raises(OSError, match="slice 1"):
+        next(steps)
+    assert torch.get_num_threads() == threads
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tiles")]
+
+
+def test_runs_of_different_lengths_are_an_error():
+    with pytest.raises(ValueError, match="ended before"):
+        list(side_by_side([iter(range(2)), iter(range(3))], 2))
+    assert list(side_by_side([iter(range(2)), iter(range(2))], 2)) == [[0, 0], [1, 1]]
 
 
 @pytest.mark.parametrize("prompt", [prompts.zero, partial(prompts.grid, interval=4), partial(prompts.grid, interval=1)])

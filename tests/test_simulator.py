@@ -11,7 +11,7 @@ from etsam.data import molecules, phantom
 from etsam.data.check import check_samples
 from etsam.data.manifest import read_manifest
 from etsam.data.phantom import Bilayer, Membranes
-from etsam.data.simulator import AcquisitionSettings, Simulator, _reconstruct, take_tilt_images
+from etsam.data.simulator import AcquisitionSettings, Simulator, _reconstruct, contrast, take_tilt_images
 from etsam.data.specimen import Specimen, draw_specimen
 from etsam.data.specimen_settings import KINDS, SpecimenSettings
 from etsam.errors import ConfigError
@@ -195,6 +195,42 @@ def test_settings_that_make_no_sense_are_refused():
         AcquisitionSettings(reconstructions={"fbp": 1})
     with pytest.raises(ConfigError, match="three sides"):
         Simulator((4, 64, 64))
+    with pytest.raises(ConfigError, match="margin_voxels=-1"):
+        Simulator((16, 64, 64), margin_voxels=-1)
+    with pytest.raises(ConfigError, match="mind the quotes"):
+        AcquisitionSettings(filters="wbp:1")
+
+
+def test_a_margin_is_seen_in_the_images_and_not_in_the_tomogram():
+    settings = SpecimenSettings(
+        empty_probability=1, gold_probability=1, gold_beads=(6, 6), gold_radius_angstrom=(80, 80)
+    )
+    made = [
+        Simulator((24, 40, 48), margin_voxels=margin, specimen=settings, acquisition=QUIET, seed=4).tomogram(0)
+        for margin in (0, 30)
+    ]
+    for tomogram in made:
+        assert tomogram.tomogram.shape == tomogram.mask.shape == tomogram.instances.shape == (24, 40, 48)
+    wide = Simulator((24, 40, 108), specimen=settings, acquisition=QUIET, seed=4).tomogram(0)
+    np.testing.assert_array_equal(made[1].mask, wide.mask[:, :, 30:78])
+    a, b = made[1].tomogram.ravel(), wide.tomogram[:, :, 30:78].ravel()
+    assert np.corrcoef(a, b)[0, 1] > 0.9999  # stored apart, so that only scale and offset differ
+
+
+def test_tomograms_whose_membranes_hardly_show_are_drawn_again():
+    noisy = AcquisitionSettings(snr=(0.002, 1.0))
+    kept, all_of_them = (
+        Simulator(
+            (24, 40, 48), acquisition=noisy, min_contrast=limit, seed=2, specimen=SpecimenSettings(empty_probability=0)
+        )
+        for limit in (0.4, 0.0)
+    )
+    before = [contrast(all_of_them.tomogram(number)) for number in range(6)]
+    after = [contrast(kept.tomogram(number)) for number in range(6)]
+    assert min(before) < 0.4 <= min(after)
+    assert [new for old, new in zip(before, after, strict=True) if old >= 0.4] == [old for old in before if old >= 0.4]
+    with pytest.raises(ConfigError, match="min_contrast=50"):
+        Simulator((24, 40, 48), min_contrast=50, specimen=SpecimenSettings(empty_probability=0)).tomogram(0)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from conftest import write_mrc
 from networks import random_tracker, score_bias
 
 from etsam.errors import ConfigError
-from etsam.inference import prompts
+from etsam.inference import memory_plan, prompts
 from etsam.inference.encode_ahead import EncodeBatch, EncodedAhead, SlicesAhead
 from etsam.inference.memory_plan import plan_memory, working_bytes
 from etsam.inference.propagate import propagate
@@ -78,6 +78,7 @@ def test_attention_to_memories_uses_the_narrow_values_in_blocks(tracker, monkeyp
     memory = torch.randn(2, 3 * side**2 + pointers, attention.kv_in_dim, generator=generator)
     monkeypatch.setattr(cpu_kernels, "_LEAST_SCORES", 0)
     monkeypatch.setattr(cpu_kernels, "_QUERIES", 5)  # not a divisor of 16
+    monkeypatch.setattr(cpu_kernels, "_KEYS", 7)  # nor of 51
     with torch.no_grad():
         plain = attention(q, memory + 0.5, memory, num_k_exclude_rope=pointers)
         widths = []
@@ -87,6 +88,19 @@ def test_attention_to_memories_uses_the_narrow_values_in_blocks(tracker, monkeyp
             fast = attention(q, memory + 0.5, memory, num_k_exclude_rope=pointers)
     assert widths == [(3 * side**2 + pointers, attention.kv_in_dim)] * 2
     torch.testing.assert_close(fast, plain, rtol=0, atol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.parametrize("strength", [0.01, 1.0, 300.0])
+def test_attention_in_blocks_equals_that_of_all_scores_also_where_one_rules(strength, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "_QUERIES", 4)
+    monkeypatch.setattr(cpu_kernels, "_KEYS", 10)
+    generator = torch.Generator().manual_seed(1)
+    queries, keys, values = (torch.randn(size, generator=generator) for size in ((9, 32), (43, 32), (43, 6)))
+    found = torch.empty(9, 6)
+    cpu_kernels._attend(strength * queries, keys, values, found)
+    expected = torch.softmax(strength * queries.double() @ keys.double().T, -1) @ values.double()
+    torch.testing.assert_close(found, expected.float(), rtol=0, atol=1e-5 * max(1.0, strength))
 
 
 @needs_onednn
@@ -208,7 +222,8 @@ def test_what_cannot_be_read_ahead_is_told_when_its_turn_comes():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("slices")]
 
 
-def test_a_memory_budget_chooses_how_many_tiles_go_together(tracker):
+def test_a_memory_budget_chooses_how_many_tiles_go_together(tracker, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     plain = plan_memory([tracker, tracker], num_tiles=12)
     assert (plain.tile_batch_size, plain.encode_batch_size) == (1, 1)
     each = 1.15 * working_bytes(tracker, 1, 1) / 1e9
@@ -220,6 +235,20 @@ def test_a_memory_budget_chooses_how_many_tiles_go_together(tracker):
         plan_memory([tracker, tracker], num_tiles=12, budget_gb=0.01)
     with pytest.raises(ConfigError, match="above 0"):
         plan_memory([tracker, tracker], num_tiles=12, budget_gb=-1)
+
+
+def test_small_tiles_are_worked_at_by_all_cores_as_far_as_memory_allows(tracker, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    each = 1.15 * working_bytes(tracker, 1, 1)
+    assert plan_memory([tracker], num_tiles=12).tile_workers == 6
+    assert plan_memory([tracker], num_tiles=4).tile_workers == 4
+    assert plan_memory([tracker], num_tiles=12, tile_batch_size=3).tile_workers == 4
+    monkeypatch.setattr(memory_plan, "_SIDE_BY_SIDE_BYTES", 2.5 * each)
+    two = plan_memory([tracker], num_tiles=12)
+    assert two.tile_workers == 2
+    one = plan_memory([tracker], num_tiles=1)
+    assert one.tile_workers == 1
+    assert two.gigabytes == pytest.approx(one.gigabytes + each / 1e9, rel=0.02)  # the process itself grows a little
 
 
 @pytest.mark.timeout(300)

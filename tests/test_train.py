@@ -193,6 +193,10 @@ def test_a_setting_that_is_not_listed_is_refused_with_the_way_to_add_it(folder):
     assert "`python train.py --help` lists all. +trainer.limit_val_batches=0 adds it to trainer" in stderr
 
 
+def test_a_setting_written_wrongly_is_answered_with_one_of_training(folder):
+    assert "did you mean trainer.max_epochs?" in train(folder, "trainer.max_epoch=3", status=1)
+
+
 def test_checkpoints_hold_plain_values_and_the_averaged_weights_first(folder, whole):
     path = folder / "runs/whole/checkpoints/last.ckpt"
     checkpoint = torch.load(path, weights_only=True)

@@ -7,14 +7,14 @@ apart, so that neither depends on the other's ranges.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from etsam.data import tilt_series
+from etsam.data.finish import finished, stored
 from etsam.data.specimen import Specimen, draw_specimen
 from etsam.data.specimen_settings import Range, Shape, SpecimenSettings, between, between_log
 from etsam.errors import ConfigError
@@ -23,6 +23,8 @@ RECONSTRUCTIONS = ("wbp", "sirt")
 FILTERS = ("none", "lowpass", "deconvolved", "denoised")
 STORAGES = ("int8", "int16", "uint16", "float16", "float32")
 _GOLD_CLIP = 40.0  # projections beyond so many standard deviations of the signal: a detector saturates
+_ATTEMPTS = 20  # tomograms drawn for one whose membranes can be seen
+_STRIDE = 1 << 20  # between the numbers of the attempts for one tomogram
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,12 @@ class Simulator:
         What else is drawn.
     bright_probability
         Of membranes that are bright in the file.
+    min_contrast
+        Tomograms whose membranes differ by less than so many standard deviations of the tomogram from what is around
+        them are drawn again: there, masks would teach what nobody can see.
+    margin_voxels
+        Specimen on either side along X that is in the images and not in the tomogram: tomograms are cut from a larger
+        field, and what lies beside them sends streaks through them.
     storages
         Relative frequency of each of `STORAGES`.
     seed
@@ -134,6 +142,8 @@ class Simulator:
     specimen: SpecimenSettings = field(default_factory=SpecimenSettings)
     acquisition: AcquisitionSettings = field(default_factory=AcquisitionSettings)
     bright_probability: float = 0.0
+    min_contrast: float = 0.0
+    margin_voxels: int = 0
     storages: Mapping[str, float] = field(default_factory=lambda: {"float32": 1})
     seed: int = 0
     device: str = "cpu"
@@ -142,19 +152,41 @@ class Simulator:
         _check_choice("storages", self.storages, STORAGES)
         if len(self.shape) != 3 or min(self.shape) < 8:
             raise ConfigError(f"shape={list(self.shape)} is not three sides (Z, Y, X) of at least 8 voxels.")
+        if self.margin_voxels < 0:
+            raise ConfigError(f"margin_voxels={self.margin_voxels} has to be at least 0.")
         if not 0 < self.voxel_size_angstrom[0] <= self.voxel_size_angstrom[1]:
             raise ConfigError(f"voxel_size_angstrom={list(self.voxel_size_angstrom)} is no range of positive numbers.")
 
     def tomogram(self, number: int) -> SimulatedTomogram:
-        """Make tomogram `number`; the same settings, seed and number give the same tomogram."""
-        return self.image(self.draw(number), number)
+        """Make tomogram `number`; the same settings, seed and number give the same tomogram.
+
+        Raises
+        ------
+        ConfigError
+            If `min_contrast` is not reached in 20 attempts.
+        """
+        for attempt in range(_ATTEMPTS):
+            drawn = number + attempt * _STRIDE
+            made = self._cut(self.image(self.draw(drawn), drawn))
+            if self.min_contrast <= 0 or not made.mask.any() or contrast(made) >= self.min_contrast:
+                return made
+        raise ConfigError(
+            f"min_contrast={self.min_contrast:g} was not reached in {_ATTEMPTS} attempts for tomogram {number}; lower "
+            "it, or raise acquisition.snr or specimen.contrast."
+        )
 
     def draw(self, number: int) -> Specimen:
-        """Draw specimen `number`."""
+        """Draw specimen `number`, with its margin."""
         rng = np.random.default_rng([self.seed, number])
         depth, height, width = (int(side) for side in self.shape)
         voxel_size = between_log(self.voxel_size_angstrom, rng)
-        return draw_specimen(self.specimen, (depth, height, width), voxel_size, rng)
+        return draw_specimen(self.specimen, (depth, height, width + 2 * self.margin_voxels), voxel_size, rng)
+
+    def _cut(self, made: SimulatedTomogram) -> SimulatedTomogram:
+        """Without the margin."""
+        inner = slice(self.margin_voxels, self.margin_voxels + int(self.shape[2]))
+        arrays = {name: getattr(made, name)[:, :, inner] for name in ("tomogram", "mask", "instances")}
+        return replace(made, **arrays)
 
     def image(self, specimen: Specimen, number: int) -> SimulatedTomogram:
         """Take and reconstruct a tilt series of a specimen, on the specimen's grid.
@@ -169,7 +201,7 @@ class Simulator:
         bright = rng.random() < self.bright_probability
         storage = _choose(self.storages, rng)
         return SimulatedTomogram(
-            tomogram=_stored(density if bright else -density, storage, rng),
+            tomogram=stored(density if bright else -density, storage, rng),
             mask=specimen.mask,
             instances=specimen.instances,
             voxel_size_angstrom=voxel_size,
@@ -181,6 +213,12 @@ class Simulator:
                 "seed": str(self.seed),
             },
         )
+
+
+def contrast(made: SimulatedTomogram) -> float:
+    """How far membranes differ in the mean from all else, in standard deviations of the tomogram."""
+    values, membrane = made.tomogram.astype(np.float32), made.mask == 1
+    return abs(float(values[membrane].mean() - values[~membrane].mean())) / max(float(values.std()), 1e-12)
 
 
 @dataclass(frozen=True)
@@ -257,7 +295,8 @@ def _reconstruct(
         cutoff=between(settings.cutoff, rng),
         sirt_iterations=int(rng.integers(low, high, endpoint=True)) if kind == "sirt" else None,
     )
-    return _finish(found.cpu().numpy(), finish, settings, rng), {"reconstruction": kind, "filter": finish}
+    sigmas = settings.lowpass_sigma_voxels, settings.denoise_sigma_voxels
+    return finished(found.cpu().numpy(), finish, *sigmas, rng), {"reconstruction": kind, "filter": finish}
 
 
 def _imaged(projections: Tensor, transfer: Tensor | None) -> Tensor:
@@ -279,35 +318,6 @@ def _background(shape: torch.Size, generator: torch.Generator) -> Tensor:
     return torch.nn.functional.interpolate(coarse, tuple(shape[1:]), mode="bicubic", align_corners=True)[:, 0]
 
 
-def _finish(found: np.ndarray, kind: str, settings: AcquisitionSettings, rng: np.random.Generator) -> np.ndarray:
-    """What people do to a reconstruction before they look at it."""
-    if kind == "lowpass":
-        return gaussian_filter(found, between(settings.lowpass_sigma_voxels, rng))
-    if kind == "deconvolved":  # as Wiener-like filters do: low frequencies up, high ones down
-        wide = gaussian_filter(found, rng.uniform(2.5, 6.0))
-        return gaussian_filter(found, 0.6) + np.float32(rng.uniform(0.5, 3.0)) * wide
-    if kind == "denoised":  # where a wide blur finds structure a narrow one is kept
-        sigma = between(settings.denoise_sigma_voxels, rng)
-        narrow, wide = gaussian_filter(found, 0.5 * sigma), gaussian_filter(found, sigma)
-        strength = np.abs(wide - wide.mean()) / max(float(wide.std()), 1e-12)
-        share = np.clip(strength - 1.0, 0, 1)
-        return share * narrow + (1 - share) * wide
-    return found
-
-
-def _stored(values: np.ndarray, storage: str, rng: np.random.Generator) -> np.ndarray:
-    """Grey values of arbitrary offset and scale in the dtype of a file, clipped as programs clip."""
-    centred = (values - values.mean()) / max(float(values.std()), 1e-12)
-    if storage in ("float32", "float16"):
-        scale, offset = (1.0, 0.0) if rng.random() < 0.6 else (between_log((0.01, 50.0), rng), rng.uniform(-20, 20))
-        return (scale * centred + offset).astype(storage)
-    reach = rng.uniform(3.0, 7.0)  # standard deviations that fill the range
-    limits = np.iinfo(storage)
-    full = min(limits.max, 20_000) if storage != "uint16" else 20_000
-    offset = 30_000 if storage == "uint16" else 0
-    return np.clip(np.rint(centred / reach * full) + offset, limits.min, limits.max).astype(storage)
-
-
 def _choose(weights: Mapping[str, float], rng: np.random.Generator) -> str:
     names = list(weights)
     shares = np.array([float(weights[name]) for name in names])
@@ -315,6 +325,8 @@ def _choose(weights: Mapping[str, float], rng: np.random.Generator) -> str:
 
 
 def _check_choice(key: str, weights: Mapping[str, float], allowed: tuple[str, ...]) -> None:
+    if not isinstance(weights, Mapping):  # braces that a shell took away
+        raise ConfigError(f"{key}={weights} is no list of weights such as '{key}={{{allowed[0]}:1}}'; mind the quotes.")
     unknown = set(weights) - set(allowed)
     if unknown or not any(weight > 0 for weight in weights.values()) or any(weight < 0 for weight in weights.values()):
         raise ConfigError(

@@ -1,6 +1,7 @@
 """Reads slices ahead in a thread, and encodes several in one batch ahead of the tracker."""
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ READ_AHEAD = 2  # slices; reading one and preparing it takes a fraction of what 
 class SlicesAhead:
     """Slices as float32, the last few kept, the next ones read meanwhile by a thread, the only one that reads.
 
-    Use it as a context manager, which ends the thread.
+    Several threads may ask: slices are read one at a time. Use it as a context manager, which ends the thread.
 
     Parameters
     ----------
@@ -37,6 +38,7 @@ class SlicesAhead:
     def __init__(self, slices: Slices, kept: int, ahead: int = READ_AHEAD) -> None:
         self._slices, self._kept, self._ahead = slices, kept, ahead
         self._planes: dict[int, Future[np.ndarray]] = {}
+        self._lock = threading.Lock()
         self._reader: Executor = ThreadPoolExecutor(1, thread_name_prefix="slices") if ahead else _AtOnce()
 
     def __enter__(self) -> "SlicesAhead":
@@ -49,14 +51,15 @@ class SlicesAhead:
 
     def __getitem__(self, z: int, /) -> np.ndarray:
         """Slice `z`, (Y, X) float32; raises what reading it raised."""
-        self._ask(z)
-        plane = self._planes[z].result()
-        for following in range(z + 1, min(z + 1 + self._ahead, self._slices.shape[0])):
-            self._ask(following)
-        others = [other for other in self._planes if not z <= other <= z + self._ahead]
-        for other in others[: max(0, len(others) - self._kept + 1)]:
-            del self._planes[other]
-        return plane
+        with self._lock:
+            self._ask(z)
+            asked = self._planes[z]
+            for following in range(z + 1, min(z + 1 + self._ahead, self._slices.shape[0])):
+                self._ask(following)
+            others = [other for other in self._planes if not z <= other <= z + self._ahead]
+            for other in others[: max(0, len(others) - self._kept + 1)]:
+                del self._planes[other]
+        return asked.result()
 
     def _ask(self, z: int) -> None:
         if z not in self._planes:

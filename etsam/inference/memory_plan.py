@@ -20,6 +20,7 @@ _EMBEDDED, _MODELED = 1.875, 3.73
 _TRACKED = 8.0
 _GPU_ENCODE_BATCH = 4  # slices a GPU encodes together unless it is told; our choice
 _LARGEST_BATCH = 16  # beyond it nothing is gained; our choice
+_SIDE_BY_SIDE_BYTES = 1e9  # that tiles at the same time may take together unless there is a budget; our choice
 _MARGIN = 1.15  # buffers inside of kernels, fragmentation; our choice
 
 
@@ -31,6 +32,8 @@ class MemoryPlan:
     ----------
     tile_batch_size, encode_batch_size
         Tiles, and slices of them that are encoded together.
+    tile_workers
+        How many such batches of tiles are worked at side by side, each by a core; 1 on a GPU.
     gigabytes
         Expected peak on the device that computes: of the process (CPU), or of tensors (GPU); 10^9 bytes.
     device
@@ -39,6 +42,7 @@ class MemoryPlan:
 
     tile_batch_size: int
     encode_batch_size: int
+    tile_workers: int
     gigabytes: float
     device: str
 
@@ -78,8 +82,11 @@ def plan_memory(
     name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
 
     def plan(tiles: int, slices: int) -> MemoryPlan:
-        need = max(working_bytes(tracker, tiles, slices) for tracker in trackers)
-        return MemoryPlan(tiles, slices, (resident + _MARGIN * need) / 1e9, name)
+        need = _MARGIN * max(working_bytes(tracker, tiles, slices) for tracker in trackers)
+        room = _SIDE_BY_SIDE_BYTES if budget_gb is None else 1e9 * budget_gb - resident
+        at_most = 1 if on_gpu else min(torch.get_num_threads(), -(-num_tiles // tiles))
+        workers = max(1, min(at_most, int(room / need)))
+        return MemoryPlan(tiles, slices, workers, (resident + workers * need) / 1e9, name)
 
     if budget_gb is None:
         return plan(min(tile_batch_size, num_tiles), together)

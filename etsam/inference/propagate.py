@@ -7,6 +7,7 @@ reverse. Its own prompt is not attended to. The other slices are not touched by 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from etsam.inference.encode_ahead import READ_AHEAD, EncodeBatch, EncodedAhead, SlicesAhead
+from etsam.inference.side_by_side import side_by_side
 from etsam.inference.stores import LogitStore
 from etsam.inference.tiles import Tile
 from etsam.inference.views import View, average, mirrored_views, turn
@@ -99,6 +101,7 @@ def propagate(
     *,
     resegment_prompted: bool = True,
     tile_batch_size: int = 1,
+    tile_workers: int = 1,
     encode_batch: EncodeBatch | None = None,
     views: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -121,6 +124,8 @@ def propagate(
         Segment prompted slices from their neighbours afterwards; False is the published behaviour.
     tile_batch_size
         Tiles that go through the network together, each view of one counted.
+    tile_workers
+        Such batches at the same time, each by one core of a CPU (`side_by_side`).
     encode_batch
         Slices of these tiles that are encoded together; default: one.
     views
@@ -132,11 +137,14 @@ def propagate(
     inputs = [_Input(tile, view, masks) for tile, masks in zip(tiles, prompts, strict=True) for view in seen]
     kept = tracker.input_slices + (encode_batch.size - 1 if encode_batch else 0)
     ahead = 0 if tracker.mean.device.type == "cpu" else READ_AHEAD
-    with SlicesAhead(slices, kept, ahead) as planes, faster(tracker):
+    with ExitStack() as stack:
+        planes = stack.enter_context(SlicesAhead(slices, kept, ahead))
+        stack.enter_context(faster(tracker))
         depth = slices.shape[0]
         runs = _runs(tracker, planes, depth, inputs, resegment_prompted, tile_batch_size, encode_batch)
         last: tuple[int, Tensor] | None = None
-        for done, states in enumerate(zip(*runs, strict=True), start=1):
+        steps = stack.enter_context(closing(side_by_side(runs, tile_workers)))
+        for done, states in enumerate(steps, start=1):
             z = states[0][0]  # the runs go through the slices in the same order
             logits = average(torch.cat([state.low_res_logits for _, state in states])[:, 0].float(), seen)
             if last is not None:  # one slice late, so that a GPU has the next one to work at

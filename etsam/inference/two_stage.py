@@ -133,6 +133,7 @@ def run_stage(
     store: LogitStore | None = None,
     resegment_prompted: bool = True,
     tile_batch_size: int = 1,
+    tile_workers: int | None = None,
     encode_batch: EncodeBatch | None = None,
     views: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -151,6 +152,8 @@ def run_stage(
         For the prompt `stage1_mask`.
     store
         Where low-resolution logits go, (Z, tiles, S/4, S/4); default: in memory.
+    tile_workers
+        As for `propagate`; None: as `plan_memory` chooses without a budget.
     resegment_prompted, tile_batch_size, encode_batch, views, progress
         As for `propagate`.
 
@@ -163,6 +166,8 @@ def run_stage(
     side = stage.tracker.low_res_side
     if store is None:
         store = open_store((depth, len(tiles), side, side), None)
+    if tile_workers is None:
+        tile_workers = plan_memory([stage.tracker], len(tiles) * views, tile_batch_size=tile_batch_size).tile_workers
     masks = [None if stage1_mask is None else _Crop(stage1_mask, tile) for tile in tiles]
     propagate(
         stage.tracker,
@@ -172,6 +177,7 @@ def run_stage(
         store,
         resegment_prompted=resegment_prompted,
         tile_batch_size=tile_batch_size,
+        tile_workers=tile_workers,
         encode_batch=encode_batch,
         views=views,
         progress=progress,
@@ -288,11 +294,12 @@ class TwoStage(nn.Module):
         plan = self.plan(len(tiles))
         encode_batch = EncodeBatch(plan.encode_batch_size)
         log.info(
-            "%d tile%s a slice%s, %d together; about %.1f GB expected (%s)",
+            "%d tile%s a slice%s, %d together%s; about %.1f GB expected (%s)",
             len(tiles),
             "" if len(tiles) == 1 else "s",
             "" if self.views == 1 else f" in {self.views} views",
             plan.tile_batch_size,
+            "" if plan.tile_workers == 1 else f" on each of {plan.tile_workers} cores",
             plan.gigabytes,
             plan.device,
         )
@@ -308,6 +315,7 @@ class TwoStage(nn.Module):
                 store=open_store((depth, len(tiles), side, side), scratch_folder),
                 resegment_prompted=self.resegment_prompted,
                 tile_batch_size=plan.tile_batch_size,
+                tile_workers=plan.tile_workers,
                 encode_batch=encode_batch,
                 views=self.views,
                 progress=None if progress is None else lambda done, total: progress(name, done, total),

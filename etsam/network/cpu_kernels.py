@@ -31,7 +31,9 @@ from etsam.network.build import known_layers
 
 log = logging.getLogger(__name__)
 
-_QUERIES = 256  # of a block of attention, whose scores (256 x 28,736) fill a cache; measured best of 64 to 1024
+# of a block of attention, whose scores stay in a cache: best of 256 to 1024 and 512 to 2048, and a sixth faster than
+# all 28,736 keys at once (Intel Xeon, measured)
+_QUERIES, _KEYS = 256, 2048
 _LEAST_SCORES = 1 << 22  # below so many scores blocks cost more than they save (nano: 0.5 million)
 _HIDDEN_BYTES = 4 << 20  # of the part of a hidden layer that is computed at a time
 
@@ -189,12 +191,24 @@ def _rotate(x: Tensor, turns: Tensor) -> None:
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
-    """Softmax of queries (N, C) times keys (M, C), times values (M, V), into `out` (N, V)."""
-    packed, transposed = _packed(keys), _packed(values.t().contiguous())
+    """Softmax of queries (N, C) times keys (M, C), times values (M, V), into `out` (N, V).
+
+    Block after block, with the largest score so far: scores never leave the cache.
+    """
+    parts = range(0, len(keys), _KEYS)
+    blocks = [(_packed(keys[at : at + _KEYS]), _packed(values[at : at + _KEYS].t().contiguous())) for at in parts]
     for start in range(0, len(queries), _QUERIES):
-        scores = _product(queries[start : start + _QUERIES], packed, None)
-        torch.softmax(scores, -1, out=scores)
-        out[start : start + _QUERIES] = _product(scores, transposed, None)
+        asked = queries[start : start + _QUERIES]
+        largest = torch.full((len(asked), 1), -torch.inf)
+        total, mean = torch.zeros(len(asked), 1), torch.zeros(len(asked), values.shape[1])
+        for packed, transposed in blocks:
+            scores = _product(asked, packed, None)
+            before, largest = largest, torch.maximum(largest, scores.amax(1, keepdim=True))
+            scores.sub_(largest).exp_()
+            shrunk = before.sub_(largest).exp_()
+            total.mul_(shrunk).add_(scores.sum(1, keepdim=True))
+            mean.mul_(shrunk).add_(_product(scores, transposed, None))
+        torch.div(mean, total, out=out[start : start + _QUERIES])
 
 
 def _halves(pool: nn.MaxPool2d) -> bool:

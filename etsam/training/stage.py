@@ -1,6 +1,7 @@
 """Training of one stage: fit on clips, validate by the real streaming inference."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from etsam.data.batch import ClipBatch
 from etsam.data.datamodule import ValidationItem
 from etsam.data.measured import IGNORE
 from etsam.errors import ConfigError
+from etsam.network.cpu_autocast import Float32Attention
+from etsam.network.muon import MuonAdamW
 from etsam.network.parameter_groups import freeze_encoder, parameter_groups
 from etsam.network.tracker import SliceTracker
 from etsam.training.clip import PromptSampler, forward_clip
@@ -27,7 +30,10 @@ from etsam.training.validation import Validator
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW with a cosine to a fraction of the rate; defaults are the published recipe (Selvaraj & Cheng 2026)."""
+    """AdamW with a cosine to a fraction of the rate; defaults are the published recipe (Selvaraj & Cheng 2026).
+
+    `muon`: weight matrices are trained by Muon, at so many times the rate; None: by AdamW, as the rest.
+    """
 
     lr: float = 5e-6
     encoder_lr: float = 3e-6
@@ -35,6 +41,7 @@ class OptimizerSettings:
     weight_decay: float = 0.1
     final_fraction: float = 0.1
     warmup_steps: int = 0
+    muon: float | None = None
 
 
 class Stage(LightningModule):
@@ -106,17 +113,18 @@ class Stage(LightningModule):
         truth, ignore = masks == 1, masks == IGNORE  # (T, B, S, S)
         # all processes draw the same plan, as if the global batch were one
         generator = np.random.default_rng([self.seed, self._step])
-        outputs = forward_clip(
-            self.tracker,
-            images,
-            truth,
-            self.prompts.draw(images.shape[0], generator),
-            ignore=ignore,
-            crop_shape=(batch.images.shape[-2], batch.images.shape[-1]),
-            clip_seeds=[_mix(self.seed, *key) for key in batch.keys.tolist()],
-            checkpoint_encoder=self.checkpoint_encoder,
-            encode_batch_size=self.encode_batch_size,
-        )
+        with Float32Attention() if torch.is_autocast_enabled("cpu") else nullcontext():
+            outputs = forward_clip(
+                self.tracker,
+                images,
+                truth,
+                self.prompts.draw(images.shape[0], generator),
+                ignore=ignore,
+                crop_shape=(batch.images.shape[-2], batch.images.shape[-1]),
+                clip_seeds=[_mix(self.seed, *key) for key in batch.keys.tolist()],
+                checkpoint_encoder=self.checkpoint_encoder,
+                encode_batch_size=self.encode_batch_size,
+            )
         loss = self.losses(outputs, truth, ignore=ignore)
         size = batch.images.shape[0]
         self.log("train/loss", loss.total, prog_bar=True, batch_size=size, sync_dist=True)
@@ -145,7 +153,7 @@ class Stage(LightningModule):
         return prepared.transpose(0, 1), resized.transpose(0, 1)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW, cosine to a fraction of each group's rate over the whole run, stepwise."""
+        """AdamW or Muon, cosine to a fraction of each group's rate over the whole run, stepwise."""
         settings = self.optimizer_settings
         groups = parameter_groups(
             self.tracker.network,
@@ -156,7 +164,7 @@ class Stage(LightningModule):
         )
         for group in groups:
             del group["names"]  # checkpoints hold plain values, and these are many
-        optimizer = torch.optim.AdamW(groups)
+        optimizer = torch.optim.AdamW(groups) if settings.muon is None else MuonAdamW(groups, factor=settings.muon)
         schedule = CosineToFraction(self._total_steps(), settings.final_fraction, settings.warmup_steps)
         # as a function: LambdaLR restores the attributes of an object, and with them the length of a run that goes on
         factor = LambdaLR(optimizer, lambda step: schedule(step))

@@ -1,0 +1,104 @@
+"""checkpoints/train_nano.sh: what it asks of the program, seen by a stand-in, is what the program takes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+
+from etsam.api import compose_config
+from etsam.cli import build_parser
+from etsam.commands import simulate
+
+SCRIPT = Path(__file__).parents[1] / "checkpoints/train_nano.sh"
+STAND_IN = """#!{python}
+import json, pathlib, sys
+arguments = sys.argv[1:]
+with open("calls.jsonl", "a") as calls:
+    calls.write(json.dumps(arguments) + "\\n")
+if arguments[:2] == ["data", "simulate"]:
+    made = pathlib.Path(arguments[arguments.index("--output-dir") + 1]) / "manifest.csv"
+elif arguments[0] == "train":
+    folder = next(item for item in arguments if item.startswith("output_dir=")).partition("=")[2]
+    made = pathlib.Path(folder) / "checkpoints/last.ckpt"
+else:
+    made = pathlib.Path(arguments[2])
+made.parent.mkdir(parents=True, exist_ok=True)
+made.touch()
+"""
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """Run the script in a folder of its own; gives the calls of `etsam`."""
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "bin").mkdir()
+    (folder / "bin/etsam").write_text(STAND_IN.format(python=sys.executable))
+    (folder / "bin/etsam").chmod(0o755)
+
+    def run(*arguments):
+        (folder / "calls.jsonl").unlink(missing_ok=True)
+        environment = os.environ | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["bash", str(SCRIPT), *arguments], cwd=folder, env=environment, check=False, capture_output=True, text=True
+        )
+        calls = folder / "calls.jsonl"
+        return done, [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def calls(recipe):
+    done, calls = recipe("polnet.csv", "out", "7", "trainer.log_every_n_steps=5")
+    assert done.returncode == 0, done.stderr
+    assert "out/seed7/nano_stage1.safetensors and nano_stage2.safetensors" in done.stdout
+    return calls
+
+
+def test_every_simulation_and_training_composes(calls):
+    simulated, trained = [], []
+    for call in calls:
+        if call[:2] == ["data", "simulate"]:
+            args, rest = build_parser().parse_known_args(call)
+            args.settings = [*args.settings, *rest]
+            simulator = instantiate(compose_config("simulate", simulate.overrides(args)).simulator)
+            assert simulator.min_contrast == 0.3
+            simulated.append(args.output_dir)
+        elif call[0] == "train":
+            cfg = compose_config("train", call[1:])
+            assert cfg.seed == 7
+            assert cfg.trainer.precision == "bf16-mixed"
+            assert cfg.trainer.log_every_n_steps == 5
+            for source in cfg.data.sources.values():
+                assert source.manifest == "polnet.csv" or Path(source.manifest).parent in simulated
+            trained.append(cfg)
+    assert len(simulated) == 11
+    assert [cfg.name for cfg in trained] == ["nano_slices", "nano_stage1", "nano_stage2_slices", "nano_stage2"]
+    for before, cfg in pairwise(trained):
+        assert cfg.start == f"{before.output_dir}/checkpoints/last.ckpt"
+    seen, unseen = set(trained[1].data.sources), set(trained[3].data.sources)
+    assert seen & unseen == {"own"}  # stage 2 learns from logits of tomograms that stage 1 has not learned from
+    assert [call[2] for call in calls if call[0] == "export"] == [
+        f"out/seed7/nano_stage{number}.safetensors" for number in (1, 2)
+    ]
+
+
+def test_what_is_finished_is_not_done_again(recipe, calls):
+    done, again = recipe("polnet.csv", "out", "7")
+    assert done.returncode == 0, done.stderr
+    assert {call[0] for call in again} == {"export"}
+
+
+def test_without_arguments_it_says_what_it_takes(recipe):
+    done, none = recipe()
+    assert done.returncode == 1
+    assert "POLNET_MANIFEST OUTPUT_FOLDER [SEED]" in done.stdout
+    assert none == []
