@@ -49,6 +49,7 @@ simulate coarse 45 200 "${coarse[@]}"
 simulate streaks 60 900 "${streaks[@]}"
 simulate shells 45 700 "${shells[@]}"
 simulate none 15 800 "${none[@]}"
+
 sources() {  # NAME=WEIGHT ...: overrides that mix PolNet and simulated tomograms
   for part in "$@"; do
     local name=${part%=*} plus=+ manifest=$data/${part%=*}/manifest.csv

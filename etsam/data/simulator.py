@@ -124,8 +124,8 @@ class Simulator:
     bright_probability
         Of membranes that are bright in the file.
     min_contrast
-        Tomograms whose membranes differ by less than so many standard deviations of the tomogram from what is around
-        them are drawn again: there, masks would teach what nobody can see.
+        Tomograms whose membranes differ by less than so many standard deviations of the tomogram from all else
+        (`contrast`) are drawn again: there, masks would teach what nobody can see.
     margin_voxels
         Specimen on either side along X that is in the images and not in the tomogram: tomograms are cut from a larger
         field, and what lies beside them sends streaks through them.

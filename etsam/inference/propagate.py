@@ -7,7 +7,7 @@ reverse. Its own prompt is not attended to. The other slices are not touched by 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,21 +137,19 @@ def propagate(
     inputs = [_Input(tile, view, masks) for tile, masks in zip(tiles, prompts, strict=True) for view in seen]
     kept = tracker.input_slices + (encode_batch.size - 1 if encode_batch else 0)
     ahead = 0 if tracker.mean.device.type == "cpu" else READ_AHEAD
-    with ExitStack() as stack:
-        planes = stack.enter_context(SlicesAhead(slices, kept, ahead))
-        stack.enter_context(faster(tracker))
-        depth = slices.shape[0]
+    depth = slices.shape[0]
+    with SlicesAhead(slices, kept, ahead) as planes, faster(tracker):
         runs = _runs(tracker, planes, depth, inputs, resegment_prompted, tile_batch_size, encode_batch)
         last: tuple[int, Tensor] | None = None
-        steps = stack.enter_context(closing(side_by_side(runs, tile_workers)))
-        for done, states in enumerate(steps, start=1):
-            z = states[0][0]  # the runs go through the slices in the same order
-            logits = average(torch.cat([state.low_res_logits for _, state in states])[:, 0].float(), seen)
-            if last is not None:  # one slice late, so that a GPU has the next one to work at
-                out[last[0]] = last[1].cpu().numpy()
-            last = z, logits
-            if progress is not None:
-                progress(done, depth)
+        with closing(side_by_side(runs, tile_workers)) as steps:
+            for done, states in enumerate(steps, start=1):
+                z = states[0][0]  # the runs go through the slices in the same order
+                logits = average(torch.cat([state.low_res_logits for _, state in states])[:, 0].float(), seen)
+                if last is not None:  # one slice late, so that a GPU has the next one to work at
+                    out[last[0]] = last[1].cpu().numpy()
+                last = z, logits
+                if progress is not None:
+                    progress(done, depth)
         if last is not None:
             out[last[0]] = last[1].cpu().numpy()
 

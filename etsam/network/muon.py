@@ -86,8 +86,9 @@ class MuonAdamW(torch.optim.Optimizer):
         for parameter in parameters:
             gradient, state = parameter.grad, self.state[parameter]
             assert gradient is not None
-            average = state.setdefault("momentum", torch.zeros_like(parameter))
-            average.lerp_(gradient, 1 - group["momentum"])
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            average = state["momentum"].lerp_(gradient, 1 - group["momentum"])
             ahead = gradient.lerp(average, group["momentum"])
             by_shape.setdefault(ahead.shape, []).append((parameter, ahead))
         for shape, matrices in by_shape.items():  # those of a shape together
