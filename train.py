@@ -25,6 +25,7 @@ def run(cfg: DictConfig) -> None:
 
     from etsam.training.run import (
         check_memory,
+        check_strategy,
         checkpoint_to_resume,
         claim_folder,
         description,
@@ -34,6 +35,7 @@ def run(cfg: DictConfig) -> None:
 
     logging.getLogger("etsam.normalize").setLevel(logging.WARNING)  # else it tells the contrast at every validation
     require_same_side(cfg)
+    check_strategy(cfg)
     if is_first_process():
         claim_folder(cfg)
     ckpt_path = checkpoint_to_resume(cfg)

@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
+    parser.add_argument("--encode-batch-size", type=int, help="slices that ours encodes together")
     parser.add_argument("--no-peer", action="store_true", help="time this program only")
     parser.add_argument("--output-dir", type=Path, default=Path("results/speed"))
     parser.add_argument("--overwrite", action="store_true")
@@ -86,6 +87,7 @@ def main() -> None:
                 args.precision,
                 args.threads,
                 peer=not args.no_peer,
+                encode_batch_size=args.encode_batch_size,
             )
             report = compare_speed(settings, made_volume(args.shape), args.output_dir, overwrite=args.overwrite)
     except EtsamError as error:

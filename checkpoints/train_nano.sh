@@ -78,11 +78,11 @@ step slices experiment=nano_slices trainer.max_epochs=11 optimizer.warmup_steps=
 step stage1 experiment=nano_stage1 start="$(last slices)" trainer.max_epochs=1 data.epoch_clips=1000 optimizer.lr=2e-4 \
   optimizer.encoder_lr=1e-4 optimizer.warmup_steps=20 "${seen[@]}"
 # for stage 2: on tomograms that stage 1 has learned by heart its logits are better than they will be on others
-simulate clean_unseen 8 501 "${clean[@]}"
-simulate fine_unseen 3 101 "${fine[@]}"
-simulate streaks_unseen 4 901 "${streaks[@]}"
-simulate shells_unseen 4 701 "${shells[@]}"
-simulate none_unseen 1 801 "${none[@]}"
+simulate clean_unseen 12 501 "${clean[@]}"
+simulate fine_unseen 6 101 "${fine[@]}"
+simulate streaks_unseen 10 901 "${streaks[@]}"
+simulate shells_unseen 12 701 "${shells[@]}"
+simulate none_unseen 3 801 "${none[@]}"
 
 second=(stage1.checkpoint="$(last stage1)" stage1.folder="$out/seed$seed/logits" "${unseen[@]}")
 step stage2_slices experiment=nano_stage2_slices start="$(last stage1)" trainer.max_epochs=3 optimizer.lr=4e-4 \

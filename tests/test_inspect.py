@@ -38,7 +38,7 @@ def test_a_tomogram_is_explained_on_the_terminal_and_nothing_is_written(etsam, t
     assert "7 x 6 x 5 Å, 3 x 2 x 1 voxels" in text
     assert "the minority is dark" in text
     assert "set normalize.membranes=bright" in text
-    assert "not measured: any network on a GPU" in text
+    assert "not measured: nano on a GPU" in text
     assert "add --preview" in text
     assert [path.name for path in work.iterdir()] == ["tomo.mrc"]
     assert max(len(line) for line in outcome.stdout.splitlines()) <= 80

@@ -269,6 +269,7 @@ def test_both_stages_are_timed_beside_sam2s_predictor_and_agree(etsam, work):
         peer, own = rows["peer", "1"], rows["own", "1"]
         ratio = peer["full_bank_seconds_per_slice"] / own["full_bank_seconds_per_slice"]
         assert found["ratios"] == pytest.approx([ratio], rel=1e-6)
+        assert all(0 < row["second_half_seconds_per_slice"] < row["seconds_per_slice"] * 3 for row in rows.values())
         parts = rows["own", "parts"]
         seconds = [
             parts[f"{name} (s/slice)"] for name in ("image encoder", "memory attention", "mask decoder", "other")
@@ -277,6 +278,11 @@ def test_both_stages_are_timed_beside_sam2s_predictor_and_agree(etsam, work):
         difference = float(re.search(r"differ by at most ([\d.e+-]+)", " ".join(found["summary"]))[1])
         assert difference < 1e-4
     assert not list((work / "out/speed/stage1").glob("speed-*"))
+    none = etsam(
+        "evaluate", "data.manifest=m.csv", "benchmark=true", "output_dir=none", *settings, "benchmark_repeats=0"
+    )
+    assert none.status == 1
+    assert "0 repeats: at least 1 pair of runs" in none.stderr
 
 
 def test_the_arithmetic_of_a_slice_is_that_of_sam2(tracker):

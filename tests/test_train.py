@@ -14,9 +14,11 @@ from hydra.utils import instantiate
 
 from etsam.api import compose_config
 from etsam.data.datamodule import TomogramClips
+from etsam.errors import ConfigError
 from etsam.io import MrcWriter
 from etsam.network.checkpoint import read_state_dict
 from etsam.paths import share
+from etsam.training.run import check_strategy
 from etsam.training.stage import Stage
 
 SHAPE = (12, 72, 80)
@@ -141,6 +143,12 @@ def test_two_processes_train_as_one_with_the_same_global_batch(folder):
     assert [two[key] for key in two] == pytest.approx([one[key] for key in one], rel=1e-2)
     train(folder, "name=two", *NO_DROPOUT, "trainer=ddp_cpu", "ckpt_path=last", "trainer.max_epochs=3")
     assert "val2" in curve(folder, "two")
+
+
+@pytest.mark.parametrize(("trainer", "right"), [("cpus", "ddp_cpu"), ("gpus", "ddp")])
+def test_a_trainer_of_prediction_is_refused(trainer, right):
+    with pytest.raises(ConfigError, match=rf"for prediction: .* Take trainer={right}\."):
+        check_strategy(compose_config("train", ["experiment=nano_stage1", "name=x", f"trainer={trainer}"]))
 
 
 @pytest.mark.slow

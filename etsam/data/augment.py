@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from etsam.data.measured import IGNORE
 from etsam.errors import ConfigError
+from etsam.network.transfers import upload
 
 Range = Sequence[float]
 """(low, high): a value is drawn from between, uniformly."""
@@ -23,7 +24,7 @@ Range = Sequence[float]
 
 def uniform(low: float, high: float, generator: torch.Generator) -> float:
     """Draw a number between `low` and `high`."""
-    return low + (high - low) * float(torch.rand((), generator=generator, device=generator.device))
+    return low + (high - low) * float(torch.rand((), generator=generator))
 
 
 def check_range(name: str, bounds: Range, lowest: float, highest: float = math.inf) -> tuple[float, float]:
@@ -58,7 +59,7 @@ class Augmentation(nn.Module):
         masks
             (B, T, Y, X) uint8: 0, 1, 255.
         generator
-            Source of all random numbers; on any device. The clips draw in turn.
+            Source of all random numbers, on the CPU. The clips draw in turn.
         """
         changed = [
             self.change(*clip, generator) if uniform(0, 1, generator) < self.probability else clip
@@ -109,8 +110,8 @@ class Augment(nn.Module):
         return torch.cat([image for image, _ in changed]), torch.cat([mask for _, mask in changed])
 
 
-def clip_generators(keys: Tensor, seed: int = 0, device: torch.device | str = "cpu") -> list[torch.Generator]:
-    """One generator a clip.
+def clip_generators(keys: Tensor, seed: int = 0) -> list[torch.Generator]:
+    """One generator a clip, on the CPU: a clip is the same on every device, and no number is waited for on a GPU.
 
     Parameters
     ----------
@@ -118,11 +119,9 @@ def clip_generators(keys: Tensor, seed: int = 0, device: torch.device | str = "c
         `ClipBatch.keys`, (B, 3) int64.
     seed
         Of the run.
-    device
-        Noise is fastest drawn on the device of the images; each kind of device has its own random numbers.
     """
     seeds = [int(np.random.SeedSequence([seed, *key]).generate_state(1)[0]) for key in keys.tolist()]
-    return [torch.Generator(device).manual_seed(number) for number in seeds]
+    return [torch.Generator().manual_seed(number) for number in seeds]
 
 
 # --- geometry: images and masks alike ---------------------------------------------------------------------------------
@@ -260,8 +259,8 @@ class GaussianNoise(Augmentation):
 
     def change(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         sigma = uniform(*self.sigma, generator)
-        noise = torch.randn(images.shape, generator=generator, device=generator.device)
-        return images + sigma * noise.to(images.device), masks
+        noise = torch.randn(images.shape, generator=generator)
+        return images + sigma * upload(noise, images.device), masks
 
 
 class GaussianBlur(Augmentation):

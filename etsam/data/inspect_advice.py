@@ -60,7 +60,8 @@ def estimate(shape: tuple[int, int, int]) -> Estimate:
         nano_seconds_cpu=(math.ceil(passes / fastest), math.ceil(passes / slowest)),
         nano_memory_mb=round(_NANO_MEMORY_MB + _GROWTH_MB_PER_SLICE * depth),
         output_bytes=5 * depth * height * width,  # int8 and float32
-        note="not measured: any network on a GPU, the published network on a CPU (much slower than nano)",
+        note="not measured: nano on a GPU, the published network on a CPU (much slower than nano); on an H100 the "
+        "published network took 27 s for 500 x 928 x 960 voxels",
     )
 
 

@@ -50,6 +50,8 @@ class SpeedSettings:
         Whether SAM2's predictor runs, too.
     prompt
         `grid_zero` or `zero`.
+    encode_batch_size
+        Of ours, as for a prediction.
     """
 
     net: Mapping[str, Any]
@@ -60,6 +62,7 @@ class SpeedSettings:
     threads: int = 0
     peer: bool = True
     prompt: str = "grid_zero"
+    encode_batch_size: int | None = None
 
 
 @dataclass
@@ -70,7 +73,8 @@ class SpeedReport:
     ----------
     runs
         A row for each run: side, repeat, seconds_per_slice (the whole stage, input and output included),
-        full_bank_seconds_per_slice (slices that see a full memory bank), seconds of each part by slice, ram_mb, gpu_mb.
+        full_bank_seconds_per_slice (slices that see a full memory bank), second_half_seconds_per_slice (on a GPU the
+        first slices pay for what is prepared once), seconds of each part by slice, ram_mb, gpu_mb.
     ratios
         Of each pair: slices per second of ours over those of the peer, on slices with a full memory bank.
     largest_difference
@@ -111,11 +115,13 @@ def compare_speed(
     Raises
     ------
     ConfigError
-        If there are too few slices for a full memory bank, or the network is none that SAM2's predictor can run.
+        If there are too few slices for a full memory bank, no repeats, or a network that SAM2's predictor cannot run.
     OutputError
         If a table exists and may not be replaced.
     """
     bank, depth = int(settings.net["num_maskmem"]), volume.shape[0]
+    if settings.repeats < 1:
+        raise ConfigError(f"{settings.repeats} repeats: at least 1 pair of runs has to be timed.")
     if depth < bank + 2:
         raise ConfigError(
             f"{depth} slices are too few: the memory bank is full after {bank}; take at least {bank + 2}."
@@ -144,6 +150,7 @@ def _measure(settings: SpeedSettings, volume: np.ndarray, bank: int, folder: Pat
         "precision": settings.precision,
         "threads": settings.threads,
         "prompt": settings.prompt,
+        "encode_batch_size": settings.encode_batch_size,
     }
     sides = SIDES if settings.peer else SIDES[1:]
     rows, report = [], SpeedReport(pd.DataFrame())
@@ -155,7 +162,9 @@ def _measure(settings: SpeedSettings, volume: np.ndarray, bank: int, folder: Pat
             done = found["done"]
             pace[side] = (done[-1] - done[bank - 1]) / (len(done) - bank)
             row = {"side": side, "repeat": "parts" if parts else str(repeat + 1)}
+            half = len(done) // 2
             row |= {"seconds_per_slice": found["seconds"] / len(volume), "full_bank_seconds_per_slice": pace[side]}
+            row |= {"second_half_seconds_per_slice": (done[-1] - done[half]) / (len(done) - 1 - half)}
             row |= {"ram_mb": found["ram_mb"], "gpu_mb": found["gpu_mb"]}
             if parts:
                 row |= {f"{name} (s/slice)": seconds / len(volume) for name, seconds in found["parts"].items()}
@@ -189,6 +198,8 @@ def summary(report: SpeedReport) -> list[str]:
     plain = report.runs[report.runs["repeat"] != "parts"]
     pace = plain.groupby("side")["full_bank_seconds_per_slice"].median()
     lines = [f"{side}: {1 / pace[side]:.4g} slices/s with a full memory bank" for side in pace.index]
+    late = plain.groupby("side")["second_half_seconds_per_slice"].median()
+    lines += [f"{side}: {1 / late[side]:.4g} slices/s in the second half of the volume" for side in late.index]
     if report.ratios:
         span = f"{min(report.ratios):.3f} to {max(report.ratios):.3f}"
         lines.append(f"own over peer: {statistics.median(report.ratios):.3f} (median of {len(report.ratios)}: {span})")

@@ -44,6 +44,7 @@ def benchmark_stages(cfg: DictConfig, tomogram: str) -> None:
                 device=device,
                 precision=cfg.trainer.precision,
                 peer=peer,
+                encode_batch_size=cfg.encode_batch_size,
                 prompt={"stage1": "grid_zero", "stage2": "zero"}[stage],
             )
             found = compare_speed(settings, image, Path(cfg.output_dir) / "speed" / stage, overwrite=cfg.overwrite)

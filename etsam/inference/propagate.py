@@ -6,6 +6,7 @@ the slice after it, which takes the part of the prompt, and of those before it; 
 reverse. Its own prompt is not attended to. The other slices are not touched by this.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from etsam.inference.tiles import Tile
 from etsam.inference.views import View, average, mirrored_views, turn
 from etsam.io.slices import Slices
 from etsam.network.cpu_kernels import faster
+from etsam.network.gpu_graphs import graphed
 from etsam.network.tracker import SliceFeatures, SliceMemory, SliceState, SliceTracker
+from etsam.network.transfers import download, upload
 
 
 def track(
@@ -138,20 +141,24 @@ def propagate(
     kept = tracker.input_slices + (encode_batch.size - 1 if encode_batch else 0)
     ahead = 0 if tracker.mean.device.type == "cpu" else READ_AHEAD
     depth = slices.shape[0]
-    with SlicesAhead(slices, kept, ahead) as planes, faster(tracker):
+    with SlicesAhead(slices, kept, ahead) as planes, faster(tracker), graphed(tracker):
         runs = _runs(tracker, planes, depth, inputs, resegment_prompted, tile_batch_size, encode_batch)
-        last: tuple[int, Tensor] | None = None
+        under_way: deque[tuple[int, Callable[[], Tensor]]] = deque()
         with closing(side_by_side(runs, tile_workers)) as steps:
             for done, states in enumerate(steps, start=1):
                 z = states[0][0]  # the runs go through the slices in the same order
                 logits = average(torch.cat([state.low_res_logits for _, state in states])[:, 0].float(), seen)
-                if last is not None:  # one slice late, so that a GPU has the next one to work at
-                    out[last[0]] = last[1].cpu().numpy()
-                last = z, logits
+                under_way.append((z, download(logits)))
+                if len(under_way) > ahead:  # late, so that a GPU has the next ones to work at
+                    _put(out, *under_way.popleft())
                 if progress is not None:
                     progress(done, depth)
-        if last is not None:
-            out[last[0]] = last[1].cpu().numpy()
+        for one in under_way:
+            _put(out, *one)
+
+
+def _put(out: LogitStore, z: int, logits: Callable[[], Tensor]) -> None:
+    out[z] = logits().numpy()
 
 
 @dataclass(frozen=True)
@@ -185,7 +192,7 @@ def _runs(
     def images(batch: Sequence[_Input]) -> Callable[[int], Tensor]:
         def image_at(z: int) -> Tensor:
             seen = [planes[other] for other in tracker.seen_with(z, depth)]
-            return torch.cat([tracker.prepare(one.crop(seen).to(device)[None]) for one in batch])
+            return torch.cat([tracker.prepare(upload(one.crop(seen), device)[None]) for one in batch])
 
         return image_at
 

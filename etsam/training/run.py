@@ -112,6 +112,22 @@ def prepare_stage1_logits(cfg: DictConfig, data: TomogramClips) -> None:
     log.info("stage-1 logits: %d computed, %d were there", made, len(samples) - made)
 
 
+def check_strategy(cfg: DictConfig) -> None:
+    """Refuse what several processes can only predict with.
+
+    Raises
+    ------
+    ConfigError
+        Naming what training takes.
+    """
+    if cfg.trainer.strategy == "ddp":
+        there = "ddp_cpu" if cfg.trainer.accelerator == "cpu" else "ddp"
+        raise ConfigError(
+            "trainer.strategy=ddp (trainer=gpus and trainer=cpus) is for prediction: which weights a step of training "
+            f"uses depends on the prompt that is drawn. Take trainer={there}."
+        )
+
+
 def check_memory(cfg: DictConfig, stage: Stage) -> None:
     """Estimate what a step needs; raises `ConfigError` if the device has not got it."""
     import torch

@@ -142,7 +142,7 @@ class Stage(LightningModule):
 
         Each clip is augmented by a generator of its own, so it does not matter with which others it shares a batch.
         """
-        generators = clip_generators(batch.keys, self.seed, batch.images.device)
+        generators = clip_generators(batch.keys, self.seed)
         images, masks = self.augment(batch.images, batch.masks, generators)  # (B, T, Y, X)
         reach = self.tracker.input_slices // 2  # the outermost slices of a clip are only seen beside others
         masks = masks[:, reach : masks.shape[1] - reach]
