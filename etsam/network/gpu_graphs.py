@@ -29,8 +29,8 @@ _CALLS_BEFORE = 2  # with the same shapes, as usual: libraries choose and initia
 _ROUNDED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)  # whose weights autocast rounds
 
 Function = Callable[..., Any]
-Record = Callable[[Callable[[], Any], Any], Callable[[], None]]
-"""Takes what to record, and what `begin` made; gives back its replay."""
+Record = Callable[[Callable[[], Any], torch.device], Callable[[], None]]
+"""Takes what to record and where it runs; gives back its replay."""
 
 
 @contextmanager
@@ -49,6 +49,7 @@ def graphed(network: nn.Module) -> Iterator[None]:
         yield
         return
     with ExitStack() as undo:
+        undo.enter_context(torch.cuda.device(device))  # graphs are recorded on the current one
         if torch.is_autocast_enabled("cuda"):
             _round_weights(network, torch.get_autocast_dtype("cuda"), undo)
         pool = torch.cuda.graph_pool_handle()
@@ -71,12 +72,9 @@ def _replacements(module: Any, record: Record) -> Iterator[tuple[Any, str, Funct
         yield module, "forward", SplitAttention(module)
     elif isinstance(module, layers.network):
         yield module, "forward_image", _Encoder(module, record)
-        for owner, name in (
-            (module.memory_attention, "forward"),
-            (module, "_forward_sam_heads"),
-            (module, "_encode_new_memory"),
-        ):
-            yield owner, name, Graphed(getattr(owner, name), record)
+        yield module.memory_attention, "forward", Graphed(module.memory_attention.forward, record)
+        for name in ("_forward_sam_heads", "_encode_new_memory"):
+            yield module, name, Graphed(getattr(module, name), record)
 
 
 def _round_weights(network: nn.Module, dtype: torch.dtype, undo: ExitStack) -> None:
