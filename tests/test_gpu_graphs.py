@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -17,9 +17,9 @@ from etsam.inference.tiles import Overlapping, Tile
 from etsam.inference.two_stage import Stage, run_stage
 from etsam.network import gpu_graphs
 from etsam.network.gpu_graphs import Graphed, graphed
+from etsam.network.replacing import replaced
 
 SHAPE = (30, 60, 52)  # more slices than the memory bank and the pointers reach
-GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
 class Recorder:
@@ -99,11 +99,7 @@ def test_what_cannot_be_recorded_goes_on_as_usual_and_is_said_once(caplog):
 def test_replayed_parts_give_the_logits_of_the_plain_network(monkeypatch, volume, tiles, batch):
     tracker, record = tracker_of(), Recorder()
     plain = logits(tracker, volume, tiles, batch)
-    with ExitStack() as undo, torch.no_grad():
-        for module in tracker.modules():
-            for owner, name, replacement in gpu_graphs._replacements(module, record):
-                object.__setattr__(owner, name, replacement)
-                undo.callback(object.__delattr__, owner, name)
+    with replaced(tracker, partial(gpu_graphs._replacements, record)), torch.no_grad():
         monkeypatch.setattr(propagation, "faster", lambda tracker: nullcontext())
         replayed = logits(tracker, volume, tiles, batch)
     assert record.recorded >= 4  # the encoder, attention with a full bank, decoder, memory encoder
@@ -144,9 +140,8 @@ def on_gpu(precision, monkeypatch, volume, graphs, batch=4):
             return logits(tracker, volume, batch=batch)
 
 
+@pytest.mark.gpu
 class TestGPU:
-    pytestmark = GPU
-
     @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
     def test_graphs_change_nothing(self, monkeypatch, volume, precision):
         plain, graphs = (on_gpu(precision, monkeypatch, volume, graphs) for graphs in (False, True))

@@ -93,7 +93,7 @@ def build_video_predictor(net: Mapping[str, Any], frames: Callable[[], tuple[Ten
 
 
 class KnownLayers(NamedTuple):
-    """Classes of SAM2 that network/cpu_kernels.py knows how to speed up."""
+    """Classes of SAM2 that network/cpu_kernels.py and gpu_graphs.py know how to speed up."""
 
     network: Any
     trunk: Any

@@ -17,9 +17,9 @@ everything stays as it is.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from etsam.network import heap
 from etsam.network.build import known_layers
+from etsam.network.replacing import Replacement, constants, is_memory_attention, replaced, rotations
 
 log = logging.getLogger(__name__)
 
@@ -53,18 +54,8 @@ def faster(network: nn.Module) -> Iterator[None]:
     if parameter is None or parameter.device.type != "cpu" or parameter.dtype != torch.float32 or not available():
         yield
         return
-    changed: list[tuple[nn.Module, str]] = []
-    try:
-        for module in network.modules():
-            for owner, name, replacement in _replacements(module):
-                if name not in vars(owner):
-                    changed.append((owner, name))
-                    object.__setattr__(owner, name, replacement)
-        with heap.kept():
-            yield
-    finally:
-        for owner, name in changed:
-            object.__delattr__(owner, name)
+    with replaced(network, _replacements), heap.kept():
+        yield
 
 
 @cache
@@ -102,23 +93,21 @@ def _usual(x: Tensor) -> bool:
     )
 
 
-def _replacements(module: Any) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
-    """What to replace in a module: owner, name of the method, replacement."""
+def _replacements(module: Any) -> Iterator[Replacement]:
+    """What to replace in a module."""
     layers = known_layers()
     if type(module) is nn.Linear:
         yield module, "forward", _Linear(module)
     elif type(module) is layers.mlp and _is_gelu_mlp(module):
         yield module, "forward", _GeluMLP(module)
-    elif type(module) is layers.rotary_attention and module.num_heads == 1 and module.kv_in_dim < module.internal_dim:
+    elif is_memory_attention(module):
         yield module, "forward", _NarrowAttention(module)
-    elif type(module) is layers.positions:
-        yield module, "forward", _Positions(module)
     elif type(module) is nn.MaxPool2d and _halves(module):
         yield module, "forward", _Halving(module)
-    elif type(module) is layers.trunk:
-        yield module, "_get_pos_embed", cache(partial(type(module)._get_pos_embed, module))
     elif isinstance(module, layers.network):
         yield from _folded_levels(module)
+    else:
+        yield from constants(module)
 
 
 class _Linear:
@@ -167,21 +156,13 @@ class _NarrowAttention:
         if _usual(q) or q.shape[1] * k.shape[1] < _LEAST_SCORES:
             return type(module).forward(module, q, k, v, num_k_exclude_rope)
         queries, keys = module.q_proj(q), module.k_proj(k)  # (B, N, C), (B, M, C)
-        turns = self._turns(q.shape[1])
+        turns = rotations(module, q.shape[1], q.device)
         attended = torch.empty(*q.shape[:2], v.shape[2])
         for item, (query, key, value) in enumerate(zip(queries, keys, v, strict=True)):
             _rotate(query, turns)
             _rotate(key[: len(key) - num_k_exclude_rope], turns)
             _attend(query * query.shape[1] ** -0.5, key, value, attended[item])
         return module.out_proj(module.v_proj(attended))
-
-    def _turns(self, tokens: int) -> Tensor:
-        """(N, C/2) complex: the rotations of a square of `tokens` positions."""
-        module = self.module
-        if module.freqs_cis.shape[0] != tokens:
-            side = tokens**0.5
-            module.freqs_cis = module.compute_cis(end_x=side, end_y=side)
-        return module.freqs_cis
 
 
 def _rotate(x: Tensor, turns: Tensor) -> None:
@@ -231,26 +212,7 @@ class _Halving:
         return torch.maximum(columns[:, :, :, 0], columns[:, :, :, 1]).permute(0, 3, 1, 2)
 
 
-class _Positions:
-    """Position encodings of a size, computed once and not copied for each image; zeros for `_Folded` levels.
-
-    SAM2 reads those of the coarsest level only.
-    """
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
-        self.known: dict[tuple[int, ...], Tensor] = {}
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.shape[1] != 2 * self.module.num_pos_feats:
-            return x.new_zeros(1, 1, 1, 1).expand(x.shape)
-        size = tuple(x.shape[-2:])
-        if size not in self.known:
-            self.known[size] = type(self.module).forward(self.module, x[:1])
-        return self.known[size].expand(x.shape[0], -1, -1, -1)
-
-
-def _folded_levels(network: Any) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
+def _folded_levels(network: Any) -> Iterator[Replacement]:
     """The projections of the two finest levels to d_model and on to the decoder's channels, as one each."""
     neck, decoder = network.image_encoder.neck, network.sam_mask_decoder
     if not network.use_high_res_features_in_sam or {0, 1} & set(neck.fpn_top_down_levels):

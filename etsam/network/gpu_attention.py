@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from etsam.network.replacing import rotations
+
 log = logging.getLogger(__name__)
 
 Attention = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -22,6 +24,7 @@ Attention = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 _QUERIES = 128  # that one processor takes at a time, with 256 channels
 _LEAST_KEYS = 2048  # of a group; with fewer the kernel is too short
 _MOST_PARTS = 8
+_HALF = (torch.bfloat16, torch.float16)
 
 
 class SplitAttention:
@@ -52,23 +55,12 @@ class SplitAttention:
     def _in_parts(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int, parts: int) -> Tensor:
         module = self._module
         queries, keys, values = module.q_proj(q), module.k_proj(k), module.v_proj(v)  # (B, tokens, C)
-        turns = self._turns(q)
+        turns = rotations(module, q.shape[1], q.device)
         turned = keys[:, : keys.shape[1] - num_k_exclude_rope]
         keys = torch.cat([_rotated(turned, turns), keys[:, turned.shape[1] :]], dim=1)
         kernel = _kernel(q.device)
         found = attend_in_parts(_rotated(queries, turns)[:, None], keys[:, None], values[:, None], parts, kernel)
         return module.out_proj(found[:, 0])
-
-    def _turns(self, q: Tensor) -> Tensor:
-        """(N, C/2) complex: the rotations of a square of N positions."""
-        module, tokens = self._module, q.shape[1]
-        if module.freqs_cis.shape[0] != tokens:
-            module.freqs_cis = module.compute_cis(end_x=tokens**0.5, end_y=tokens**0.5)
-        module.freqs_cis = module.freqs_cis.to(q.device)
-        return module.freqs_cis
-
-
-_HALF = (torch.bfloat16, torch.float16)
 
 
 def _rotated(x: Tensor, turns: Tensor) -> Tensor:

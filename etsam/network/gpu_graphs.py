@@ -13,7 +13,7 @@ minute for each stage, which is more than it saves in a thousand slices.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from etsam.network.build import known_layers
 from etsam.network.gpu_attention import SplitAttention
+from etsam.network.replacing import Replacement, constants, is_memory_attention, replaced
 
 log = logging.getLogger(__name__)
 
@@ -53,28 +54,21 @@ def graphed(network: nn.Module) -> Iterator[None]:
         if torch.is_autocast_enabled("cuda"):
             _round_weights(network, torch.get_autocast_dtype("cuda"), undo)
         pool = torch.cuda.graph_pool_handle()
-        for module in network.modules():
-            for owner, name, replacement in _replacements(module, partial(_record, pool)):
-                if name not in vars(owner):  # else it is replaced already, or watched by a clock
-                    object.__setattr__(owner, name, replacement)
-                    undo.callback(object.__delattr__, owner, name)
+        undo.enter_context(replaced(network, partial(_replacements, partial(_record, pool))))
         yield
         torch.cuda.synchronize(device)  # no replay may outlive its memory
 
 
-def _replacements(module: Any, record: Record) -> Iterator[tuple[Any, str, Function]]:
-    layers = known_layers()
-    if type(module) is layers.trunk:
-        yield module, "_get_pos_embed", cache(partial(type(module)._get_pos_embed, module))
-    elif type(module) is layers.positions:
-        yield module, "forward", _Positions(module)
-    elif type(module) is layers.rotary_attention and module.num_heads == 1 and module.kv_in_dim < module.internal_dim:
+def _replacements(record: Record, module: Any) -> Iterator[Replacement]:
+    if is_memory_attention(module):
         yield module, "forward", SplitAttention(module)
-    elif isinstance(module, layers.network):
+    elif isinstance(module, known_layers().network):
         yield module, "forward_image", _Encoder(module, record)
         yield module.memory_attention, "forward", Graphed(module.memory_attention.forward, record)
         for name in ("_forward_sam_heads", "_encode_new_memory"):
             yield module, name, Graphed(getattr(module, name), record)
+    else:
+        yield from constants(module)
 
 
 def _round_weights(network: nn.Module, dtype: torch.dtype, undo: ExitStack) -> None:
@@ -84,20 +78,6 @@ def _round_weights(network: nn.Module, dtype: torch.dtype, undo: ExitStack) -> N
             for name, parameter in list(module.named_parameters(recurse=False)):
                 module._parameters[name] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
                 undo.callback(module._parameters.__setitem__, name, parameter)
-
-
-class _Positions:
-    """Position encodings of a size, computed once and not copied for each image."""
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-        self._known: dict[tuple[int, ...], Tensor] = {}
-
-    def __call__(self, x: Tensor) -> Tensor:
-        size = tuple(x.shape[-2:])
-        if size not in self._known:
-            self._known[size] = type(self._module).forward(self._module, x[:1])
-        return self._known[size].expand(x.shape[0], -1, -1, -1)
 
 
 class _Encoder:

@@ -1,0 +1,76 @@
+"""What faster kernels for CPUs and GPUs have in common: how they take a method's place, what both know of SAM2."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from etsam.network.build import known_layers
+
+Replacement = tuple[Any, str, Callable[..., Any]]
+"""Owner, name of its method, what takes the method's place."""
+
+
+@contextmanager
+def replaced(network: nn.Module, replacements: Callable[[Any], Iterable[Replacement]]) -> Iterator[None]:
+    """Replace methods while in this context; what is replaced already, or watched by a clock, stays as it is.
+
+    Parameters
+    ----------
+    network
+        Any module.
+    replacements
+        What to replace for a module; asked for each in `network`.
+    """
+    with ExitStack() as undo:
+        for module in network.modules():
+            for owner, name, replacement in replacements(module):
+                if name not in vars(owner):
+                    object.__setattr__(owner, name, replacement)
+                    undo.callback(object.__delattr__, owner, name)
+        yield
+
+
+def constants(module: Any) -> Iterator[Replacement]:
+    """What SAM2 computes anew for each image although it is the same: its position encodings."""
+    layers = known_layers()
+    if type(module) is layers.positions:
+        yield module, "forward", _Positions(module)
+    elif type(module) is layers.trunk:
+        yield module, "_get_pos_embed", cache(partial(type(module)._get_pos_embed, module))
+
+
+class _Positions:
+    """Position encodings of a size, computed once and not copied for each image.
+
+    Zeros for levels of another number of channels (those that cpu_kernels.py folds); SAM2 reads the coarsest only.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.known: dict[tuple[int, ...], Tensor] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 2 * self.module.num_pos_feats:
+            return x.new_zeros(1, 1, 1, 1).expand(x.shape)
+        size = tuple(x.shape[-2:])
+        if size not in self.known:
+            self.known[size] = type(self.module).forward(self.module, x[:1])
+        return self.known[size].expand(x.shape[0], -1, -1, -1)
+
+
+def is_memory_attention(module: Any) -> bool:
+    """Whether a module is attention to memories of few channels, with one head and rotary positions."""
+    rotary = type(module) is known_layers().rotary_attention
+    return rotary and module.num_heads == 1 and module.kv_in_dim < module.internal_dim
+
+
+def rotations(attention: Any, tokens: int, device: torch.device) -> Tensor:
+    """(N, C/2) complex: the rotations of a square of N positions; SAM2 keeps them on a GPU wherever there is one."""
+    if attention.freqs_cis.shape[0] != tokens:
+        attention.freqs_cis = attention.compute_cis(end_x=tokens**0.5, end_y=tokens**0.5)
+    attention.freqs_cis = attention.freqs_cis.to(device)
+    return attention.freqs_cis
