@@ -21,6 +21,15 @@ ORIGIN_ZYX = (7.0, 6.0, 5.0)
 START_ZYX = (3, 2, 1)
 
 
+def pytest_runtest_setup(item):
+    """Skip what is marked `gpu` where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 def grey(shape=SHAPE, seed=0):
     """Noise with a dark sheet, (Z, Y, X) float32, all positive."""
     values = np.random.default_rng(seed).normal(10, 1, shape).astype(np.float32)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 import etsam
 from etsam.errors import ConfigError, InputError, OutputError
@@ -100,7 +99,6 @@ def test_a_setting_that_does_not_fit_is_a_config_error(array, override):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_float32_on_a_gpu_is_close_to_float32_on_a_cpu(array, found):
     on_gpu = etsam.segment(array, overrides=[*TINY, "trainer.precision=32-true"], device="cuda")
     assert np.abs(on_gpu.logits - found.logits).mean() < 1e-3

@@ -301,7 +301,6 @@ def test_impossible_settings_are_refused(build):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_batch_on_the_gpu_equals_that_on_the_cpu_for_a_generator_on_the_cpu():
     images, masks = batch()
     here = cryoet()(images, masks, clip_generators(KEYS))

@@ -8,8 +8,6 @@ from etsam.network import gpu_attention
 from etsam.network.build import known_layers
 from etsam.network.gpu_attention import SplitAttention, attend_in_parts, parts_of
 
-GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-
 
 def attention_of_a_cpu(queries, keys, values):
     found, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(queries, keys, values)
@@ -73,9 +71,8 @@ def test_a_layer_gives_what_sam2s_gives(monkeypatch):
     assert used[1:] == [None]
 
 
+@pytest.mark.gpu
 class TestGPU:
-    pytestmark = GPU
-
     @pytest.mark.parametrize("parts", [2, 4])
     @pytest.mark.parametrize("kernel", [gpu_attention.flash, gpu_attention.cudnn])
     def test_groups_of_keys_in_bfloat16(self, kernel, parts):

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import time
+from types import SimpleNamespace
 
 import mrcfile
 import numpy as np
@@ -83,14 +84,20 @@ def unet(script, capsys, tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(script, tmp_path_factory):
-    """Folder with tomograms and a trained network in `runs`, and the seconds that training took."""
+    """Folder with tomograms and a trained network in `runs`, and the seconds that training took.
+
+    Seconds of the processor: what is learned does not depend on what else the machine does.
+    """
     folder = lay_out(tmp_path_factory.mktemp("unet"))
     manifests = ["--manifest", f"{folder / 'm.csv'}=1.0", "--manifest", f"{folder / 'n.csv'}=0.25"]
-    began = time.monotonic()
-    script.main(
-        ["train", *manifests, "--minutes", str(MINUTES), "--output-dir", str(folder / "runs"), *SMALL, "--seed", "3"]
-    )
-    return folder, time.monotonic() - began
+    began = time.process_time()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (script, importlib.import_module("unet3d_training")):
+            patch.setattr(module, "time", SimpleNamespace(monotonic=time.process_time))
+        script.main(
+            ["train", *manifests, "--minutes", str(MINUTES), "--output-dir", str(folder / "runs"), *SMALL, "--seed=3"]
+        )
+    return folder, time.process_time() - began
 
 
 def test_training_lowers_the_loss_and_ends_in_time(trained):
@@ -126,7 +133,7 @@ def test_its_masks_are_scored_like_ours(trained, unet, etsam, work):
         assert tuple(float(mrc.header.origin[axis]) for axis in "zyx") == ORIGIN_ZYX
     truth = membrane(SHAPES["b"])
     expected = overlap_scores(stat_counts(mask == 1, truth.astype(np.uint8)))
-    assert 0 < expected.dice < 1  # how much is learned in so many seconds depends on the machine
+    assert expected.dice > 0.5  # by chance: 0.2 at most
     scoring = [f"data.manifest={folder / 'm.csv'}", "predictions={unet: out}", "metrics=[curve]", "output_dir=scores"]
     scored = etsam("evaluate", *scoring)
     assert scored.status == 0, scored.stderr
