@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
     parser.add_argument("--encode-batch-size", type=int, help="slices that ours encodes together")
     parser.add_argument("--no-peer", action="store_true", help="time this program only")
+    parser.add_argument("--no-parts", action="store_true", help="leave out the last pair, which times each part")
     parser.add_argument("--output-dir", type=Path, default=Path("results/speed"))
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
@@ -87,6 +88,7 @@ def main() -> None:
                 args.precision,
                 args.threads,
                 peer=not args.no_peer,
+                parts=not args.no_parts,
                 encode_batch_size=args.encode_batch_size,
             )
             report = compare_speed(settings, made_volume(args.shape), args.output_dir, overwrite=args.overwrite)

@@ -39,6 +39,11 @@ shells=(80,144,144 30,48 margin_voxels=80 bright_probability=0.5 'specimen.radiu
   'acquisition.defocus_um=[-1,3]' 'acquisition.misalignment_voxels=[0,0.5]' 'acquisition.cutoff=[0.4,0.5]'
   'acquisition.background=[0,0.5]' 'acquisition.reconstructions={wbp:1,sirt:0}'
   'acquisition.filters={none:4,lowpass:1,deconvolved:0,denoised:0}')
+# shells of larger particles, hard to see
+virus=(64,160,160 32,48 bright_probability=0.5 'specimen.radius_angstrom=[450,900]'
+  'specimen.kinds={vesicle:8,tube:0.3,sheet:0.3,double:0.3,stack:0.2,network:0.1}' 'specimen.membranes=[4,40]'
+  specimen.coat_probability=0.75 specimen.filled_probability=0.5 specimen.empty_probability=0.1 'acquisition.snr=[0.1,1.5]'
+  'acquisition.reconstructions={wbp:3,sirt:1}' 'acquisition.filters={none:3,lowpass:1,deconvolved:1,denoised:1}')
 # what is no membrane
 none=(64,160,160 8,30 margin_voxels=80 bright_probability=0.3 specimen.empty_probability=1 specimen.filament_probability=0.8
   'specimen.microtubules=[2,8]' specimen.gold_probability=0.4)
@@ -48,6 +53,7 @@ simulate fine 60 100 "${fine[@]}"
 simulate coarse 45 200 "${coarse[@]}"
 simulate streaks 60 900 "${streaks[@]}"
 simulate shells 45 700 "${shells[@]}"
+simulate virus 45 600 "${virus[@]}"
 simulate none 15 800 "${none[@]}"
 
 sources() {  # NAME=WEIGHT ...: overrides that mix PolNet and simulated tomograms
@@ -71,10 +77,11 @@ step() {  # NAME [KEY=VALUE ...]: trains unless it is finished, and goes on wher
 
 last() { echo "$out/seed$seed/$1/checkpoints/last.ckpt"; }
 
-mapfile -t seen < <(sources own=1 clean=1 fine=0.4 coarse=0.25 streaks=0.4 shells=0.45 none=0.12)
-mapfile -t unseen < <(sources own=0.6 clean_unseen=1 fine_unseen=0.3 streaks_unseen=0.4 shells_unseen=0.4 none_unseen=0.1)
+mapfile -t seen < <(sources own=1 clean=1 fine=0.4 coarse=0.25 streaks=0.4 shells=0.45 virus=0.3 none=0.12)
+mapfile -t unseen < <(sources own=0.6 clean_unseen=1 fine_unseen=0.3 streaks_unseen=0.4 shells_unseen=0.4 virus_unseen=0.25 none_unseen=0.1)
 
-step slices experiment=nano_slices trainer.max_epochs=11 optimizer.warmup_steps=50 "${seen[@]}"
+step slices experiment=nano_slices data.batch_size=32 data.epoch_clips=9600 trainer.max_epochs=8 optimizer.lr=9e-4 \
+  optimizer.encoder_lr=9e-4 optimizer.warmup_steps=50 "${seen[@]}"
 step stage1 experiment=nano_stage1 start="$(last slices)" trainer.max_epochs=1 data.epoch_clips=1000 optimizer.lr=2e-4 \
   optimizer.encoder_lr=1e-4 optimizer.warmup_steps=20 "${seen[@]}"
 # for stage 2: on tomograms that stage 1 has learned by heart its logits are better than they will be on others
@@ -82,6 +89,7 @@ simulate clean_unseen 12 501 "${clean[@]}"
 simulate fine_unseen 6 101 "${fine[@]}"
 simulate streaks_unseen 10 901 "${streaks[@]}"
 simulate shells_unseen 12 701 "${shells[@]}"
+simulate virus_unseen 12 601 "${virus[@]}"
 simulate none_unseen 3 801 "${none[@]}"
 
 second=(stage1.checkpoint="$(last stage1)" stage1.folder="$out/seed$seed/logits" "${unseen[@]}")

@@ -80,7 +80,7 @@ def test_every_simulation_and_training_composes(calls):
             for source in cfg.data.sources.values():
                 assert source.manifest == "polnet.csv" or Path(source.manifest).parent in simulated
             trained.append(cfg)
-    assert len(simulated) == 11
+    assert len(simulated) == 13
     assert [cfg.name for cfg in trained] == ["nano_slices", "nano_stage1", "nano_stage2_slices", "nano_stage2"]
     for before, cfg in pairwise(trained):
         assert cfg.start == f"{before.output_dir}/checkpoints/last.ckpt"

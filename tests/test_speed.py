@@ -1,9 +1,12 @@
 """What makes inference fast changes nothing of what it computes."""
 
+import importlib
 import json
 import logging
 import re
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -283,6 +286,18 @@ def test_both_stages_are_timed_beside_sam2s_predictor_and_agree(etsam, work):
     )
     assert none.status == 1
     assert "0 repeats: at least 1 pair of runs" in none.stderr
+
+
+def test_a_comparison_without_parts_is_of_the_pairs_alone(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    speed = importlib.import_module("benchmarks.speed")
+    command = f"speed.py --net tiny_test --shape 9,20,26 --repeats 1 --threads 1 --no-parts --output-dir {tmp_path}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    speed.main()
+    found = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+    assert [(row["side"], row["repeat"]) for row in found["runs"]] == [("peer", "1"), ("own", "1")]
+    assert found["shape_zyx"] == [9, 20, 26]
+    assert len(found["ratios"]) == 1
 
 
 def test_the_arithmetic_of_a_slice_is_that_of_sam2(tracker):

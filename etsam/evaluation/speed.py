@@ -48,6 +48,8 @@ class SpeedSettings:
         Of torch on a CPU; 0: its choice.
     peer
         Whether SAM2's predictor runs, too.
+    parts
+        Whether one more pair is run in which the parts of a slice are timed.
     prompt
         `grid_zero` or `zero`.
     encode_batch_size
@@ -61,6 +63,7 @@ class SpeedSettings:
     precision: str = "32-true"
     threads: int = 0
     peer: bool = True
+    parts: bool = True
     prompt: str = "grid_zero"
     encode_batch_size: int | None = None
 
@@ -154,7 +157,7 @@ def _measure(settings: SpeedSettings, volume: np.ndarray, bank: int, folder: Pat
     }
     sides = SIDES if settings.peer else SIDES[1:]
     rows, report = [], SpeedReport(pd.DataFrame())
-    for repeat in range(settings.repeats + 1):  # the last one with parts: on a GPU, timing them takes time
+    for repeat in range(settings.repeats + settings.parts):  # the last one with parts: on a GPU, timing them takes time
         pace = {}
         for side in sides if repeat % 2 == 0 else sides[::-1]:
             parts = repeat == settings.repeats
