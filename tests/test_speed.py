@@ -217,6 +217,15 @@ def test_slices_are_read_once_and_a_few_are_kept(ahead):
     assert (threading.get_ident() in slices.threads) == (ahead == 0)
 
 
+def test_slices_that_may_not_be_written_to_are_copied_others_are_not():
+    volume = np.random.default_rng(0).random((3, 4, 5)).astype(np.float32)
+    with SlicesAhead(volume, 2, 0) as planes:
+        assert np.shares_memory(planes[1], volume)
+        volume.flags.writeable = False
+        assert planes[2].flags.writeable
+        np.testing.assert_array_equal(planes[2], volume[2])
+
+
 def test_what_cannot_be_read_ahead_is_told_when_its_turn_comes():
     with SlicesAhead(Reads(), kept=1) as planes:
         assert planes[6][0, 0] == 6

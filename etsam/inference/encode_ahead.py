@@ -63,7 +63,11 @@ class SlicesAhead:
 
     def _ask(self, z: int) -> None:
         if z not in self._planes:
-            self._planes[z] = self._reader.submit(lambda: np.asarray(self._slices[z], dtype=np.float32))
+            self._planes[z] = self._reader.submit(self._read, z)
+
+    def _read(self, z: int) -> np.ndarray:
+        plane = np.asarray(self._slices[z], dtype=np.float32)
+        return plane if plane.flags.writeable else plane.copy()  # torch takes what may be written to without a copy
 
 
 class _AtOnce(Executor):

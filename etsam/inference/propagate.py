@@ -171,7 +171,8 @@ class _Input:
 
     def crop(self, planes: Sequence[np.ndarray]) -> Tensor:
         # cut before they are stacked: a slice can have a hundred tiles
-        return turn(torch.from_numpy(np.stack([plane[self.tile.index] for plane in planes])), self.view)
+        cut = [torch.from_numpy(plane[self.tile.index]) for plane in planes]
+        return turn(torch.stack(cut) if len(cut) > 1 else cut[0][None], self.view)
 
     def prompt(self, z: int) -> Tensor:
         return turn(torch.from_numpy(self.prompts[z]), self.view)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from etsam.network.build import known_layers
+from etsam.network.tracker import SliceTracker
 
 Replacement = tuple[Any, str, Callable[..., Any]]
 """Owner, name of its method, what takes the method's place."""
@@ -35,9 +36,12 @@ def replaced(network: nn.Module, replacements: Callable[[Any], Iterable[Replacem
 
 
 def constants(module: Any) -> Iterator[Replacement]:
-    """What SAM2 computes anew for each image although it is the same: its position encodings."""
+    """What would be computed anew for each slice although it is the same: position encodings."""
     layers = known_layers()
-    if type(module) is layers.positions:
+    if isinstance(module, SliceTracker):
+        yield module, "memory_positions", cache(module.memory_positions)
+        yield module, "pointer_positions", _Rows(module.pointer_positions)
+    elif type(module) is layers.positions:
         yield module, "forward", _Positions(module)
     elif type(module) is layers.trunk:
         yield module, "_get_pos_embed", cache(partial(type(module)._get_pos_embed, module))
@@ -60,6 +64,24 @@ class _Positions:
         if size not in self.known:
             self.known[size] = type(self.module).forward(self.module, x[:1])
         return self.known[size].expand(x.shape[0], -1, -1, -1)
+
+
+class _Rows:
+    """Positions of pointers, a row for each distance; those of the slices that follow are computed with it."""
+
+    AT_ONCE = 256
+
+    def __init__(self, positions: Callable[[tuple[int, ...], int], Tensor]) -> None:
+        self.positions = positions
+        self.known: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, distances: tuple[int, ...], most: int) -> Tensor:
+        for distance in distances:
+            if (distance, most) not in self.known:
+                following = tuple(range(distance, distance + self.AT_ONCE))
+                rows = self.positions(following, most).unbind()
+                self.known |= {(other, most): row for other, row in zip(following, rows, strict=True)}
+        return torch.stack([self.known[distance, most] for distance in distances])
 
 
 def is_memory_attention(module: Any) -> bool:

@@ -6,13 +6,14 @@ longer reach leaves the output exactly that of SAM2's own video predictor (tests
 Axes: B tiles or clips, C channels of the network (d_model), M channels of a memory, S image side; all slices square.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from etsam.network.memory_bank import MemoryTokens, gather, memory_positions, pointer_positions
 from etsam.network.slice_state import Clicks, Decoded, SliceFeatures, SliceMemory, SliceState
 
 # ImageNet statistics, with which SAM2's encoder was trained
@@ -214,22 +215,19 @@ class SliceTracker(nn.Module):
         clicks
             Clicks on this slice.
         """
-        bank = {
-            "cond_frame_outputs": dict(self._entries((conditioning or {}).items())),
-            "non_cond_frame_outputs": dict(self._entries((others or {}).items())),
-        }
-        _, heads, fine, coarse = self.network._track_step(
-            frame_idx=z,
-            is_init_cond_frame=not conditioning,
-            current_vision_feats=features.levels,
-            current_vision_pos_embeds=features.positions,
-            feat_sizes=features.sizes,
-            point_inputs=_point_inputs(clicks),
+        network = self.network
+        *finer, coarsest = (_as_map(level, size) for level, size in zip(features.levels, features.sizes, strict=True))
+        fine = finer or None
+        if prompt is not None and network.use_mask_input_as_output_without_sam:
+            return _decoded(network._use_mask_as_output(coarsest, fine, prompt), fine, coarsest)
+        points = _point_inputs(clicks)
+        coarse = self._with_memory(z, features, num_slices, conditioning or {}, others or {}, reverse)
+        heads = network._forward_sam_heads(
+            backbone_features=coarse,
+            point_inputs=points,
             mask_inputs=prompt,
-            output_dict=bank,
-            num_frames=num_slices,
-            track_in_reverse=reverse,
-            prev_sam_mask_logits=None,
+            high_res_features=fine,
+            multimask_output=network._use_multimask(not conditioning, points),
         )
         return _decoded(heads, fine, coarse)
 
@@ -297,15 +295,47 @@ class SliceTracker(nn.Module):
         memory = memory if dtype is None else memory.to(dtype)
         return SliceState(decoded.low_res_logits, decoded.object_score, decoded.pointer, memory)
 
-    def _entries(self, states: Iterable[tuple[int, SliceState]]) -> Iterable[tuple[int, dict[str, Any]]]:
-        for z, state in states:
-            entry: dict[str, Any] = {"obj_ptr": state.pointer}
-            if state.memory is not None:
-                # back to the pointers' precision: a network without pointers would meet a bfloat16 memory otherwise
-                features = state.memory.to(state.pointer.dtype)
-                positions = self.network.memory_encoder.position_encoding(features).to(features.dtype)
-                entry |= {"maskmem_features": features, "maskmem_pos_enc": [positions]}
-            yield z, entry
+    def _with_memory(
+        self,
+        z: int,
+        features: SliceFeatures,
+        num_slices: int,
+        conditioning: Mapping[int, SliceState],
+        others: Mapping[int, SliceState],
+        reverse: bool,
+    ) -> Tensor:
+        """Coarsest feature map (B, C, S/16, S/16) of slice `z`, with what it attends to in it."""
+        network, level, size = self.network, features.levels[-1], features.sizes[-1]
+        if network.num_maskmem == 0:
+            return _as_map(level, size)
+        if conditioning:
+            found = gather(self, z, conditioning, others, num_slices, reverse=reverse)
+        elif network.directly_add_no_mem_embed:
+            return _as_map(level + network.no_mem_embed, size)
+        else:
+            shape = (1, level.shape[1], network.mem_dim)
+            found = MemoryTokens(network.no_mem_embed.expand(shape), network.no_mem_pos_enc.expand(shape), 0)
+        attended = network.memory_attention(
+            curr=[level],
+            curr_pos=[features.positions[-1]],
+            memory=found.tokens,
+            memory_pos=found.positions,
+            num_obj_ptr_tokens=found.num_pointer_tokens,
+        )
+        return _as_map(attended, size)
+
+    def memory_positions(self, slots: tuple[int, ...], size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """As `memory_bank.memory_positions`; the same for the same arguments as long as weights do not change."""
+        return memory_positions(self.network, slots, size, dtype)
+
+    def pointer_positions(self, distances: tuple[int, ...], most: int) -> Tensor:
+        """As `memory_bank.pointer_positions`; each row the same for the same distance and `most`."""
+        return pointer_positions(self.network, distances, most)
+
+
+def _as_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """(H*W, B, C) -> (B, C, H, W)."""
+    return tokens.permute(1, 2, 0).unflatten(2, size)
 
 
 def _point_inputs(clicks: Clicks | None) -> dict[str, Tensor] | None:
