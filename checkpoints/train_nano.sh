@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Nano weights from nothing in about two hours of one core: simulated tomograms, then both stages. What is finished is
-# not done again. The weights of this folder are of a longer training; the model card compares both.
+# The weights of this folder from nothing: simulated tomograms, then both stages, on a GPU where there is one, else on one
+# core of a CPU. What is finished is not done again.
 #
 #   bash checkpoints/train_nano.sh POLNET_MANIFEST OUTPUT_FOLDER [SEED] [KEY=VALUE of train.py ...]
 #
@@ -70,7 +70,7 @@ step() {  # NAME [KEY=VALUE ...]: trains unless it is finished, and goes on wher
   [ -e "$folder/finished" ] && return
   local resume=()
   [ -e "$folder/checkpoints/last.ckpt" ] && resume=(ckpt_path=last)
-  etsam train name="nano_$1" output_dir="$folder" seed="$seed" trainer=cpu trainer.precision=bf16-mixed \
+  etsam train name="nano_$1" output_dir="$folder" seed="$seed" trainer=auto trainer.precision=bf16-mixed \
     data.cache_folder="$out/cache" "${settings[@]}" "${@:2}" "${resume[@]}"
   touch "$folder/finished"
 }

@@ -55,6 +55,7 @@ def plan_memory(
     budget_gb: float | None = None,
     tile_batch_size: int = 1,
     encode_batch_size: int | None = None,
+    prompted: Sequence[int] | None = None,
 ) -> MemoryPlan:
     """Choose batch sizes; with a budget, the largest that fit it, tiles before slices.
 
@@ -70,6 +71,8 @@ def plan_memory(
         Tiles together.
     encode_batch_size
         Slices together; None: 1 on a CPU (more are not faster there), 4 on a GPU.
+    prompted
+        Of each stage: how many slices are prompted, all of which every slice attends to; default: one.
 
     Raises
     ------
@@ -85,10 +88,12 @@ def plan_memory(
         resident = psutil.Process().memory_info().rss
     together = encode_batch_size or (_GPU_ENCODE_BATCH if on_gpu else 1)
     name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
+    prompts = [1] * len(trackers) if prompted is None else prompted
 
     def plan(tiles: int, slices: int) -> MemoryPlan:
         margin = _MARGIN * (_RECORDED if on_gpu else 1)
-        need = margin * max(working_bytes(tracker, tiles, slices) for tracker in trackers)
+        working = (working_bytes(one, tiles, slices, count) for one, count in zip(trackers, prompts, strict=True))
+        need = margin * max(working)
         room = _SIDE_BY_SIDE_BYTES if budget_gb is None else 1e9 * budget_gb - resident
         at_most = 1 if on_gpu else min(torch.get_num_threads(), -(-num_tiles // tiles))
         workers = max(1, min(at_most, int(room / need)))
@@ -112,16 +117,29 @@ def plan_memory(
     )
 
 
-def working_bytes(tracker: SliceTracker, tiles: int, slices: int) -> int:
-    """Expected peak of tensors, weights not counted, for so many tiles of so many slices together, bytes."""
+def working_bytes(tracker: SliceTracker, tiles: int, slices: int, prompted: int = 1) -> int:
+    """Expected peak of tensors, weights not counted, bytes.
+
+    Parameters
+    ----------
+    tracker
+        The stage.
+    tiles, slices
+        So many tiles of so many slices together.
+    prompted
+        Prompted slices of the volume.
+    """
     network, quarter = tracker.network, tracker.side // 4
+    most = network.max_cond_frames_in_attn
+    attended = prompted if most == -1 else min(prompted, most)
     wide, narrow = network.hidden_dim, network.image_encoder.trunk.patch_embed.proj.out_channels
     planes = max(_BLOCKS * narrow, _EMBEDDED * narrow + _MODELED * wide)
     encoding = 4 * quarter**2 * planes * tiles * slices
     tokens = (quarter // 4) ** 2
-    pointers = network.max_obj_ptrs_in_encoder * max(1, wide // network.mem_dim)
-    tracking = 4 * _TRACKED * (network.num_maskmem * tokens + pointers) * wide * tiles
+    pointers = (network.max_obj_ptrs_in_encoder - 1 + attended) * max(1, wide // network.mem_dim)
+    tracking = 4 * _TRACKED * ((network.num_maskmem - 1 + attended) * tokens + pointers) * wide * tiles
     # features of slices that wait for the tracker: an eighth and a quarter of the channels at the finer levels
     waiting = 4 * quarter**2 * wide * (1 / 8 + 1 / 16 + 1 / 16) * tiles * slices
-    bank = (network.num_maskmem + 2) * tokens * network.mem_dim * 2 * tiles
+    bank = (network.num_maskmem + 1 + prompted) * tokens * network.mem_dim * 2 * tiles
+    bank += 4 * quarter**2 * prompted * tiles  # their masks
     return int(max(encoding, tracking) + waiting + bank)

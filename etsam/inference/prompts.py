@@ -60,6 +60,11 @@ def stage1_mask(
     return {z: np.asarray(stage1_mask[z], dtype=bool) for z in range(0, shape[0], interval)}
 
 
+def prompted_slices(prompt: Prompt, depth: int) -> int:
+    """How many slices of a volume of so many a prompt puts masks on; it does not depend on what a mask shows."""
+    return len(prompt((depth, 1, 1), np.zeros((depth, 1, 1), dtype=bool)))
+
+
 def _points(shape: tuple[int, ...], interval: int) -> np.ndarray:
     _check(interval)
     points = np.zeros(shape[1:], dtype=bool)

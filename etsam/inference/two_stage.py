@@ -12,7 +12,7 @@ from torch import nn
 from etsam.errors import ConfigError
 from etsam.inference.encode_ahead import EncodeBatch
 from etsam.inference.memory_plan import MemoryPlan, plan_memory
-from etsam.inference.prompts import Prompt
+from etsam.inference.prompts import Prompt, prompted_slices
 from etsam.inference.propagate import propagate
 from etsam.inference.stores import LogitStore, open_store
 from etsam.inference.tiles import Overlapping, Stitched, Tile, Tiling
@@ -257,8 +257,15 @@ class TwoStage(nn.Module):
         self.views = views
         self.eval()
 
-    def plan(self, num_tiles: int) -> MemoryPlan:
+    def plan(self, num_tiles: int, depth: int) -> MemoryPlan:
         """What goes through the networks together, and the memory that this is expected to take.
+
+        Parameters
+        ----------
+        num_tiles
+            Of a slice.
+        depth
+            Slices of the volume, Z.
 
         Raises
         ------
@@ -271,6 +278,7 @@ class TwoStage(nn.Module):
             budget_gb=self.memory_budget_gb,
             tile_batch_size=self.tile_batch_size,
             encode_batch_size=self.encode_batch_size,
+            prompted=[prompted_slices(stage.prompt, depth) for stage in self.stages],
         )
 
     def forward(
@@ -291,7 +299,7 @@ class TwoStage(nn.Module):
         stage1, stage2 = self.stages
         tiles = self.tiling.plan(height, width, min(stage.tracker.tile_voxels for stage in self.stages))
         seconds: dict[str, float] = {}
-        plan = self.plan(len(tiles))
+        plan = self.plan(len(tiles), depth)
         encode_batch = EncodeBatch(plan.encode_batch_size)
         log.info(
             "%d tile%s a slice%s, %d together%s; about %.1f GB expected (%s)",
