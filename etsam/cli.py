@@ -142,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--output-dir", metavar="DIR", help="where outputs go (results)")
     predict.add_argument("--weights", metavar="NAME", help="nano (default), etsam_v1 or files")
     predict.add_argument(
-        "--logit-threshold", type=float, metavar="T", help="logits above are membrane (nano 0.8, etsam_v1 -0.25)"
+        "--logit-threshold", type=float, metavar="T", help="logits above are membrane (nano 0.5, etsam_v1 -0.25)"
     )
     predict.add_argument("--store-logits", action="store_true", help="also write the logits")
     predict.add_argument(
