@@ -167,7 +167,9 @@ def run_stage(
     if store is None:
         store = open_store((depth, len(tiles), side, side), None)
     if tile_workers is None:
-        tile_workers = plan_memory([stage.tracker], len(tiles) * views, tile_batch_size=tile_batch_size).tile_workers
+        prompted = [prompted_slices(stage.prompt, depth)]
+        plan = plan_memory([stage.tracker], len(tiles) * views, tile_batch_size=tile_batch_size, prompted=prompted)
+        tile_workers = plan.tile_workers
     masks = [None if stage1_mask is None else _Crop(stage1_mask, tile) for tile in tiles]
     propagate(
         stage.tracker,

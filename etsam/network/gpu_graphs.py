@@ -115,19 +115,21 @@ class Graphed:
         self._recordings: dict[Any, _Recording | None] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            return self._function(*args, **kwargs)
         tensors: list[Tensor] = []
         key = (_taken_apart((args, kwargs), tensors), torch.is_autocast_enabled("cuda"))
-        if not tensors or torch.is_grad_enabled():
+        if not tensors:
             return self._function(*args, **kwargs)
         self._calls[key] = self._calls.get(key, 0) + 1
         if self._calls[key] > _CALLS_BEFORE and key not in self._recordings:
-            self._recordings[key] = self._recorded((args, kwargs), tensors)
+            self._recordings[key] = self._recorded((args, kwargs))
         recording = self._recordings.get(key)
         return self._function(*args, **kwargs) if recording is None else recording(tensors)
 
-    def _recorded(self, arguments: Any, tensors: list[Tensor]) -> "_Recording | None":
+    def _recorded(self, arguments: Any) -> "_Recording | None":
         try:
-            return _Recording(self._function, arguments, tensors, self._record)
+            return _Recording(self._function, arguments, self._record)
         except RuntimeError as error:  # memory that did not suffice, or what cannot be recorded
             log.warning("%s: no CUDA graph: %s", getattr(self._function, "__name__", "a part"), error)
             return None
@@ -148,21 +150,22 @@ def _taken_apart(nest: Any, tensors: list[Tensor]) -> Any:
     return nest
 
 
-def _put_together(nest: Any, tensors: Iterator[Tensor]) -> Any:
-    """The same nest with other tensors."""
+def _cloned(nest: Any, clones: list[Tensor]) -> Any:
+    """The same nest with clones of its tensors, which are appended in the order of `_taken_apart`."""
     if isinstance(nest, Tensor):
-        return next(tensors)
+        clones.append(nest.clone())
+        return clones[-1]
     if isinstance(nest, list | tuple):
-        return type(nest)([_put_together(item, tensors) for item in nest])
+        return type(nest)([_cloned(item, clones) for item in nest])
     if isinstance(nest, dict):
-        return {name: _put_together(item, tensors) for name, item in nest.items()}
+        return {name: _cloned(item, clones) for name, item in nest.items()}
     return nest
 
 
 class _Recording:
-    def __init__(self, function: Function, arguments: Any, tensors: list[Tensor], record: Record) -> None:
-        self._inputs = [tensor.clone() for tensor in tensors]
-        args, kwargs = _put_together(arguments, iter(self._inputs))
+    def __init__(self, function: Function, arguments: Any, record: Record) -> None:
+        self._inputs: list[Tensor] = []
+        args, kwargs = _cloned(arguments, self._inputs)
         found: list[Any] = []  # not of self, which would keep the memory of its recording
 
         def run() -> None:
@@ -174,9 +177,7 @@ class _Recording:
     def __call__(self, tensors: list[Tensor]) -> Any:
         torch._foreach_copy_(self._inputs, tensors, non_blocking=True)
         self._replay()
-        left: list[Tensor] = []
-        _taken_apart(self._found[0], left)
-        return _put_together(self._found[0], iter([tensor.clone() for tensor in left]))
+        return _cloned(self._found[0], [])
 
 
 def _record(pool: Any, run: Callable[[], Any], device: torch.device) -> Callable[[], None]:

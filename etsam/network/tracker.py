@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etsam.network.memory_bank import MemoryTokens, gather, memory_positions, pointer_positions
+from etsam.network.memory_tokens import MemoryTokens, gather, memory_positions, pointer_positions
 from etsam.network.slice_state import Clicks, Decoded, SliceFeatures, SliceMemory, SliceState
 
 # ImageNet statistics, with which SAM2's encoder was trained
@@ -325,11 +325,11 @@ class SliceTracker(nn.Module):
         return _as_map(attended, size)
 
     def memory_positions(self, slots: tuple[int, ...], size: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """As `memory_bank.memory_positions`; the same for the same arguments as long as weights do not change."""
+        """As `memory_tokens.memory_positions`; the same for the same arguments as long as weights do not change."""
         return memory_positions(self.network, slots, size, dtype)
 
     def pointer_positions(self, distances: tuple[int, ...], most: int) -> Tensor:
-        """As `memory_bank.pointer_positions`; each row the same for the same distance and `most`."""
+        """As `memory_tokens.pointer_positions`; each row the same for the same distance and `most`."""
         return pointer_positions(self.network, distances, most)
 
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from networks import random_tracker
 
-from etsam.network.memory_bank import gather
+from etsam.network.memory_tokens import gather
 from etsam.network.replacing import constants, replaced
 from etsam.network.slice_state import SliceState
 
 DEPTH, BATCH = 24, 2
 
 
-def states_of(tracker, slices, dtype=torch.bfloat16, seed=0):
+def states_of(tracker, slices, seed=0):
     generator = torch.Generator().manual_seed(seed)
     network = tracker.network
     coarse = tracker.side // 16
@@ -22,7 +22,7 @@ def states_of(tracker, slices, dtype=torch.bfloat16, seed=0):
             torch.zeros(BATCH, 1, 4, 4),
             torch.zeros(BATCH, 1),
             torch.randn(BATCH, network.hidden_dim, generator=generator),
-            torch.randn(BATCH, network.mem_dim, coarse, coarse, generator=generator).to(dtype),
+            torch.randn(BATCH, network.mem_dim, coarse, coarse, generator=generator).bfloat16(),
         )
         for z in slices
     }

@@ -59,14 +59,13 @@ def gather(
     rest = {other: state for other, state in conditioning.items() if other not in chosen} | dict(others)
     slots, features = zip(*_features(network, z, chosen, rest, reverse), strict=True)
     pointer = next(iter(chosen.values())).pointer  # memories are kept in fewer bits than what is computed with them
-    size = features[0].shape[-2:]
     tokens = [torch.cat([_as_tokens(one) for one in features]).to(pointer.dtype)]
+    _, channels, *size = features[0].shape
     positions = [tracker.memory_positions(slots, tuple(size), pointer.dtype).expand(-1, pointer.shape[0], -1)]
     pointers = list(_pointers(network, z, chosen, rest, num_slices, reverse))
     parts = 0
     if pointers:
         distances, vectors = zip(*pointers, strict=True)
-        channels = features[0].shape[1]
         parts = vectors[0].shape[1] // channels  # a pointer is as many tokens as it takes
         stacked = torch.stack(vectors)  # (P, B, C)
         tokens.append(stacked.unflatten(2, (parts, channels)).transpose(1, 2).flatten(0, 1))
