@@ -7,6 +7,7 @@ Every setting is in configs/train.yaml; `python train.py --help` lists them.
 """
 
 import logging
+from contextlib import nullcontext
 
 import hydra
 from omegaconf import DictConfig
@@ -23,18 +24,19 @@ def run(cfg: DictConfig) -> None:
     from hydra.utils import instantiate
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+    from etsam.network import heap
     from etsam.training.run import (
         check_memory,
+        check_net,
         check_strategy,
         checkpoint_to_resume,
         claim_folder,
         description,
         prepare_stage1_logits,
-        require_same_side,
     )
 
     logging.getLogger("etsam.normalize").setLevel(logging.WARNING)  # else it tells the contrast at every validation
-    require_same_side(cfg)
+    check_net(cfg)
     check_strategy(cfg)
     if is_first_process():
         claim_folder(cfg)
@@ -55,7 +57,8 @@ def run(cfg: DictConfig) -> None:
     for logger in loggers:
         logger.log_hyperparams(description(cfg))
     try:
-        trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        with heap.kept() if trainer.strategy.root_device.type == "cpu" else nullcontext():
+            trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     except SIGTERMException:
         log.warning("the state is saved in %s/checkpoints/last.ckpt; go on with ckpt_path=last", cfg.output_dir)
         raise SystemExit(SIGTERM_STATUS) from None

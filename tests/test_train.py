@@ -18,7 +18,7 @@ from etsam.errors import ConfigError
 from etsam.io import MrcWriter
 from etsam.network.checkpoint import read_state_dict
 from etsam.paths import share
-from etsam.training.run import check_strategy
+from etsam.training.run import check_net, check_strategy
 from etsam.training.stage import Stage
 
 SHAPE = (12, 72, 80)
@@ -149,6 +149,17 @@ def test_two_processes_train_as_one_with_the_same_global_batch(folder):
 def test_a_trainer_of_prediction_is_refused(trainer, right):
     with pytest.raises(ConfigError, match=rf"for prediction: .* Take trainer={right}\."):
         check_strategy(compose_config("train", ["experiment=nano_stage1", "name=x", f"trainer={trainer}"]))
+
+
+def test_clips_and_logits_that_do_not_suit_the_network_are_refused():
+    nano = ["experiment=nano_stage2", "name=x", "stage1.checkpoint=x"]
+    with pytest.raises(ConfigError, match=r"data\.num_slices=8 .* sees 9 slices at a time"):
+        check_net(compose_config("train", [*nano, "data.num_slices=8"]))
+    cfg = compose_config("train", [*nano, "data.num_slices=9"])
+    check_net(cfg)
+    cfg.stage1.net = {**cfg.net, "image_size": 512}
+    with pytest.raises(ConfigError, match="stage 1 has image side 512 and stage 2 256"):
+        check_net(cfg)
 
 
 @pytest.mark.slow

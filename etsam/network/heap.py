@@ -2,7 +2,8 @@
 
 Each layer makes tensors of tens of megabytes. By default glibc gets each from the system and gives it back, and the
 system clears every page anew: 0.7 of 5.2 s for each slice in the image encoder (base-plus at side 1024, two cores,
-measured). Kept, the memory is used again by the next layer.
+measured). Kept, the memory is used again by the next layer. A training step of nano gains 5 % (32 slices, one core,
+measured).
 """
 
 import ctypes

@@ -164,8 +164,14 @@ def _git_state() -> dict[str, str]:
         return {}
 
 
-def require_same_side(cfg: DictConfig) -> None:
-    """Raise `ConfigError` if stage 2 is to see images of another side than stage 1 gave."""
+def check_net(cfg: DictConfig) -> None:
+    """Raise `ConfigError` if clips or the logits of stage 1 do not suit the network."""
+    seen = cfg.net.get("input_slices", 1)
+    if isinstance(seen, int) and cfg.data.num_slices < seen:
+        raise ConfigError(
+            f"data.num_slices={cfg.data.num_slices} is too short a clip: this network sees {seen} slices at a time "
+            f"(net.input_slices), and {seen - 1} more than are to be trained are needed."
+        )
     if cfg.stage1 is not None and cfg.stage1.net.image_size != cfg.net.image_size:
         raise ConfigError(
             f"stage 1 has image side {cfg.stage1.net.image_size} and stage 2 {cfg.net.image_size}; they share tiles."
