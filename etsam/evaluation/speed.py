@@ -21,7 +21,7 @@ from etsam.inference.record import environment
 from etsam.inference.two_stage import DEFAULT_THRESHOLD
 from etsam.io import atomic_path
 from etsam.io.atomic import refuse_existing
-from etsam.network.build import build_tracker
+from etsam.network.build import build_tracker, input_slices
 from etsam.network.flops import matmul_rate, slice_flops
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def compare_speed(
         raise ConfigError(
             f"{depth} slices are too few: the memory bank is full after {bank}; take at least {bank + 2}."
         )
-    if settings.peer and settings.net.get("input_slices", 1) != 1:
+    if settings.peer and input_slices(settings.net) != 1:
         raise ConfigError("SAM2's predictor sees one slice at a time; for this network set peer=false (--no-peer).")
     output_dir.mkdir(parents=True, exist_ok=True)
     for name in (CSV, MARKDOWN, JSON):

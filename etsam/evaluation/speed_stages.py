@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from etsam.evaluation.speed import SpeedSettings, compare_speed, slices_for_speed, summary
 from etsam.inference.two_stage import fuse
 from etsam.io import read_volume
-from etsam.network.build import build_tracker
+from etsam.network.build import build_tracker, input_slices
 from etsam.normalize import normalize
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def benchmark_stages(cfg: DictConfig, tomogram: str) -> None:
     net: Any = OmegaConf.to_container(cfg.net, resolve=True)
     volume = read_volume(tomogram)
     normalized = slices_for_speed(normalize(volume, instantiate(cfg.normalize)), cfg.benchmark_slices)
-    peer = net.get("input_slices", 1) == 1
+    peer = input_slices(net) == 1
     if not peer:
         log.warning("SAM2's predictor sees one slice at a time, so that this network is timed alone")
     device = "cuda" if instantiate(cfg.trainer).strategy.root_device.type == "cuda" else "cpu"

@@ -139,18 +139,23 @@ def build_tracker(
         As `build_network`, `StageWeights.resolve` and `load_weights`.
     """
     weights = StageWeights.resolve(checkpoint, seed)
-    input_slices = net.get("input_slices", 1)
-    if not isinstance(input_slices, int) or input_slices % 2 == 0 or not 0 < input_slices <= _MOST_INPUT_SLICES:
-        raise ConfigError(
-            f"net.input_slices={input_slices} is not allowed: 1, or with those before and after 3, 5, ... "
-            f"{_MOST_INPUT_SLICES}."
-        )
+    seen = input_slices(net)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(net)
     if weights.path is not None:
-        load_weights(network, weights.path, adapt=partial(widen_input, channels=input_slices) if widen else None)
-    return SliceTracker(network, input_slices, tile_voxels(net)).eval()
+        load_weights(network, weights.path, adapt=partial(widen_input, channels=seen) if widen else None)
+    return SliceTracker(network, seen, tile_voxels(net)).eval()
+
+
+def input_slices(net: Mapping[str, Any]) -> int:
+    """How many slices the network of a config sees at a time; `ConfigError` if that is no odd number up to 15."""
+    seen = net.get("input_slices", 1)
+    if not isinstance(seen, int) or seen % 2 == 0 or not 0 < seen <= _MOST_INPUT_SLICES:
+        raise ConfigError(
+            f"net.input_slices={seen} is not allowed: 1, or with those before and after 3, 5, ... {_MOST_INPUT_SLICES}."
+        )
+    return seen
 
 
 def tile_voxels(net: Mapping[str, Any]) -> int:

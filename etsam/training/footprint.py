@@ -100,12 +100,12 @@ def estimate(
     trained = num_slices - (tracker.input_slices - 1)
     memory = tracker.new_memory(trained)
     image = torch.zeros(1, tracker.mean.shape[1], tracker.side, tracker.side)
-    empty = torch.zeros(1, 1, tracker.side, tracker.side)
-    reach = min(trained - 1, tracker.network.num_maskmem - 1)
     with _Saved(tracker) as encoder:
         features = tracker.encode(image)
     with torch.no_grad():
+        empty = torch.zeros(1, 1, tracker.side, tracker.side)
         state = tracker.prompt(0, features, empty, memory)
+    reach = min(trained - 1, tracker.network.num_maskmem - 1)
     others = {z: state for z in range(1, 1 + reach)}
     with _Saved(tracker) as tracking:
         tracker.segment(1 + reach, features, {0: state}, others, trained, remember=True)

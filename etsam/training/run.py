@@ -11,6 +11,7 @@ from etsam.data.datamodule import TomogramClips
 from etsam.errors import CheckpointError, ConfigError, OutputError
 from etsam.inference.record import environment
 from etsam.io import atomic_path
+from etsam.network.build import input_slices
 from etsam.paths import share
 from etsam.training.footprint import estimate, require_room
 from etsam.training.stage import Stage
@@ -166,8 +167,8 @@ def _git_state() -> dict[str, str]:
 
 def check_net(cfg: DictConfig) -> None:
     """Raise `ConfigError` if clips or the logits of stage 1 do not suit the network."""
-    seen = cfg.net.get("input_slices", 1)
-    if isinstance(seen, int) and cfg.data.num_slices < seen:
+    seen = input_slices(cfg.net)
+    if cfg.data.num_slices < seen:
         raise ConfigError(
             f"data.num_slices={cfg.data.num_slices} is too short a clip: this network sees {seen} slices at a time "
             f"(net.input_slices), and {seen - 1} more than are to be trained are needed."
