@@ -1,5 +1,6 @@
 """The Python interface: `etsam.segment`."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +92,8 @@ def segment(
     import torch
     from hydra.utils import instantiate
 
-    from etsam.entry import config_error
-    from etsam.errors import InputError
+    from etsam.entry import check_values, config_error
+    from etsam.errors import InputError, OutputError
     from etsam.inference.two_stage import Mask
     from etsam.io import Volume, read_volume, volume_writer
     from etsam.weights_store import provide
@@ -106,27 +107,32 @@ def segment(
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with config_error():
         cfg = compose_config("predict", overrides)
+        check_values(cfg, "predict")
         provide(cfg.weights)
         cfg.segmenter.scratch_folder = None if output_path is None else str(Path(output_path).absolute().parent)
         segmenter = instantiate(cfg.segmenter).to(target)
     segmenter.progress = progress
     half = target.type == "cuda" and cfg.trainer.precision == "bf16-mixed"
-    with torch.autocast(target.type, torch.bfloat16, enabled=half):
-        prediction = segmenter.segment(volume)
 
-    def fill(logits: Any, mask: Any) -> None:
+    def fill(logits: Any, mask: Any) -> float:
+        with torch.autocast(target.type, torch.bfloat16, enabled=half):
+            prediction = segmenter.segment(volume)
         for z in range(volume.shape[0]):
             logits[z] = prediction.logits[z]
             if mask is not None:
                 mask[z] = logits[z] > prediction.threshold
             if progress is not None:
                 progress("writing", z + 1, volume.shape[0])
+        return prediction.threshold
 
     if output_path is None:
         logits, mask = np.empty(volume.shape, np.float32), np.empty(volume.shape, np.uint8)
-        fill(logits, mask)
-        return Segmentation(logits, mask, volume.voxel_size_angstrom, prediction.threshold)
+        threshold = fill(logits, mask)
+        return Segmentation(logits, mask, volume.voxel_size_angstrom, threshold)
+    if volume.path is not None and os.path.realpath(volume.path) == os.path.realpath(output_path):
+        raise OutputError(f"{output_path} is the tomogram itself; choose another output_path.")
+    # opened first, so that hours of prediction are not for a file that may not be written
     with volume_writer(output_path, volume.shape, np.float32, volume, overwrite) as writer:
-        fill(writer, None)
+        threshold = fill(writer, None)
     written = read_volume(output_path, warn=False)
-    return Segmentation(written, Mask(written, prediction.threshold), volume.voxel_size_angstrom, prediction.threshold)
+    return Segmentation(written, Mask(written, threshold), volume.voxel_size_angstrom, threshold)

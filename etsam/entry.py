@@ -29,12 +29,16 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 log = logging.getLogger(__name__)
 
 SIGTERM_STATUS = 128 + signal.SIGTERM  # what a shell reports of a process that ended by it
-_RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # set by torchrun, Slurm and Lightning's own launcher
+# set by torchrun, Lightning's own launcher and Slurm; in Slurm's interactive jobs Lightning starts processes itself
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
 def is_first_process() -> bool:
     """Whether this process speaks for all: checks inputs and logs. Known before anything heavy is imported."""
-    return next((os.environ[name] == "0" for name in _RANK_VARIABLES if name in os.environ), True)
+    name = next((name for name in _RANK_VARIABLES if name in os.environ), None)
+    if name == "LOCAL_RANK" and os.environ.get("NODE_RANK", "0") != "0":
+        return False
+    return name is None or os.environ[name] == "0"
 
 
 def register_resolvers() -> None:

@@ -59,6 +59,24 @@ def test_an_existing_output_path_is_kept_unless_overwrite_is_set(array, tmp_path
     assert path.read_text() == "precious"
 
 
+def test_an_output_path_that_may_not_be_written_is_refused_before_anything_is_computed(array, tmp_path):
+    with MrcWriter(tmp_path / "a.mrc", SHAPE, np.float32) as writer:
+        for z in range(SHAPE[0]):
+            writer[z] = array[z]
+    before, calls = (tmp_path / "a.mrc").read_bytes(), []
+    for refused, overwrite in (("a.mrc", True), ("a.mrc", False), ("no_folder/b.mrc", True)):
+        with pytest.raises(OutputError):
+            etsam.segment(
+                tmp_path / "a.mrc",
+                overrides=TINY,
+                output_path=tmp_path / refused,
+                overwrite=overwrite,
+                progress=lambda *call: calls.append(call),
+            )
+    assert (tmp_path / "a.mrc").read_bytes() == before
+    assert calls == []
+
+
 def test_progress_counts_every_slice_of_every_part(array):
     calls = []
     etsam.segment(array, overrides=TINY, progress=lambda *call: calls.append(call))
@@ -92,7 +110,9 @@ def test_a_voxel_size_beside_a_file_is_an_error(tmp_path):
         etsam.segment(tmp_path / "a.mrc", voxel_size=(1, 1, 1))
 
 
-@pytest.mark.parametrize("override", ["no_such_key=3", "normalize=foo", "prompt@stage1.prompt=stage1_mask"])
+@pytest.mark.parametrize(
+    "override", ["no_such_key=3", "normalize=foo", "prompt@stage1.prompt=stage1_mask", "resegment_prompted=no"]
+)
 def test_a_setting_that_does_not_fit_is_a_config_error(array, override):
     with pytest.raises(ConfigError):
         etsam.segment(array, overrides=[*TINY, override])

@@ -64,6 +64,11 @@ def test_what_cannot_be_segmented_is_refused_with_a_reason(refused, tomogram, na
     assert all(part in message for part in parts), message
 
 
+def test_a_list_may_begin_with_the_byte_order_mark_of_windows(predict, tomogram):
+    (tomogram.parent / "list.txt").write_text("\ufefftomo.mrc\n", encoding="utf-8")
+    assert predict("list.txt", "write_preview=false").status == 0
+
+
 def test_a_truncated_gz_file_is_refused(refused, tomogram):
     (tomogram.parent / "cut.mrc.gz").write_bytes(gzip.compress(tomogram.read_bytes())[:-2000])
     assert "damaged or cut off" in refused("cut.mrc.gz")

@@ -5,9 +5,29 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
+from etsam.entry import is_first_process
 from etsam.io import MrcWriter
 from etsam.paths import share
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"SLURM_PROCID": "1"}, False),
+        ({"RANK": "0", "LOCAL_RANK": "1"}, True),
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # started by Lightning in an interactive job of Slurm
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
+    ],
+)
+def test_one_process_speaks_for_all_whoever_started_them(monkeypatch, environment, first):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_process() is first
 
 
 def write_tomograms(folder, names, spoiled=()):

@@ -5,9 +5,10 @@ import json
 import subprocess
 import sys
 
+import mrcfile
 import numpy as np
 import pytest
-from conftest import SHAPE, grey, write_mrc
+from conftest import SHAPE, VOXEL_SIZE_ZYX, grey, write_mrc
 from omegaconf import OmegaConf
 
 from etsam.api import compose_config
@@ -85,7 +86,7 @@ def test_predictions_made_in_the_run_are_scored_and_kept(evaluate, manifest):
     for name in ("report.html", "report.md", *tables):
         assert (manifest / "out" / name).stat().st_size > 50
     # the same predictions, read back, score the same
-    assert evaluate("predictions=out/predictions", "output_dir=again", "stage2.threshold=-0.075").status == 0
+    assert evaluate("predictions=out/predictions", "output_dir=again").status == 0
     again = table(manifest, "again")
     for row, before in zip(again.values(), rows.values(), strict=True):
         unlike = {name for name in row if row[name] != before[name]}
@@ -193,6 +194,48 @@ def test_a_post_processed_mask_is_scored_when_asked_for(evaluate, manifest):
         assert float(row["auprc"]) > 0  # the curve is that of the logits
 
 
+def test_stored_predictions_are_post_processed_when_asked_for(evaluate, manifest):
+    both = binary()
+    both[2, 4:9, 4:9] = 1  # beside the sheet, in one slice
+    write_mrc("masks/a.mrc", both)
+    write_mrc("masks/b.mrc", np.where(binary(1) == 1, 4, -4.5).astype(np.float32))
+    steps = ["postprocess=thin_noise", "postprocess.thin_noise.min_slices=3"]
+    assert evaluate("predictions=masks", "metrics=[]").status == 0
+    assert float(table(manifest)["masks", "lab/a"]["precision"]) < 1
+    line = evaluate("predictions=masks", "metrics=[]", "resume=true", *steps).message
+    assert "made with other settings (postprocess)" in line
+    assert evaluate("predictions=masks", "metrics=[]", "overwrite=true", *steps).status == 0
+    assert [float(row["dice"]) for row in table(manifest).values()] == [1, 1]
+
+
+def test_kept_predictions_of_tomograms_called_the_same_are_told_apart_by_their_runs(evaluate, manifest):
+    for seed, name in enumerate("ab"):
+        write_mrc(manifest / name / "tomo.mrc", grey(seed=seed))
+    rows = [ROWS[0], "lab,a,val,a/tomo.mrc,a_mask.mrc", "lab,b,val,b/tomo.mrc,b_mask.mrc"]
+    (manifest / "manifest.csv").write_text("\n".join(rows) + "\n")
+    assert evaluate(*TINY, "metrics=[]", "write_predictions=true").status == 0
+    made = [float(row["dice"]) for row in table(manifest).values()]
+    assert made[0] != made[1]
+    assert evaluate("predictions=out/predictions", "metrics=[]", "output_dir=again").status == 0
+    assert [float(row["dice"]) for row in table(manifest, "again").values()] == made
+
+
+def test_the_voxel_size_is_the_manifests_then_the_tomograms_then_the_truths(evaluate, manifest, caplog):
+    shifted = np.roll(binary(), 2, axis=1)
+    for name in "ab":
+        write_mrc(f"masks/{name}.mrc", shifted)
+        write_mrc(f"{name}_mask.mrc", binary())
+    rows = [f"{ROWS[0]},voxel_size", f"{ROWS[1]},10", f"{ROWS[2]},"]
+    (manifest / "manifest.csv").write_text("\n".join(rows) + "\n")
+    with mrcfile.mmap(manifest / "b_mask.mrc", mode="r+") as mrc:
+        mrc.voxel_size = 1
+    with caplog.at_level("WARNING"):
+        assert evaluate("predictions=masks", "metrics=[surface]").status == 0
+    distances = [float(row["hausdorff95_angstrom"]) for row in table(manifest).values()]
+    assert distances == pytest.approx([2 * 10, 2 * VOXEL_SIZE_ZYX[1]])
+    assert "lab/b: voxel size 4 x 3 x 2 Å (tomogram), not 1 x 1 x 1 (truth)" in caplog.text
+
+
 @pytest.mark.slow  # four starts of the interpreter
 def test_two_processes_share_the_tomograms(manifest):
     (manifest / "manifest.csv").write_text("\n".join([*ROWS, "lab,d,val,d.mrc,b_mask.mrc"]) + "\n")
@@ -218,6 +261,7 @@ def test_two_processes_share_the_tomograms(manifest):
     [
         (["data.split=test"], "has no tomogram of the split test; it has train, val; set data.split=NAME"),
         (["data.manifest=no.csv"], "no.csv: the manifest cannot be read"),
+        (["predictions=.", "prediction_threshold=high"], "prediction_threshold=high does not fit; allowed: numbers"),
         (["metrics=[dice]"], "allowed is a list of curve, planes"),
         (["predictions=nowhere"], "the predictions of nowhere are to be in nowhere, which is no folder"),
         (["predictions=[a,b]"], "allowed are a folder, or names with a folder each"),

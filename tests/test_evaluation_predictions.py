@@ -1,5 +1,7 @@
 """Predictions of any tool: which file is whose, and whether it holds a mask, logits or probabilities."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import write_mrc
@@ -54,6 +56,28 @@ def test_a_name_that_two_datasets_share_is_clear_only_in_the_folder_of_one(work)
     assert isinstance(found["y/2"], str)
 
 
+def test_a_file_that_can_be_of_two_tomograms_of_a_dataset_is_of_neither(work):
+    samples = [sample("ds", run, work / run / "tomo.mrc") for run in ("a", "b")]
+    (work / "p/ds").mkdir(parents=True)
+    (work / "p/ds/tomo_logits.mrc").touch()
+    assert all(isinstance(found, str) for found in find_predictions("p", samples).values())
+    (work / "p/ds/b_logits.mrc").touch()
+    found = find_predictions("p", samples)
+    assert isinstance(found["ds/a"], str)
+    assert str(found["ds/b"]) == "p/ds/b_logits.mrc"
+
+
+def test_tomograms_and_masks_of_the_truth_are_no_predictions(work):
+    samples = [Sample("set", run, "test", work / f"p/{run}.mrc", work / f"p/{run}_mask.mrc") for run in ("one", "two")]
+    (work / "p").mkdir()
+    for name in ("one", "one_mask", "two", "two_mask", "one_etsam_predicted_mask"):
+        (work / f"p/{name}.mrc").touch()
+    (work / "link").symlink_to(work / "p")
+    found = find_predictions("link", samples)
+    assert str(found["set/one"]) == "link/one_etsam_predicted_mask.mrc"
+    assert found["set/two"].startswith("no prediction in link")
+
+
 @pytest.mark.parametrize(
     ("values", "dtype", "kind"),
     [
@@ -98,3 +122,18 @@ def test_a_prediction_is_opened_as_what_it_is(work, values, dtype, membrane):
     scored = open_prediction(write_mrc("p.mrc", volume), -0.25)
     plane = scored.mask[0] if scored.logits is None else scored.logits[0] > scored.threshold
     np.testing.assert_array_equal(plane[0, :3], np.array(membrane, bool))
+
+
+def test_logits_are_cut_where_their_record_says_unless_a_threshold_is_set(work):
+    volume = np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4)
+    logits = write_mrc("a_etsam_predicted_logits.mrc", volume)
+    assert open_prediction(logits).threshold == -0.25
+    record = work / "a_etsam_predicted_record.json"
+    record.write_text(json.dumps({"settings": {"stage2": {"threshold": 0.5}}}))
+    assert open_prediction(logits).threshold == 0.5
+    assert open_prediction(logits, 0.125).threshold == 0.125
+    record.write_text("{}")
+    with pytest.raises(
+        InputError, match=r"a_etsam_predicted_record.json, beside the logits, .* set prediction_threshold"
+    ):
+        open_prediction(logits)

@@ -5,6 +5,9 @@ import json
 import pytest
 from conftest import grey, write_mrc
 
+from etsam.errors import InputError
+from etsam.inference import writer
+
 FAST = "write_preview=false"
 MASK, RECORD = "tomo_etsam_predicted_mask.mrc", "tomo_etsam_predicted_record.json"
 LOGITS = "tomo_etsam_predicted_logits.mrc"
@@ -111,6 +114,42 @@ def test_outputs_are_not_taken_for_inputs_of_their_folder(predict, first, work):
     (work / "tomo.mrc").rename(work / "out" / "tomo.mrc")
     assert predict("out", FAST, "--resume").status == 0
     assert json.loads((work / "out" / RECORD).read_text())["input"]["path"].endswith("/tomo.mrc")
+
+
+def test_a_run_that_is_stopped_while_it_replaces_leaves_what_was_complete(predict, first, states, monkeypatch):
+    def stop(path):
+        raise KeyboardInterrupt
+
+    before = states()
+    with monkeypatch.context() as patch:
+        patch.setattr("etsam.inference.writer.checksum_of", stop)
+        assert predict("tomo.mrc", FAST, "--overwrite", "--logit-threshold", "-100").status != 0
+    assert states() == before
+    assert predict("tomo.mrc", FAST, "--resume").status == 0
+    assert states() == before
+
+
+def test_resume_refuses_other_views(predict, first):
+    assert "made with other settings (views)" in predict("tomo.mrc", FAST, "--resume", "views=2").message
+
+
+def test_a_tomogram_that_cannot_be_written_does_not_stop_the_others(predict, first, work, monkeypatch):
+    write_mrc("bad.mrc")
+    write_mrc("later.mrc")
+    real = writer.checksum_of
+
+    def gone(path):
+        if path.name == "bad.mrc":
+            raise InputError("it was moved meanwhile")
+        return real(path)
+
+    monkeypatch.setattr(writer, "checksum_of", gone)
+    outcome = predict("bad.mrc", "later.mrc", FAST)
+    assert outcome.status == 1
+    assert outcome.message == "bad.mrc: it was moved meanwhile"
+    assert outcome.files == [
+        f"{name}_etsam_predicted_{what}" for name in ("later", "tomo") for what in ("mask.mrc", "record.json")
+    ]
 
 
 def test_a_run_that_fails_while_it_replaces_keeps_no_half_of_it(predict, first, work, monkeypatch):

@@ -22,7 +22,7 @@ from etsam.evaluation.tables import parse_source, published_scores, read_scores,
 
 NAMES = ["d1/t1", "d1/t2", "d2/t1", "d2/t9"]
 THRESHOLDS = np.array([-1.0, -0.25, 0.5, 2.0], np.float32)
-SETTINGS = {"threshold": -0.25, "weights": "nano", "data": {"manifest": "test.csv"}}
+SETTINGS = {"weights": "nano", "data": {"manifest": "test.csv"}}
 VOID = {"meta", "img", "rect", "br"}
 
 
@@ -44,6 +44,7 @@ def result(method, tomogram, seed, masks_only=False):
         metrics=values | {"surface": random.uniform(1, 9)},
         thresholds=THRESHOLDS[:0] if masks_only else THRESHOLDS,
         counts=counts[:0] if masks_only else counts,
+        threshold=np.nan if masks_only else -0.25,
         planes={plane: {"dice": random.uniform(0.1, 0.9)} for plane in ("xy", "xz", "yz")},
         theta=tuple((float(a), a + 30.0, random.uniform(), random.uniform(), 10 + a) for a in (0, 30, 60)),
         pictures=(picture(seed=seed), picture((12, 30), seed=seed, axis="y", index=3)),

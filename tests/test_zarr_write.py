@@ -88,7 +88,7 @@ def test_a_missing_slice_leaves_nothing(tmp_path):
 
 def test_an_existing_zarr_is_replaced_only_when_asked_for(tmp_path):
     path = written(tmp_path / "a.zarr", values(LARGE))
-    with pytest.raises(OutputError, match=r"a\.zarr: exists already; set overwrite=true"):
+    with pytest.raises(OutputError, match=r"a\.zarr: exists already; choose another name"):
         written(path, values(SHAPE))
     with pytest.raises(ZeroDivisionError), ZarrWriter(path, SHAPE, np.float32, overwrite=True):
         raise ZeroDivisionError

@@ -1,5 +1,6 @@
 """What a sweep of the threshold says: Dice at every threshold, the best ones, precision against recall."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,12 +25,15 @@ class Sweep:
         (N,) float64, increasing.
     counts
         (M, N, 3) int64: true positives, false positives, false negatives.
+    threshold
+        The one that all masks were made with; NaN if there are several, or none is known.
     """
 
     method: str
     tomograms: tuple[str, ...]
     thresholds: np.ndarray
     counts: np.ndarray
+    threshold: float = math.nan
 
     @property
     def dice(self) -> np.ndarray:
@@ -113,7 +117,9 @@ def sweeps(results: Sequence[TomogramResult]) -> list[Sweep]:
         counts = np.stack(
             [result.counts[np.isin(grid, shared)] for grid, result in zip(rounded, own, strict=True)]
         ).astype(np.int64)
-        found.append(Sweep(method, tuple(result.tomogram for result in own), shared, counts))
+        made_with = {result.threshold for result in own}
+        threshold = made_with.pop() if len(made_with) == 1 else math.nan
+        found.append(Sweep(method, tuple(result.tomogram for result in own), shared, counts, threshold))
     return found
 
 

@@ -1,5 +1,7 @@
 """Predictions that any tool left in a folder: which file belongs to which tomogram, and what its values mean."""
 
+import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +11,14 @@ import numpy as np
 from lightning import LightningModule
 
 from etsam.data.manifest import Sample
-from etsam.errors import InputError
+from etsam.errors import ConfigError, InputError, OutputError
 from etsam.evaluation.metrics import Scored
-from etsam.inference.record import OutputNames
+from etsam.inference.record import OutputNames, read_record
+from etsam.inference.two_stage import DEFAULT_THRESHOLD
 from etsam.io import TOMOGRAM_SUFFIXES, Slices, Volume, read_volume, strip_suffix
 from etsam.io.location import ZARR_SUFFIXES
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["mask", "logits", "probabilities"]
 
@@ -26,7 +31,8 @@ def find_predictions(folder: str | os.PathLike[str], samples: Sequence[Sample]) 
     A file belongs to a tomogram if its name without suffix is the tomogram's file name without suffix, its `run_id` or
     `dataset_id_run_id`, alone or followed by `_`, `-` or `.` and anything; to the longest such name, so that `TS_1_b`
     is not taken for `TS_1`. It lies in the folder or in its subfolder `dataset_id`. Of several, the one that is called
-    exactly so is taken, else the logits that this program writes, else its mask.
+    exactly so is taken, else the logits that this program writes, else its mask. Tomograms and masks of the truth that
+    lie there, too, are no predictions.
 
     Parameters
     ----------
@@ -47,19 +53,20 @@ def find_predictions(folder: str | os.PathLike[str], samples: Sequence[Sample]) 
     """
     root = Path(folder).expanduser()
     names = _names(samples)
-    return {sample.name: _find(root, sample, names) for sample in samples}
+    inputs = {os.path.realpath(file) for sample in samples for file in (sample.tomogram, sample.target_mask)}
+    return {sample.name: _find(root, sample, names, inputs) for sample in samples}
 
 
-def _names(samples: Sequence[Sample]) -> dict[str, list[str]]:
+def _names(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     """Name in files -> the samples that it can mean."""
-    out: dict[str, list[str]] = {}
+    out: dict[str, list[Sample]] = {}
     for sample in samples:
         for name in {strip_suffix(sample.tomogram), sample.run_id, f"{sample.dataset_id}_{sample.run_id}"}:
-            out.setdefault(name, []).append(sample.name)
+            out.setdefault(name, []).append(sample)
     return out
 
 
-def _find(root: Path, sample: Sample, names: dict[str, list[str]]) -> Path | str:
+def _find(root: Path, sample: Sample, names: dict[str, list[Sample]], inputs: set[str]) -> Path | str:
     own_folder = root / sample.dataset_id
     found: list[tuple[str, Path]] = []
     for folder in (own_folder, root):
@@ -72,13 +79,16 @@ def _find(root: Path, sample: Sample, names: dict[str, list[str]]) -> Path | str
         for file in files:
             if not file.name.lower().endswith((*TOMOGRAM_SUFFIXES, *ZARR_SUFFIXES)):
                 continue
+            if os.path.realpath(file) in inputs:
+                continue
             stem = strip_suffix(file)
             fitting = [name for name in names if stem == name or stem.startswith((f"{name}_", f"{name}-", f"{name}."))]
             if not fitting:
                 continue
             name = max(fitting, key=len)
             # in the subfolder of its data set a name is clear even if another data set has the same
-            if names[name] == [sample.name] or (folder is own_folder and sample.name in names[name]):
+            meant = [one for one in names[name] if folder is root or one.dataset_id == sample.dataset_id]
+            if meant == [sample]:
                 found.append((name, file))
         if found:
             break
@@ -149,7 +159,26 @@ class _Converted:
         return np.log(probability / (1 - probability)).astype(np.float32)
 
 
-def open_prediction(path: str | os.PathLike[str], threshold: float) -> Scored:
+def threshold_beside(path: str | os.PathLike[str]) -> float | None:
+    """Threshold that logits of this program were cut at, from the record beside them; None if there is no record.
+
+    Raises
+    ------
+    InputError
+        If the record is damaged.
+    """
+    stem = strip_suffix(path).removesuffix("_logits")
+    record = Path(path).parent / f"{stem}_record.json"
+    try:
+        found = read_record(record)
+        return None if found is None else float(found["settings"]["stage2"]["threshold"])
+    except (OutputError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{record}, beside the logits, does not say at which threshold they were cut; set prediction_threshold."
+        ) from error
+
+
+def open_prediction(path: str | os.PathLike[str], threshold: float | None = None) -> Scored:
     """Open the prediction of any tool.
 
     Parameters
@@ -157,7 +186,8 @@ def open_prediction(path: str | os.PathLike[str], threshold: float) -> Scored:
     path
         A volume (Z, Y, X); see `kind_of_values`.
     threshold
-        Logits strictly above are membrane; probabilities strictly above 0.5 are, that is logits above 0.
+        Logits strictly above are membrane; None: the one they were cut at (`threshold_beside`), else -0.25.
+        Probabilities strictly above 0.5 are, that is logits above 0.
 
     Raises
     ------
@@ -169,7 +199,15 @@ def open_prediction(path: str | os.PathLike[str], threshold: float) -> Scored:
     slices = _Converted(volume, kind)
     if kind == "mask":
         return Scored(mask=slices)
-    return Scored(logits=slices, threshold=threshold if kind == "logits" else 0.0)
+    if kind == "probabilities":
+        return Scored(logits=slices, threshold=0.0)
+    source = "as prediction_threshold says"
+    if threshold is None:
+        threshold, source = threshold_beside(path), "as their record says"
+    if threshold is None:
+        threshold, source = DEFAULT_THRESHOLD, "the default; prediction_threshold sets another"
+    log.info("%s: logits above %g are membrane (%s)", path, threshold, source)
+    return Scored(logits=slices, threshold=threshold)
 
 
 class StoredPredictions(LightningModule):
@@ -178,11 +216,19 @@ class StoredPredictions(LightningModule):
     Parameters
     ----------
     threshold
-        Logits strictly above are membrane.
+        As of `open_prediction`.
+
+    Raises
+    ------
+    ConfigError
+        If that is no number.
     """
 
-    def __init__(self, threshold: float) -> None:
+    def __init__(self, threshold: float | None) -> None:
         super().__init__()
+        number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and math.isfinite(threshold)
+        if threshold is not None and not number:
+            raise ConfigError(f"prediction_threshold={threshold} does not fit; allowed: numbers.")
         self.threshold = threshold
         self.progress: Any = None
 

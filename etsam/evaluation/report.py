@@ -50,8 +50,7 @@ def write_report(
         something in them, `scores.csv`, `means.csv`, `pairs.csv`, `missing.csv`, `thresholds.csv`,
         `best_thresholds.csv`, `pooled.csv`, `planes.csv`, `theta.csv`.
     settings
-        Shown and stored; values may be nested. `threshold`, if it is there, is the threshold of the logits that the
-        masks were made with, and is marked in the sweep.
+        Shown and stored; values may be nested.
     overwrite
         Replace a report that is there.
     metrics, baseline
@@ -73,10 +72,7 @@ def write_report(
     """
     if not results:
         raise ConfigError("there are no results to report; evaluate at least one tomogram.")
-    threshold = settings.get("threshold")
-    tables = build_tables(
-        results, metrics=metrics, baseline=baseline, threshold=None if threshold is None else float(threshold)
-    )
+    tables = build_tables(results, metrics=metrics, baseline=baseline)
     output_dir = Path(output_dir)
     files = [output_dir / name for name in (PAGE, MARKDOWN, JSON)]
     files += [output_dir / f"{name}.csv" for name in tables.frames]

@@ -99,7 +99,7 @@ class Figures:
         _legend(figure, axes)
         return figure
 
-    def sweep(self, sweep: Sweep, threshold: float | None) -> "Figure":
+    def sweep(self, sweep: Sweep) -> "Figure":
         """Dice against the threshold: tomograms thin, mean bold, the choices of a threshold marked."""
         figure, axes = _figure(3.2 + _legend_height("12345"))
         colour = self.look[sweep.method]["color"]
@@ -111,9 +111,9 @@ class Figures:
         axes.plot(oracle[:, 0], oracle[:, 1], "k.", markersize=5, label=f"own best of each (mean {mean:.3f})")
         best, value = sweep.best_fixed
         axes.axvline(best, color="#000000", linestyle="--", label=f"best single: {best:g} (mean {value:.3f})")
-        if threshold is not None:
-            label = f"as set: {threshold:g} (mean {sweep.at(threshold):.3f})"
-            axes.axvline(threshold, color="#000000", linestyle=":", label=label)
+        if np.isfinite(sweep.threshold):
+            label = f"as set: {sweep.threshold:g} (mean {sweep.at(sweep.threshold):.3f})"
+            axes.axvline(sweep.threshold, color="#000000", linestyle=":", label=label)
         axes.set(xlabel="Threshold of the logits", ylabel="Dice", ylim=(-0.02, 1.02))
         _legend(figure, axes)
         return figure

@@ -122,10 +122,7 @@ def _threshold(tables: ReportTables) -> str:
     if not tables.sweeps:
         return ""
     figures = Figures(tables.comparison.methods)
-    plots = [
-        plot(figures.sweep(sweep, tables.threshold), f"{sweep.method}: Dice against the threshold")
-        for sweep in tables.sweeps
-    ]
+    plots = [plot(figures.sweep(sweep), f"{sweep.method}: Dice against the threshold") for sweep in tables.sweeps]
     best = tables.frames["best_thresholds"]
     words = {"default": "as set", "best fixed": "best single", "oracle": "each tomogram's own best"}
     rows = [

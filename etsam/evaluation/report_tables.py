@@ -32,14 +32,11 @@ class ReportTables:
     frames
         File name without suffix -> table: scores, means, pairs, missing, thresholds, best_thresholds, pooled (all
         voxels of a method together), planes, theta.
-    threshold
-        The threshold the masks were made with; None if it is not known.
     """
 
     comparison: Comparison
     sweeps: tuple[Sweep, ...]
     frames: dict[str, pd.DataFrame]
-    threshold: float | None
 
 
 def build_tables(
@@ -47,7 +44,6 @@ def build_tables(
     *,
     metrics: Sequence[str] | None = None,
     baseline: str | None = None,
-    threshold: float | None = None,
     seed: int = 0,
 ) -> ReportTables:
     """Put the results of an evaluation into tables.
@@ -58,8 +54,6 @@ def build_tables(
         One for each method and tomogram.
     metrics, baseline, seed
         Of the comparison; see `compare`.
-    threshold
-        That the masks were made with.
     """
     scores = scores_of_results(results)
     comparison = compare(scores, metrics, baseline=baseline, seed=seed)
@@ -73,7 +67,7 @@ def build_tables(
             "pairs": comparison.pairs,
             "missing": comparison.missing,
             "thresholds": _thresholds(results),
-            "best_thresholds": _best_thresholds(found, threshold),
+            "best_thresholds": _best_thresholds(found),
             "pooled": pd.DataFrame(
                 [(sweep.method, len(sweep.tomograms), sweep.pooled_area) for sweep in found],
                 columns=["method", "tomograms", "auprc"],
@@ -81,7 +75,6 @@ def build_tables(
             "planes": _planes(results),
             "theta": _theta(results),
         },
-        threshold,
     )
 
 
@@ -102,12 +95,12 @@ def _thresholds(results: Sequence[TomogramResult]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def _best_thresholds(found: Sequence[Sweep], threshold: float | None) -> pd.DataFrame:
+def _best_thresholds(found: Sequence[Sweep]) -> pd.DataFrame:
     """Choice, threshold and Dice; tomogram is empty for what concerns all."""
     rows: list[tuple[Any, ...]] = []
     for sweep in found:
-        if threshold is not None:
-            rows.append((sweep.method, "default", "", threshold, sweep.at(threshold)))
+        if math.isfinite(sweep.threshold):
+            rows.append((sweep.method, "default", "", sweep.threshold, sweep.at(sweep.threshold)))
         rows.append((sweep.method, "best fixed", "", *sweep.best_fixed))
         rows.append((sweep.method, "oracle", "", math.nan, sweep.oracle_mean))
         rows += [

@@ -90,7 +90,7 @@ def _threshold(tables: ReportTables, method: str) -> str:
     if not math.isfinite(value):
         return ""
     text = f"{method}, threshold: "
-    if tables.threshold is not None and math.isfinite(at := sweep.at(tables.threshold)):
-        text += f"{tables.threshold:g} as set gives mean Dice {format_score(at)}; "
+    if math.isfinite(at := sweep.at(sweep.threshold)):
+        text += f"{sweep.threshold:g} as set gives mean Dice {format_score(at)}; "
     text += f"the best single one, {best:g}, {format_score(value)}"
     return text + f"; each tomogram's own best, {format_score(sweep.oracle_mean)} (both were chosen knowing the truth)."

@@ -46,6 +46,8 @@ class TomogramResult:
         (N,) float32, increasing; empty for predictions that are masks.
     counts
         (N, 3) int64: true positives, false positives, false negatives of `logits > threshold`, without ignored voxels.
+    threshold
+        The one that the mask was made with; NaN for predictions that are masks.
     planes
         `xy`, `xz`, `yz` -> metric -> mean over the slices of that orientation that hold membrane in truth or
         prediction.
@@ -63,6 +65,7 @@ class TomogramResult:
     metrics: dict[str, float] = field(default_factory=dict)
     thresholds: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     counts: np.ndarray = field(default_factory=lambda: np.empty((0, 3), np.int64))
+    threshold: float = float("nan")
     planes: dict[str, dict[str, float]] = field(default_factory=dict)
     theta: tuple[tuple[float, float, float, float, int], ...] = ()
     pictures: tuple[SlicePicture, ...] = ()

@@ -10,7 +10,7 @@ from lightning import LightningModule
 from omegaconf import DictConfig, OmegaConf
 
 from etsam.errors import InputError, OutputError
-from etsam.evaluation.data import EvaluationData
+from etsam.evaluation.data import EvaluationData, Job
 from etsam.evaluation.metrics import Metrics
 from etsam.evaluation.predictions import StoredPredictions
 from etsam.evaluation.report import JSON, MARKDOWN, PAGE, write_report
@@ -20,7 +20,6 @@ from etsam.evaluation.store import ResultStore
 from etsam.evaluation.wandb_log import log_to_wandb
 from etsam.inference.settings import settings_of
 from etsam.inference.writer import PredictionWriter
-from etsam.io import Location
 from etsam.io.atomic import refuse_existing
 from etsam.io.location import locate
 
@@ -34,8 +33,10 @@ def evaluation_settings(cfg: DictConfig) -> dict[str, Any]:
     """What decides the scores, plain values: kept with each result and compared by `resume`."""
     keys = ("metrics", "surface_tolerance_angstrom", "ignore_border_voxels")
     settings = {key: OmegaConf.to_container(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key] for key in keys}
-    settings["threshold"] = cfg.stage2.threshold
     settings["prediction"] = settings_of(cfg) if cfg.predictions is None else "stored"
+    if cfg.predictions is not None:
+        settings["threshold"] = cfg.prediction_threshold
+        settings["postprocess"] = OmegaConf.to_container(cfg.postprocess, resolve=True)
     return settings
 
 
@@ -75,15 +76,12 @@ def check_predictions(cfg: DictConfig, data: EvaluationData) -> None:
     writer = writer_of(cfg)
     if writer is None:
         return
-    by_dataset: dict[Path, dict[Location, int]] = {}
     for job in data.open_jobs:
-        by_dataset.setdefault(Path(job.name).parent, {})[locate(job.tomogram)] = 0
-    for dataset, voxels in by_dataset.items():
-        writer(dataset).check(voxels)
+        writer(job).check({locate(job.tomogram): 0})
 
 
-def writer_of(cfg: DictConfig) -> Callable[[Path], PredictionWriter] | None:
-    """What keeps predictions, for each dataset in a folder of its own; None if they are not to be kept."""
+def writer_of(cfg: DictConfig) -> Callable[[Job], PredictionWriter] | None:
+    """What keeps a prediction: in a folder for each dataset, named after the run; None if they are not to be kept."""
     if not cfg.write_predictions or cfg.predictions is not None:
         return None
     from hydra.utils import instantiate
@@ -91,8 +89,9 @@ def writer_of(cfg: DictConfig) -> Callable[[Path], PredictionWriter] | None:
     make: partial[PredictionWriter] = instantiate(cfg.writer)
     steps = instantiate(cfg.postprocess, _convert_="all")
 
-    def writer(dataset: Path) -> PredictionWriter:
-        made = make(Path(cfg.output_dir) / "predictions" / dataset, postprocess=steps)
+    def writer(job: Job) -> PredictionWriter:
+        name = Path(job.name)
+        made = make(Path(cfg.output_dir) / "predictions" / name.parent, stem=name.name, postprocess=steps)
         made.settings = settings_of(cfg)
         return made
 
@@ -102,7 +101,7 @@ def writer_of(cfg: DictConfig) -> Callable[[Path], PredictionWriter] | None:
 def predictor(cfg: DictConfig) -> LightningModule:
     """What `Trainer.test` runs: the Segmenter of prediction, or what opens predictions that are there."""
     if cfg.predictions is not None:
-        return StoredPredictions(cfg.stage2.threshold)
+        return StoredPredictions(cfg.prediction_threshold)
     from hydra.utils import instantiate
 
     if None in (cfg.weights.stage1, cfg.weights.stage2):

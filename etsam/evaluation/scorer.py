@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from etsam.evaluation.results import SlicePicture, TomogramResult
 from etsam.evaluation.store import ResultStore
 from etsam.inference.postprocess import Step, apply_steps
 from etsam.inference.segmenter import Prediction
+from etsam.inference.two_stage import Mask
 from etsam.inference.writer import PredictionWriter
 from etsam.io import Volume, read_volume
 from etsam.overlap import IGNORE, Overlap
@@ -24,6 +25,7 @@ from etsam.overlap import IGNORE, Overlap
 log = logging.getLogger(__name__)
 
 _CLIP_PERCENT = (1.0, 99.0)  # of grey values, as in previews
+_SAME_SIZE = 0.01  # relative: headers round
 
 
 class Scorer(Callback):
@@ -34,11 +36,11 @@ class Scorer(Callback):
     metrics
         What is computed.
     postprocess
-        Steps applied to masks made in this run before they are scored; logits, and so the curve, stay as they are.
+        Steps applied to masks before they are scored; logits, and so the curve, stay as they are.
     store
         Where results go.
     writer
-        Output folder -> what keeps predictions made in this run; None: they are not kept.
+        What keeps a prediction made in this run; None: they are not kept.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Scorer(Callback):
         metrics: Metrics,
         store: ResultStore,
         postprocess: Mapping[str, Step] | None = None,
-        writer: Callable[[Path], PredictionWriter] | None = None,
+        writer: Callable[[Job], PredictionWriter] | None = None,
     ) -> None:
         self.metrics, self.store = metrics, store
         self.steps: Sequence[Step] = list((postprocess or {}).values())
@@ -79,15 +81,11 @@ class Scorer(Callback):
             raise outputs["error"]
         prediction = outputs["prediction"]
         if isinstance(prediction, Prediction) and self.writer is not None:
-            self.writer(Path(job.name).parent).write(prediction, progress)
+            self.writer(job).write(prediction, progress)
         scored = self._scored(prediction)
         with read_volume(job.target_mask, warn=False) as truth:
             tomogram = _tomogram(job, prediction)
-            size = truth.voxel_size_angstrom or (None if tomogram is None else tomogram.voxel_size_angstrom)
-            if size is None and job.voxel_size_angstrom:
-                size = (job.voxel_size_angstrom,) * 3
-            if size is None:
-                log.warning("%s: voxel size unknown: no distances in Å", job.name)
+            size = _voxel_size(job, tomogram, truth)
             scores = self.metrics(truth, scored, size, progress)
         if tomogram is not None and tuple(tomogram.shape) != tuple(truth.shape):
             raise InputError(f"the tomogram has shape {tomogram.shape}, the mask of the truth {truth.shape}.")
@@ -98,6 +96,7 @@ class Scorer(Callback):
             metrics=scores.metrics,
             thresholds=scores.thresholds,
             counts=scores.counts,
+            threshold=math.nan if scored.logits is None else scored.threshold,
             planes=scores.planes,
             theta=scores.theta,
             pictures=() if tomogram is None else pictures(tomogram, scores),
@@ -106,13 +105,39 @@ class Scorer(Callback):
 
     def _scored(self, prediction: Prediction | Scored) -> Scored:
         if isinstance(prediction, Scored):
-            return prediction
-        return Scored(
-            logits=prediction.logits,
-            threshold=prediction.threshold,
-            mask=apply_steps(prediction.mask, self.steps, workers=self.metrics.workers) if self.steps else None,
-            seconds=math.fsum(prediction.seconds.values()),
-        )
+            scored = prediction
+        else:
+            seconds = math.fsum(prediction.seconds.values())
+            scored = Scored(prediction.logits, prediction.threshold, seconds=seconds)
+        if not self.steps:
+            return scored
+        mask = scored.mask
+        if mask is None:
+            assert scored.logits is not None
+            mask = Mask(scored.logits, scored.threshold)
+        return replace(scored, mask=apply_steps(mask, self.steps, workers=self.metrics.workers))
+
+
+def _voxel_size(job: Job, tomogram: Volume | None, truth: Volume) -> tuple[float, float, float] | None:
+    """(z, y, x) in Å: as the manifest says, else the tomogram, else the truth, whose headers are often made up."""
+    said = {
+        "manifest": (job.voxel_size_angstrom,) * 3 if job.voxel_size_angstrom else None,
+        "tomogram": None if tomogram is None else tomogram.voxel_size_angstrom,
+        "truth": truth.voxel_size_angstrom,
+    }
+    known = {source: size for source, size in said.items() if size is not None}
+    if not known:
+        log.warning("%s: voxel size unknown: no distances in Å", job.name)
+        return None
+    source, size = next(iter(known.items()))
+    for other, differs in known.items():
+        if not np.allclose(size, differs, rtol=_SAME_SIZE):
+            log.warning("%s: voxel size %s Å (%s), not %s (%s)", job.name, _text(size), source, _text(differs), other)
+    return size
+
+
+def _text(size: tuple[float, float, float]) -> str:
+    return " x ".join(f"{one:g}" for one in size)
 
 
 def _tomogram(job: Job, prediction: Prediction | Scored) -> Volume | None:

@@ -59,10 +59,7 @@ def log_to_wandb(
         raise ConfigError("logger=wandb needs the package wandb; pip install wandb.") from error
     if not results:
         raise ConfigError("there are no results to log; evaluate at least one tomogram.")
-    threshold = settings.get("threshold")
-    tables = build_tables(
-        results, metrics=metrics, baseline=baseline, threshold=None if threshold is None else float(threshold)
-    )
+    tables = build_tables(results, metrics=metrics, baseline=baseline)
     try:
         run = wandb.init(
             project=project,
@@ -115,7 +112,7 @@ def _curves(tables: ReportTables, results: Sequence[TomogramResult]) -> dict[str
     if pooled or points_of(results):
         found["precision_recall"] = figures.precision_recall(pooled, points_of(results))
     for sweep in tables.sweeps:
-        found[f"threshold_{sweep.method}"] = figures.sweep(sweep, tables.threshold)
+        found[f"threshold_{sweep.method}"] = figures.sweep(sweep)
     if len(tables.frames["theta"]):
         theta = theta_by_method(tables.frames["theta"])
         found |= {f"theta_{metric}": figures.theta(theta, metric) for metric in ("recall", "precision")}

@@ -84,7 +84,7 @@ def _in_folder(folder: Path) -> list[Location]:
 
 def _in_list(file: Path) -> list[Location]:
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is no list of tomograms: not text (UTF-8); write one path a line.") from error
     except OSError as error:

@@ -248,7 +248,8 @@ class InstanceLabels:
         if components.count > limit:
             raise InputError(
                 f"the mask has {components.count} components; instance labels are uint16 and allow {limit}: "
-                f"apply RemoveSmallComponents first (min_voxels={components.voxels[limit + 1] + 1} is enough)"
+                f"remove the small ones first (postprocess=small_components postprocess.small_components.min_voxels="
+                f"{components.voxels[limit + 1] + 1})"
             )
         numbers = np.arange(components.count + 1, dtype=np.uint16)
         return FilteredSlices(components.shape, lambda z: components.mapped(z, numbers))

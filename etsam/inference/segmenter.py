@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 
 from etsam.errors import InputError
 from etsam.inference.two_stage import Mask, TwoStage
@@ -103,10 +103,14 @@ class Segmenter(LightningModule):
         try:
             return self.segment(read_volume(path))
         except InputError as error:
-            if sum(self.trainer.num_predict_batches) > 1:  # of a single one it is said at the end, once
-                log.warning("not segmented: %s", error)
-            self.failures.append(str(error))
+            self.fail(str(error), self.trainer)
             return None
+
+    def fail(self, why: str, trainer: Trainer) -> None:
+        """Keep why there is no result for a tomogram; the others go on."""
+        if sum(trainer.num_predict_batches) > 1:  # of a single one it is said at the end, once
+            log.warning("not segmented: %s", why)
+        self.failures.append(why)
 
     def test_step(self, batch: NamesTomogram, batch_idx: int = 0) -> dict[str, Any]:
         """Segment one tomogram, to be scored.

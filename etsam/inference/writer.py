@@ -13,7 +13,7 @@ import numpy as np
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from etsam.errors import ConfigError, OutputError
+from etsam.errors import ConfigError, InputError, OutputError
 from etsam.inference.postprocess import InstanceLabels, Step, apply_steps
 from etsam.inference.preview import PreviewPlanes, write_preview
 from etsam.inference.record import OutputNames, environment, peak_memory_mb, read_record, write_record
@@ -45,6 +45,8 @@ class PredictionWriter(BasePredictionWriter):
         Made if need be.
     infix
         In the names of outputs, such as `_split_processing`.
+    stem
+        Their start; None: the tomogram's file name without suffix.
     write_logits, write_instances, write_preview
         Further outputs.
     output_format
@@ -74,6 +76,7 @@ class PredictionWriter(BasePredictionWriter):
         output_dir: str | os.PathLike[str],
         *,
         infix: str = "",
+        stem: str | None = None,
         write_logits: bool = False,
         write_instances: bool = False,
         write_preview: bool = True,
@@ -92,7 +95,7 @@ class PredictionWriter(BasePredictionWriter):
             raise ConfigError(f"output_format={output_format} is unknown; allowed: mrc, zarr.")
         self.output_dir = Path(output_dir)
         self.output_format = output_format
-        self.infix = infix
+        self.infix, self.stem = infix, stem
         self.write_logits, self.write_instances, self.write_preview = write_logits, write_instances, write_preview
         self.steps = list((postprocess or {}).values())
         self.overwrite, self.resume, self.workers = overwrite, resume, worker_count(workers)
@@ -100,7 +103,7 @@ class PredictionWriter(BasePredictionWriter):
 
     def names(self, path: Location) -> OutputNames:
         """Output files of the tomogram at `path`."""
-        return OutputNames(self.output_dir, strip_suffix(path), self.infix, f".{self.output_format}")
+        return OutputNames(self.output_dir, self.stem or strip_suffix(path), self.infix, f".{self.output_format}")
 
     def wanted(self, path: Location) -> list[Path]:
         """List the outputs that this run writes for a tomogram."""
@@ -209,9 +212,15 @@ class PredictionWriter(BasePredictionWriter):
         prediction: Prediction | None,
         *args: Any,
     ) -> None:
-        """Lightning's hook; None is a tomogram that was skipped or failed."""
-        if prediction is not None:
-            self.write(prediction, pl_module.progress if isinstance(pl_module, Segmenter) else None)
+        """Lightning's hook; None is a tomogram that was skipped or failed. What fails here does not stop the others."""
+        if prediction is None:
+            return
+        assert isinstance(pl_module, Segmenter)
+        try:
+            self.write(prediction, pl_module.progress)
+        except InputError as error:  # of its components there are too many, or the file was moved meanwhile
+            assert prediction.volume.path is not None
+            pl_module.fail(f"{display_name(prediction.volume.path)}: {error}", trainer)
 
     def write(self, prediction: Prediction, progress: Any = None) -> OutputNames:
         """Write all outputs of a prediction.
@@ -235,8 +244,6 @@ class PredictionWriter(BasePredictionWriter):
         assert volume.path is not None
         names = self.names(volume.path)
         replace = self.overwrite or self.resume  # what resume finds incomplete is made anew
-        if replace:
-            names.record.unlink(missing_ok=True)  # from here on the outputs are not complete
         depth = volume.shape[0]
         planes = PreviewPlanes(volume)
 
@@ -274,11 +281,13 @@ class PredictionWriter(BasePredictionWriter):
                 if self.write_preview:  # else the tomogram need not be read again
                     planes.add(z, volume[z], plane)
             share = membrane / float(np.prod(volume.shape))
+            checksum = checksum_of(volume.path)  # takes a while, so before the outputs get their names
+            if replace:
+                names.record.unlink(missing_ok=True)  # what is there was complete until now
             if self.write_preview:
                 title = f"{display_name(volume.path)}: {100 * share:.2f} % membrane" + self._caption()
                 write_preview(names.preview, planes, title.replace("$", r"\$"), replace)  # $...$ would be a formula
                 made.append(names.preview)
-            checksum = checksum_of(volume.path)  # takes a while, so before the outputs get their names
         seconds = prediction.seconds | {"write": time.perf_counter() - started}
         record = self._record(prediction, share, seconds, checksum)
         write_record(names.record, record, replace)

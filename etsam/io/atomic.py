@@ -140,7 +140,8 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
 
 def _exists(target: Path) -> OutputError:
     return OutputError(
-        f"{target}: exists already; set overwrite=true to replace it or resume=true to keep what is complete"
+        f"{target}: exists already; choose another name, or say that it may be replaced (overwrite=true, or the option "
+        "--overwrite)"
     )
 
 
