@@ -271,6 +271,8 @@ def check_values(cfg: DictConfig, name: str) -> None:
         if not isinstance(default, bool | int | float):
             continue
         value = OmegaConf.select(cfg, key)
+        if value is None and key.startswith("trainer."):  # Lightning's own default
+            continue
         if isinstance(default, bool):
             fits, allowed = isinstance(value, bool), "true or false"
         elif isinstance(default, int):

@@ -135,20 +135,23 @@ def test_resuming_in_mid_epoch_gives_exactly_the_remaining_batches(manifest, wor
     batches = iter(loader)
     first = keys([next(batches), next(batches)])
     state = loader.state_dict()
-    assert state == {"epoch": 3, "position": 4}
+    assert state == {"epoch": 3, "position": 4, "global_batch": 2}
     resumed = module(manifest, num_workers=workers).train_dataloader()
     resumed.load_state_dict(state)
     assert first + keys(resumed) == whole
     assert epoch_of(resumed, 4) == epoch_of(loader, 4)  # the epoch after is whole again
 
 
-def test_a_run_may_be_resumed_on_another_number_of_processes(manifest):
+def test_a_run_may_be_resumed_on_another_number_of_processes(manifest, caplog):
     whole = sum(keys(module(manifest).train_dataloader()), ())
     loaders = [on_rank(rank, 2, manifest).train_dataloader() for rank in range(2)]
     for loader in loaders:
         loader.load_state_dict({"epoch": 0, "position": 4})
     rest = [key for loader in loaders for batch in keys(loader) for key in batch]
     assert sorted(rest) == sorted(whole[4:])
+    assert not caplog.text
+    loaders[0].load_state_dict({"epoch": 0, "position": 4, "global_batch": 8})
+    assert "a batch is now 4 clips on all devices together, and was 8" in caplog.text
 
 
 def test_a_state_that_was_loaded_and_not_begun_is_saved_as_it_was(manifest):
@@ -296,10 +299,10 @@ def test_settings_of_clips_are_refused_before_files_are_looked_at(manifest):
 
 
 def test_the_config_builds_with_the_defaults_of_the_class(manifest):
-    config = OmegaConf.create({"normalize": {"_target_": "etsam.normalize.Robust"}})
+    config = OmegaConf.create({"normalize": {"_target_": "etsam.normalize.Robust"}, "seed": 3})
     config.data = OmegaConf.load(share("configs") / "data" / "manifest.yaml")
     config.data.sources.own.manifest = str(manifest)
     data = instantiate(config.data)
     plain = TomogramClips({"own": Source(manifest)}, Robust())
-    assert (data.sources["own"].weight, data.batch_size, data.epoch_clips) == (1.0, 1, None)
+    assert (data.sources["own"].weight, data.batch_size, data.epoch_clips, data.seed) == (1.0, 1, None, 3)
     assert data._clip_settings == plain._clip_settings

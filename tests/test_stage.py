@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from networks import random_tracker, score_bias
 
-from etsam.errors import ConfigError
+from etsam.api import compose_config
+from etsam.errors import ConfigError, InputError
 from etsam.inference import prompts
 from etsam.inference.two_stage import Stage as InferenceStage
 from etsam.io import MrcWriter
@@ -154,6 +156,31 @@ def test_validation_on_a_part_takes_the_middle_slices(pair, tracker):
     sample, truth = pair
     result = Validator(prompts.zero, Robust(membranes="dark"), max_slices=3)(tracker, sample)
     assert result.truth.sum() == truth[2:5].sum(axis=(1, 2)).max()
+
+
+def test_voxels_that_are_not_finite_are_replaced_as_in_training_or_refused(pair, tracker, tmp_path):
+    grey = np.random.default_rng(1).normal(size=(7, 50, 61)).astype(np.float32)
+    grey[2, 3:5] = np.nan
+    with MrcWriter(pair[0].tomogram, grey.shape, grey.dtype, overwrite=True) as writer:
+        for z in range(7):
+            writer[z] = grey[z]
+    stage = partial(InferenceStage, tracker, partial(prompts.grid_zero, interval=10))
+    stage1 = partial(Stage1Logits, tmp_path / "cache", stage, Robust(), {}, tracker.tile_voxels)
+    validator = partial(Validator, prompts.zero, Robust(), max_slices=3)
+    for refuses in (lambda: validator()(tracker, pair[0]), lambda: stage1().prepare([pair[0]])):
+        with pytest.raises(InputError, match="122 of 21350 voxels are NaN"):
+            refuses()
+    assert 0 <= validator(nonfinite="mean")(tracker, pair[0]).dice <= 1
+    assert stage1(nonfinite="mean").prepare([pair[0]]) == 1
+    assert stage1(nonfinite="mean").path(pair[0]) != stage1().path(pair[0])
+
+
+def test_workers_that_are_not_forked_can_be_given_stage_1_logits(tmp_path):
+    cfg = compose_config(
+        "train", ["experiment=nano_stage2", "data.sources.own.manifest=x", f"stage1.folder='{tmp_path}'"]
+    )
+    cfg.stage1.checkpoint = None
+    assert pickle.loads(pickle.dumps(instantiate(cfg.stage1))).folder == tmp_path
 
 
 def cache(folder, tracker, weights, built, normalization=None):

@@ -1,5 +1,6 @@
 """Which clips an epoch has, in which order, on which process, and where a resumed run goes on."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from etsam.data.batch import Clip
 from etsam.data.clips import ClipDataset
 from etsam.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 class Draw(NamedTuple):
@@ -110,7 +113,8 @@ class ClipLoader(DataLoader):
     """A loader whose state is (epoch, position): Lightning saves it in checkpoints and gives it back on resuming.
 
     Position counts clips of all processes together, so that a run may go on with another number of devices; then the
-    number of batches that Lightning remembers no longer fits, and that one epoch may end early.
+    number of batches that Lightning remembers no longer fits, and that one epoch may end early. With other clips in a
+    batch of all processes a learning rate means something else, hence a warning.
     """
 
     _done = 0  # clips of the current epoch that were handed out, of all processes together
@@ -130,9 +134,19 @@ class ClipLoader(DataLoader):
         """Epoch and position."""
         if self._resume is not None:  # loaded, and not begun yet
             return dict(self._resume)
-        return {"epoch": self.sampler.epoch, "position": self._done}  # type: ignore[attr-defined]
+        sampler: ClipSampler = self.sampler  # type: ignore[assignment]
+        return {"epoch": sampler.epoch, "position": self._done, "global_batch": sampler.global_batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Begin the next iteration, if it is of the same epoch, with the clips that have not been handed out."""
-        self._resume = {"epoch": int(state["epoch"]), "position": int(state["position"])}
-        self.sampler.set_epoch(self._resume["epoch"])  # type: ignore[attr-defined]
+        self._resume = {name: int(value) for name, value in state.items()}
+        sampler: ClipSampler = self.sampler  # type: ignore[assignment]
+        sampler.set_epoch(self._resume["epoch"])
+        before = self._resume.get("global_batch", sampler.global_batch)
+        if before != sampler.global_batch:
+            log.warning(
+                "a batch is now %d clips on all devices together, and was %d: data.batch_size or the number of devices "
+                "has changed, which changes what the learning rate means",
+                sampler.global_batch,
+                before,
+            )

@@ -19,9 +19,10 @@ from etsam.training.stage import Stage
 log = logging.getLogger(__name__)
 
 _SETTINGS = "config.yaml"
-# may differ when a run goes on: where and how long it trains, not what it trains
+# may differ when a run goes on: where, how fast and how long it trains, not what it trains
 _FREE = (
     "ckpt_path",
+    "max_time",
     "debug",
     "overwrite",
     "prepare_only",
@@ -32,6 +33,10 @@ _FREE = (
     "paths",
     "encode_batch_size",
     "checkpoint_encoder",
+    "data.batch_size",
+    "data.num_workers",
+    "data.pin_memory",
+    "data.cache_folder",
 )
 
 
@@ -42,8 +47,30 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def _different(cfg: DictConfig, before: dict[str, Any]) -> list[str]:
+    """Names (`a.b.c`) of settings that are not those of before, but for `_FREE` and copies of others (`${a.b}`)."""
+
+    def flat(node: Any, name: str, found: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                flat(value, f"{name}.{key}" if name else str(key), found)
+        else:
+            found[name] = node
+        return found
+
+    written = flat(OmegaConf.to_container(cfg, resolve=False), "", {})
+    copies = {name for name, value in written.items() if isinstance(value, str) and "${" in value}
+    apart = (*_FREE, *copies)
+    now, then = flat(settings_of(cfg), "", {}), flat(before, "", {})
+    return sorted(
+        name
+        for name in now.keys() | then.keys()
+        if now.get(name) != then.get(name) and not any(name == free or name.startswith(f"{free}.") for free in apart)
+    )
+
+
 def claim_folder(cfg: DictConfig) -> None:
-    """Make the run's folder and write its settings, unless it belongs to another run.
+    """Make the run's folder, unless it belongs to another run.
 
     Raises
     ------
@@ -52,16 +79,11 @@ def claim_folder(cfg: DictConfig) -> None:
     """
     folder = Path(cfg.output_dir)
     file = folder / _SETTINGS
-    settings = settings_of(cfg)
     begun = any((folder / "checkpoints").glob("*.ckpt"))  # else it failed before anything was learned
     if file.exists() and begun and not cfg.overwrite:
         before = OmegaConf.to_container(OmegaConf.load(file))
         assert isinstance(before, dict)
-        different = sorted(
-            str(key)
-            for key in set(before) | set(settings)
-            if key not in _FREE and before.get(key) != settings.get(str(key))
-        )
+        different = _different(cfg, {str(key): value for key, value in before.items()})
         if cfg.ckpt_path is None:
             raise OutputError(
                 f"{folder} holds a run already; set ckpt_path=last to go on with it, name=OTHER for a new one, or "
@@ -76,11 +98,16 @@ def claim_folder(cfg: DictConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"the run folder {folder} cannot be made: {error.strerror}.") from error
+
+
+def begin(cfg: DictConfig) -> None:
+    """Write the run's settings into its folder; only now is a run that shall be replaced removed."""
+    folder = Path(cfg.output_dir)
     if cfg.overwrite:
         for old in (folder / "checkpoints").glob("*.ckpt"):
             old.unlink()
-    with atomic_path(file, overwrite=True) as part:
-        part.write_text(OmegaConf.to_yaml(OmegaConf.create(settings)), encoding="utf-8")
+    with atomic_path(folder / _SETTINGS, overwrite=True) as part:
+        part.write_text(OmegaConf.to_yaml(OmegaConf.create(settings_of(cfg))), encoding="utf-8")
 
 
 def checkpoint_to_resume(cfg: DictConfig) -> str | None:
@@ -90,10 +117,17 @@ def checkpoint_to_resume(cfg: DictConfig) -> str | None:
     ------
     CheckpointError
         If there is none.
+    ConfigError
+        If it would be overwritten.
     """
     if cfg.ckpt_path is None:
         return None
-    path = Path(cfg.output_dir) / "checkpoints" / "last.ckpt" if cfg.ckpt_path == "last" else Path(cfg.ckpt_path)
+    if cfg.overwrite:
+        raise ConfigError(f"ckpt_path={cfg.ckpt_path} goes on with what overwrite=true would replace; set one of them.")
+    last = Path(cfg.output_dir) / "checkpoints" / "last.ckpt"
+    path = last if cfg.ckpt_path in ("last", "auto") else Path(cfg.ckpt_path)
+    if cfg.ckpt_path == "auto" and not path.exists():
+        return None
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; leave ckpt_path out to start the run.")
     return str(path)
@@ -111,6 +145,14 @@ def prepare_stage1_logits(cfg: DictConfig, data: TomogramClips) -> None:
     samples = data.all_samples
     made = cache.prepare(samples, "cuda" if accelerated else "cpu")
     log.info("stage-1 logits: %d computed, %d were there", made, len(samples) - made)
+
+
+def plugins() -> list[Any]:
+    """In a job of Slurm: Lightning neither saves a checkpoint of its own nor requeues the job by itself."""
+    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+    slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if slurm else []
 
 
 def check_strategy(cfg: DictConfig) -> None:

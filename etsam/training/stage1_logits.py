@@ -9,8 +9,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class Stage1Logits:
         Side of the tiles that the network is made for.
     tiling
         How slices are cut.
-    resegment_prompted
+    resegment_prompted, nonfinite
         As in inference.
     """
 
@@ -69,18 +70,21 @@ class Stage1Logits:
         tiling: Tiling | None = None,
         *,
         resegment_prompted: bool = True,
+        nonfinite: Literal["error", "mean"] = "error",
     ) -> None:
         self.folder = Path(folder)
         self._build = stage
         self._normalization = normalization
         self._tiling = tiling or Overlapping()
-        self._tile_voxels, self._resegment = tile_voxels, resegment_prompted
+        self._tile_voxels, self._resegment, self._nonfinite = tile_voxels, resegment_prompted, nonfinite
         described = {
             **identity,
             "normalization": repr(normalization),
             "tiling": repr(self._tiling),
             "resegment_prompted": resegment_prompted,
         }
+        if nonfinite != "error":  # else there are no such voxels
+            described["nonfinite"] = nonfinite
         self._identity = json.dumps(described, sort_keys=True, default=str)
 
     def path(self, sample: Annotated) -> Path:
@@ -111,7 +115,7 @@ class Stage1Logits:
             tiles = self._tiling.plan(*volume.shape[1:], self._tile_voxels)
             side = stage.tracker.low_res_side
             store = open_store((volume.shape[0], len(tiles), side, side), None)
-            normalized = normalize(volume, self._normalization)
+            normalized = normalize(volume, self._normalization, nonfinite=self._nonfinite)
             run_stage(stage, normalized, tiles, store=store, resegment_prompted=self._resegment)
             with atomic_path(self.path(sample), overwrite=True) as part, part.open("wb") as file:
                 np.save(file, np.asarray(store).astype(np.float16))
@@ -144,6 +148,7 @@ def stage1_logits(
     *,
     seed: int = 0,
     resegment_prompted: bool = True,
+    nonfinite: Literal["error", "mean"] = "error",
 ) -> Stage1Logits:
     """`Stage1Logits` from configs; the network is built only if something has to be computed.
 
@@ -155,7 +160,7 @@ def stage1_logits(
         As for `build_tracker`.
     prompt, normalization, tiling
         Configs of the groups of these names.
-    resegment_prompted
+    resegment_prompted, nonfinite
         As in inference.
 
     Raises
@@ -166,7 +171,7 @@ def stage1_logits(
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from etsam.network.build import build_tracker, tile_voxels
+    from etsam.network.build import tile_voxels
     from etsam.weights import StageWeights
 
     def plain(config: Any) -> Any:  # the same settings give the same name, whichever way they came
@@ -175,10 +180,19 @@ def stage1_logits(
     weights = StageWeights.resolve(checkpoint, seed)
     return Stage1Logits(
         folder,
-        lambda: Stage(build_tracker(net, checkpoint, seed), instantiate(prompt)),
+        partial(_stage1, net, checkpoint, seed, prompt),  # no closure: workers that are not forked pickle it
         instantiate(normalization),
         {"weights": weights.sha256() or weights.name, "net": plain(net), "prompt": plain(prompt)},
         tile_voxels(net),
         instantiate(tiling),
         resegment_prompted=resegment_prompted,
+        nonfinite=nonfinite,
     )
+
+
+def _stage1(net: Mapping[str, Any], checkpoint: str | None, seed: int, prompt: Any) -> Stage:
+    from hydra.utils import instantiate
+
+    from etsam.network.build import build_tracker
+
+    return Stage(build_tracker(net, checkpoint, seed), instantiate(prompt))

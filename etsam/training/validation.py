@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -91,6 +91,8 @@ class Validator:
         As in inference.
     stage1_logits
         For stage 2: logits of stage 1 that are fused with the tomogram.
+    nonfinite
+        `error`, or `mean` to replace NaN and infinite voxels by the mean of the others, as in training.
     """
 
     prompt: Prompt
@@ -100,6 +102,7 @@ class Validator:
     max_slices: int | None = None
     resegment_prompted: bool = True
     stage1_logits: SampleLogits | None = None
+    nonfinite: Literal["error", "mean"] = "error"
 
     def __post_init__(self) -> None:
         if self.max_slices is not None and self.max_slices < 2:
@@ -114,7 +117,7 @@ class Validator:
             If the tomogram or its mask cannot be used.
         """
         tomogram, target = read_volume(sample.tomogram, warn=False), read_volume(sample.target_mask, warn=False)
-        network_input: Slices = normalize(tomogram, self.normalization)
+        network_input: Slices = normalize(tomogram, self.normalization, nonfinite=self.nonfinite)
         stage1_mask: Slices | None = None
         if self.stage1_logits is not None:
             logits1 = self.stage1_logits(sample)
