@@ -182,7 +182,7 @@ def test_the_command_writes_curves_and_goes_on_where_it_stopped(etsam, work):
     assert json.loads((work / "out/robustness.json").read_text())["settings"]["baseline"]["snr"] == 0.4
 
     made = {path: path.stat().st_mtime_ns for path in (work / "out").glob("*/**/*.*")}
-    assert "exists already; set overwrite=true" in etsam("robustness", *FEW).message
+    assert "robustness.html: exists already; choose another name" in etsam("robustness", *FEW).message
     lost = work / "out/simulated/snr_0.1_0000.json"
     before = lost.with_suffix(".mrc").read_bytes()[1024:]
     (work / "out/tomograms/etsam/robustness__contrast_bright_0000.json").unlink()
