@@ -74,6 +74,8 @@ def quiet() -> None:
     # one path a batch, read lazily: more loader workers would do nothing, and the writer needs no batch indices
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*infer the batch indices.*")
+    # a run that goes on finds its own checkpoints; one of another run was refused (training/run.py)
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     # the Segmenter gives None for a tomogram that was skipped, or failed and is named at the end
     warnings.filterwarnings("ignore", message=".*predict returned None.*")
     warnings.filterwarnings("ignore", message=".*Glyph .* missing from font.*")  # titles of previews: any file name

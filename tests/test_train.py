@@ -10,7 +10,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
-from training_runs import NO_DROPOUT, SHAPE, TINY, curve, folder, tomogram, train, whole  # noqa: F401
+from training_runs import NO_DROPOUT, SHAPE, TINY, curve, folder, tomogram, train, train_apart, whole  # noqa: F401
 
 from etsam.api import compose_config
 from etsam.data.datamodule import TomogramClips
@@ -71,13 +71,13 @@ def test_a_run_learns_validates_and_saves(folder, whole):
 
 def test_two_processes_train_as_one_with_the_same_global_batch(folder):
     train(folder, "name=one", *NO_DROPOUT, "data.batch_size=2")
-    stderr = train(folder, "name=two", *NO_DROPOUT, "trainer=ddp_cpu", "data.batch_size=1")
+    stderr = train_apart(folder, "name=two", *NO_DROPOUT, "trainer=ddp_cpu", "data.batch_size=1")
     assert "GLOBAL_RANK" not in stderr
     one, two = curve(folder, "one"), curve(folder, "two")
     assert one.keys() == two.keys()
     assert two[0] == pytest.approx(one[0], rel=1e-5)
     assert [two[key] for key in two] == pytest.approx([one[key] for key in one], rel=1e-2)
-    train(folder, "name=two", *NO_DROPOUT, "trainer=ddp_cpu", "ckpt_path=last", "trainer.max_epochs=3")
+    train_apart(folder, "name=two", *NO_DROPOUT, "trainer=ddp_cpu", "ckpt_path=last", "trainer.max_epochs=3")
     assert "val2" in curve(folder, "two")
 
 
@@ -193,7 +193,7 @@ def test_replayed_old_data_are_mixed_in_and_their_dice_is_reported_apart(folder,
 
 
 def test_wandb_offline_writes_config_metrics_and_images(folder):
-    train(folder, "name=tracked", "logger=wandb", "logger.wandb.offline=true", "trainer.max_epochs=1")
+    train_apart(folder, "name=tracked", "logger=wandb", "logger.wandb.offline=true", "trainer.max_epochs=1")
     (run,) = (folder / "runs/tracked/wandb").glob("offline-run-*")
     assert list((run / "files/media/images").rglob("*.png"))
     recorded = next(run.glob("*.wandb")).read_bytes()

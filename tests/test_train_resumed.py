@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 import torch
-from training_runs import TINY, command, curve, folder, train, whole  # noqa: F401
+from training_runs import TINY, command, curve, folder, train, train_apart, whole  # noqa: F401
 
 from etsam.api import compose_config
 from etsam.errors import ConfigError, OutputError
@@ -57,7 +57,7 @@ def test_processes_that_are_told_one_after_the_other_stop_together(folder):
 
 
 def test_a_run_stops_when_its_time_is_up(folder):
-    stderr = train(folder, "name=timed", "trainer.max_epochs=500", "max_time=00:00:00:01", status=143)
+    stderr = train_apart(folder, "name=timed", "trainer.max_epochs=500", "max_time=00:00:00:01", status=143)
     assert "max_time is over" in stderr
     step = torch.load(folder / "runs/timed/checkpoints/last.ckpt", weights_only=True)["global_step"]
     assert step > 0

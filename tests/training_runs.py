@@ -1,16 +1,19 @@
 """Runs of training with the toy network through the real entry point, as several files of tests start them."""
 
 import csv
+import io
+import logging
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
+from contextlib import redirect_stderr
 
 import numpy as np
 import pytest
 from lightning.pytorch.callbacks import Callback
 
+from etsam.cli import main
 from etsam.io import MrcWriter
 from etsam.paths import share
 
@@ -47,6 +50,26 @@ def command(*overrides, experiment="nano_stage1"):
 
 
 def train(folder, *overrides, experiment="nano_stage1", status=0):
+    """What `etsam train` says on standard error; in this process, since starting one takes as long as a run."""
+    settings = ["train", *command(*overrides, experiment=experiment)[2:]]
+    said, ended = io.StringIO(), 0
+    listener = logging.StreamHandler(said)  # the one of the command line has the standard error of an earlier run
+    logging.getLogger("etsam").addHandler(listener)
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(said):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["etsam", *settings])
+        try:
+            main(settings)
+        except SystemExit as end:
+            ended = end.code
+        finally:
+            logging.getLogger("etsam").removeHandler(listener)
+    assert ended == status, said.getvalue()
+    return said.getvalue()
+
+
+def train_apart(folder, *overrides, experiment="nano_stage1", status=0):
+    """What `python train.py` says on standard error; in processes of its own."""
     done = subprocess.run(
         command(*overrides, experiment=experiment),
         cwd=folder,
@@ -54,7 +77,6 @@ def train(folder, *overrides, experiment="nano_stage1", status=0):
         text=True,
         timeout=300,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},  # for `At`
     )
     assert done.returncode == status, done.stderr
     return done.stderr

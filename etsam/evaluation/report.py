@@ -22,6 +22,7 @@ from etsam.evaluation.results import TomogramResult
 from etsam.inference.record import environment
 from etsam.io import atomic_path
 from etsam.io.atomic import refuse_existing
+from etsam.settings import flat
 
 PAGE, MARKDOWN, JSON = "report.html", "report.md", "report.json"
 """Names of the files; each table is a CSV file with its name."""
@@ -80,7 +81,7 @@ def write_report(
         refuse_existing(file, overwrite)
     sentences = summary(tables)
     made_with = versions()
-    text = page(title, tables, results, sentences, flat(settings), made_with)
+    text = page(title, tables, results, sentences, texts(settings), made_with)
 
     output_dir.mkdir(parents=True, exist_ok=True)
     for name, table in tables.frames.items():
@@ -111,15 +112,12 @@ def markdown(title: str, tables: ReportTables, sentences: Sequence[str]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def texts(settings: Mapping[str, Any]) -> dict[str, str]:
     """Nested settings as `a.b.c` -> text."""
-    found: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return found
+    return {
+        name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        for name, value in flat(settings).items()
+    }
 
 
 def versions() -> dict[str, str]:

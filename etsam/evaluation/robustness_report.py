@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from etsam.evaluation.compare import format_difference, format_score
-from etsam.evaluation.report import flat, versions
+from etsam.evaluation.report import texts, versions
 from etsam.evaluation.report_figures import STYLE, Figures, png_bytes, short
 from etsam.evaluation.report_page import document, html_list, html_table, plot, plot_grid, settings_tables
 from etsam.evaluation.report_tables import format_interval, write_csv, write_plain_json
@@ -154,7 +154,7 @@ def _page(curves: pd.DataFrame, tomograms: pd.DataFrame, told: Mapping[str, Any]
     sections = [
         ("Curves", plot_grid(figures) + html_list(sentences)),
         ("Values", _tables(curves)),
-        ("Settings and versions", settings_tables(flat(told), versions())),
+        ("Settings and versions", settings_tables(texts(told), versions())),
     ]
     return document(TITLE, sections)
 

@@ -89,12 +89,12 @@ class LastCheckpoint(Checkpoint):
             return
         stop = self._shall_stop(trainer)
         if stop or trainer.global_step % self.every_n_train_steps == 0:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
         self._stopping = stop  # the step is written down before the next one begins
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the state; stop if told to and another epoch begins."""
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
         self._stopping = self._shall_stop(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -13,6 +13,7 @@ from etsam.inference.record import environment
 from etsam.io import atomic_path
 from etsam.network.build import input_slices
 from etsam.paths import share
+from etsam.settings import flat
 from etsam.training.footprint import estimate, require_room
 from etsam.training.stage import Stage
 
@@ -49,19 +50,12 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
 
 def _different(cfg: DictConfig, before: dict[str, Any]) -> list[str]:
     """Names (`a.b.c`) of settings that are not those of before, but for `_FREE` and copies of others (`${a.b}`)."""
-
-    def flat(node: Any, name: str, found: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(node, dict) and node:
-            for key, value in node.items():
-                flat(value, f"{name}.{key}" if name else str(key), found)
-        else:
-            found[name] = node
-        return found
-
-    written = flat(OmegaConf.to_container(cfg, resolve=False), "", {})
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    written = flat(plain)
     copies = {name for name, value in written.items() if isinstance(value, str) and "${" in value}
     apart = (*_FREE, *copies)
-    now, then = flat(settings_of(cfg), "", {}), flat(before, "", {})
+    now, then = flat(settings_of(cfg)), flat(before)
     return sorted(
         name
         for name in now.keys() | then.keys()
