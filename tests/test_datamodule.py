@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 import lightning
+import mrcfile
 import numpy as np
 import pytest
 import torch
@@ -244,6 +245,16 @@ def test_faults_of_all_sources_come_together_before_the_first_step(tmp_path):
         data.setup("fit")
 
 
+def test_nan_in_a_validation_tomogram_is_found_before_the_first_step(tmp_path, manifest):
+    data = module(manifest)
+    (sample,) = data.val_samples
+    with mrcfile.open(sample.tomogram, "r+") as file:
+        file.data[1, 2, 3] = np.nan
+    with pytest.raises(InputError, match=rf"{sample.tomogram}: 1 of \d+ voxels are NaN or infinite"):
+        data.setup("fit")
+    module(manifest, nonfinite="mean").setup("fit")
+
+
 def test_a_tomogram_for_training_in_one_source_and_validation_in_another_is_found(tmp_path):
     manifests = [source(tmp_path, name, train=1) for name in "ab"]
     data = module(*manifests)
@@ -255,7 +266,7 @@ def test_a_tomogram_for_training_in_one_source_and_validation_in_another_is_foun
 def test_preparing_fills_the_cache_and_leaves_faults_to_setup_where_others_wait(tmp_path, manifest):
     data = module(manifest, cache_folder=tmp_path / "cache")
     data.prepare_data()
-    assert len(list((tmp_path / "cache").glob("*.statistics.npz"))) == 3
+    assert len(list((tmp_path / "cache").glob("*.statistics.npz"))) == 4
     assert len(list((tmp_path / "cache").glob("*.mask.npz"))) == 4
     data.samples["own"] = data.samples["own"][:3]
     with pytest.raises(InputError, match="no val split"):

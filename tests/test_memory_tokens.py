@@ -6,6 +6,7 @@ import pytest
 import torch
 from networks import random_tracker
 
+from etsam.errors import ConfigError
 from etsam.network.memory_tokens import gather
 from etsam.network.replacing import constants, replaced
 from etsam.network.slice_state import SliceState
@@ -90,6 +91,27 @@ def test_tokens_and_positions_are_those_of_sam2(changes, training, monkeypatch):
         assert ours.num_pointer_tokens == theirs["num_obj_ptr_tokens"]
         torch.testing.assert_close(ours.tokens, theirs["memory"], rtol=0, atol=0)
         torch.testing.assert_close(ours.positions, theirs["memory_pos"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("z", "reverse", "nearest"), [(9, False, [7, 8]), (13, True, [14, 15]), (1, False, [])])
+def test_of_fewer_memory_slices_the_nearest_are_attended_to_and_pointers_stay(z, reverse, nearest, monkeypatch):
+    tracker = random_tracker(memory_slices=2)
+    conditioning = states_of(tracker, [0])
+    others = states_of(tracker, range(1, DEPTH), seed=1)
+    ours = gather(tracker, z, conditioning, others, DEPTH, reverse=reverse)
+    few = of_sam2(tracker, z, conditioning, {other: others[other] for other in nearest}, reverse, monkeypatch)
+    memories = (1 + len(nearest)) * (tracker.side // 16) ** 2
+    torch.testing.assert_close(ours.tokens[:memories], few["memory"][:memories], rtol=0, atol=0)
+    torch.testing.assert_close(ours.positions[:memories], few["memory_pos"][:memories], rtol=0, atol=1e-6)
+    every = of_sam2(tracker, z, conditioning, others, reverse, monkeypatch)
+    assert ours.num_pointer_tokens == every["num_obj_ptr_tokens"] == len(ours.tokens) - memories
+    torch.testing.assert_close(ours.tokens[memories:], every["memory"][-ours.num_pointer_tokens :], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("asked", [-1, 7, 1.5, True, "all"])
+def test_memory_slices_that_a_network_does_not_have_are_refused(asked):
+    with pytest.raises(ConfigError, match=r"net\.memory_slices=.* null for all, or a whole number from 0 to 6"):
+        random_tracker(memory_slices=asked)
 
 
 def test_positions_that_are_kept_are_those_computed_anew():

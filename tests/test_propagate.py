@@ -54,6 +54,17 @@ def test_without_resegmenting_a_prompted_slice_is_its_prompt(tracker, volume):
     assert (np.abs(logits[1:] + 10) > 1e-3).all()
 
 
+def test_with_fewer_memory_slices_only_slices_with_more_before_them_change(tracker, volume):
+    full = run(tracker, volume, prompts.zero, resegment=True)
+    for asked, first in ((6, None), (2, 4), (0, 2)):  # slice 0 is prompted; slice 3 sees it and two others
+        fewer = random_tracker(memory_slices=asked)
+        score_bias(fewer, 20.0)
+        found = run(fewer, volume, prompts.zero, resegment=True)
+        changed = [z for z in range(SHAPE[0]) if not np.array_equal(found[z], full[z])]
+        expected = [] if first is None else [0, *range(first, SHAPE[0])]  # slice 0 is seen again from those after it
+        assert changed == expected
+
+
 @pytest.mark.parametrize(("batch", "workers"), [(1, 2), (1, 5), (2, 3)])
 def test_tiles_side_by_side_give_what_they_give_one_after_another(tracker, volume, batch, workers):
     tiles = Overlapping(overlap_voxels=8).plan(70, 90, 48)

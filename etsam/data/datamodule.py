@@ -198,7 +198,7 @@ class TomogramClips(LightningDataModule):
         try:
             self.check()
             if self.cache_folder is not None:
-                for dataset in self._datasets(stage1_logits=None):
+                for dataset in [*self._datasets(stage1_logits=None), self._validated()]:
                     dataset.prepare()
         except InputError:
             if self.trainer is None:
@@ -210,7 +210,7 @@ class TomogramClips(LightningDataModule):
             return
         self.check()
         datasets = self._datasets()
-        for dataset in datasets:
+        for dataset in [*datasets, self._validated()]:
             dataset.prepare()
         self._mixed = MixedClips(datasets, self.epoch_clips or sum(len(dataset) for dataset in datasets))
 
@@ -221,6 +221,11 @@ class TomogramClips(LightningDataModule):
             ClipDataset(samples, seed=seed, **{**self._clip_settings, **changed})
             for samples, seed in zip(self.train_samples.values(), seeds, strict=True)
         ]
+
+    def _validated(self) -> ClipDataset:
+        """Validation tomograms to be measured, so that NaN is found now and not when an epoch has been learned."""
+        whole = {"num_slices": 1, "foreground_probability": 0.0, "stage1_logits": None}
+        return ClipDataset(self.val_samples, **{**self._clip_settings, **whole})
 
     def train_dataloader(self) -> ClipLoader:
         """`ClipBatch` after `ClipBatch`; the last, incomplete batch of an epoch is left out."""

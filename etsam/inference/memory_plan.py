@@ -137,7 +137,7 @@ def working_bytes(tracker: SliceTracker, tiles: int, slices: int, prompted: int 
     encoding = 4 * quarter**2 * planes * tiles * slices
     tokens = (quarter // 4) ** 2
     pointers = (network.max_obj_ptrs_in_encoder - 1 + attended) * max(1, wide // network.mem_dim)
-    tracking = 4 * _TRACKED * ((network.num_maskmem - 1 + attended) * tokens + pointers) * wide * tiles
+    tracking = 4 * _TRACKED * ((tracker.memory_slices + attended) * tokens + pointers) * wide * tiles
     # features of slices that wait for the tracker: an eighth and a quarter of the channels at the finer levels
     waiting = 4 * quarter**2 * wide * (1 / 8 + 1 / 16 + 1 / 16) * tiles * slices
     bank = (network.num_maskmem + 1 + prompted) * tokens * network.mem_dim * 2 * tiles

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _SIDE_MULTIPLE = 32  # the coarsest level of the image encoder has stride 32
 _MOST_INPUT_SLICES = 15  # beyond it, what a slice shows is not what lies there
-_OURS = ("input_slices", "tile_voxels")  # of the group `net`, for `SliceTracker` and not for SAM2
+_OURS = ("input_slices", "tile_voxels", "memory_slices")  # of the group `net`, for `SliceTracker` and not for SAM2
 
 
 def import_sam2() -> None:
@@ -123,8 +123,8 @@ def build_tracker(
     Parameters
     ----------
     net
-        A config of the group `net`; its `input_slices` (1 if it says nothing) and `tile_voxels` (the image side) are
-        for the tracker, the rest for SAM2.
+        A config of the group `net`; its `input_slices` (1 if it says nothing), `tile_voxels` (the image side) and
+        `memory_slices` (all) are for the tracker, the rest for SAM2.
     checkpoint
         Weights file, as `StageWeights.resolve` finds it; None: random weights.
     seed
@@ -139,13 +139,13 @@ def build_tracker(
         As `build_network`, `StageWeights.resolve` and `load_weights`.
     """
     weights = StageWeights.resolve(checkpoint, seed)
-    seen = input_slices(net)
+    seen, remembered = input_slices(net), memory_slices(net)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(net)
     if weights.path is not None:
         load_weights(network, weights.path, adapt=partial(widen_input, channels=seen) if widen else None)
-    return SliceTracker(network, seen, tile_voxels(net)).eval()
+    return SliceTracker(network, seen, tile_voxels(net), remembered).eval()
 
 
 def input_slices(net: Mapping[str, Any]) -> int:
@@ -161,6 +161,16 @@ def input_slices(net: Mapping[str, Any]) -> int:
 def tile_voxels(net: Mapping[str, Any]) -> int:
     """Side of a tile that the network of a config is made for, voxels: its image side, unless the config says less."""
     return int(net.get("tile_voxels") or net["image_size"])
+
+
+def memory_slices(net: Mapping[str, Any]) -> int | None:
+    """How many slices a network attends to besides prompted ones; None: all. `ConfigError` if it has not so many."""
+    asked, most = net.get("memory_slices"), net.get("num_maskmem", 1) - 1
+    if asked is not None and not (type(asked) is int and 0 <= asked <= most):
+        raise ConfigError(
+            f"net.memory_slices={asked} is not allowed: null for all, or a whole number from 0 to {most}."
+        )
+    return asked
 
 
 def random_click(truth: Tensor, prediction: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,8 @@ def gather(
     Parameters
     ----------
     tracker
-        A `SliceTracker`: its network has the rules, its methods `memory_positions` and `pointer_positions` the rest.
+        A `SliceTracker`: its network has the rules, its `memory_slices` may be fewer than theirs, its methods
+        `memory_positions` and `pointer_positions` are the rest.
     z, conditioning, others, num_slices, reverse
         As in `SliceTracker.segment`.
 
@@ -57,7 +58,7 @@ def gather(
     network = tracker.network
     chosen = _closest(z, conditioning, network.max_cond_frames_in_attn)
     rest = {other: state for other, state in conditioning.items() if other not in chosen} | dict(others)
-    slots, features = zip(*_features(network, z, chosen, rest, reverse), strict=True)
+    slots, features = zip(*_features(tracker, z, chosen, rest, reverse), strict=True)
     pointer = next(iter(chosen.values())).pointer  # memories are kept in fewer bits than what is computed with them
     tokens = [torch.cat([_as_tokens(one) for one in features]).to(pointer.dtype)]
     _, channels, *size = features[0].shape
@@ -92,12 +93,13 @@ def _closest(z: int, conditioning: States, most: int) -> dict[int, SliceState]:
     return {other: conditioning[other] for other in [*first, *others][:most]}
 
 
-def _features(network: Any, z: int, chosen: States, rest: States, reverse: bool) -> Iterator[tuple[int, Tensor]]:
+def _features(tracker: Any, z: int, chosen: States, rest: States, reverse: bool) -> Iterator[tuple[int, Tensor]]:
     """(slot of the temporal position, memory): conditioning slices, then the others, the farthest first."""
+    network = tracker.network
     slices = [(network.num_maskmem - 1, other, state) for other, state in chosen.items()]
     stride = 1 if network.training else network.memory_temporal_stride_for_eval
     here = -z if reverse else z  # the rule looks back
-    for back in range(network.num_maskmem - 1, 0, -1):  # slices back, of every `stride`-th; the last one in any case
+    for back in range(tracker.memory_slices, 0, -1):  # slices back, of every `stride`-th; the last one in any case
         there = here - 1 if back == 1 else (here - 2) // stride * stride - (back - 2) * stride
         other = -there if reverse else there
         if other in rest:

@@ -37,16 +37,24 @@ class SliceTracker(nn.Module):
     tile_voxels
         Side of the tiles that the network is made for; smaller than its image side if it sees them magnified. None: the
         image side.
+    memory_slices
+        How many slices are attended to besides prompted ones, the nearest; None: as many as the network was made for.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, input_slices: int = 1, tile_voxels: int | None = None) -> None:
+    def __init__(
+        self,
+        network: Any,
+        input_slices: int = 1,
+        tile_voxels: int | None = None,
+        memory_slices: int | None = None,
+    ) -> None:
         super().__init__()
         self.network: Any = network
-        self.input_slices = input_slices
-        self.tile_voxels = tile_voxels or self.side
+        self.input_slices, self.tile_voxels = input_slices, tile_voxels or self.side
+        self.memory_slices: int = network.num_maskmem - 1 if memory_slices is None else memory_slices
         mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         if input_slices > RGB:
             mean, std = mean.mean().repeat(input_slices), std.mean().repeat(input_slices)

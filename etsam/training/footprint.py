@@ -105,7 +105,7 @@ def estimate(
     with torch.no_grad():
         empty = torch.zeros(1, 1, tracker.side, tracker.side)
         state = tracker.prompt(0, features, empty, memory)
-    reach = min(trained - 1, tracker.network.num_maskmem - 1)
+    reach = min(trained - 1, tracker.memory_slices)
     others = {z: state for z in range(1, 1 + reach)}
     with _Saved(tracker) as tracking:
         tracker.segment(1 + reach, features, {0: state}, others, trained, remember=True)
