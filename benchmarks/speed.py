@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from etsam.api import compose_config
-from etsam.entry import quiet
+from etsam.entry import config_error, quiet
 from etsam.errors import EtsamError
 from etsam.evaluation.speed import SpeedSettings, compare_speed, summary
 from etsam.network.build import build_tracker
@@ -60,6 +60,7 @@ def _shape(text: str) -> tuple[int, int, int]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of the network, such as net.memory_slices=2")
     parser.add_argument("--net", default="sam2.1_hiera_b+", help="of configs/net")
     parser.add_argument("--shape", type=_shape, default=(14, 928, 960), metavar="Z,Y,X")
     parser.add_argument("--repeats", type=int, default=3)
@@ -75,8 +76,10 @@ def main() -> None:
     quiet()
     from omegaconf import OmegaConf
 
-    net: Any = OmegaConf.to_container(compose_config("predict", [f"net={args.net}", "input=x", "weights=random"]).net)
     try:
+        with config_error():
+            composed = compose_config("predict", [f"net={args.net}", "input=x", "weights=random", *args.settings])
+        net: Any = OmegaConf.to_container(composed.net)
         with tempfile.TemporaryDirectory() as folder:
             weights = Path(folder) / "stage.safetensors"
             random_weights(net, weights)
