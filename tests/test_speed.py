@@ -276,6 +276,10 @@ def test_a_comparison_without_parts_is_of_the_pairs_alone(tmp_path, monkeypatch)
     assert [(row["side"], row["repeat"]) for row in found["runs"]] == [("peer", "1"), ("own", "1")]
     assert found["shape_zyx"] == [9, 20, 26]
     assert len(found["ratios"]) == 1
+    for setting, said in (("net.memory_slices=9", "null for all"), ("net.memory=1", "there is no setting net.memory")):
+        monkeypatch.setattr(sys, "argv", [*command.split(), "--overwrite", setting])
+        with pytest.raises(SystemExit, match=said):
+            speed.main()
 
 
 def test_the_arithmetic_of_a_slice_is_that_of_sam2(tracker):
