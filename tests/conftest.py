@@ -1,7 +1,6 @@
 """Fixtures that several files of tests share: small tomograms, and the console command run inside this process."""
 
 import os
-import signal
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
+from command_line import status_of
 from web_server import serving
 
 # The toy networks gain nothing from threads, and lose a factor of 30 where other processes keep the cores busy.
@@ -95,17 +95,8 @@ def etsam(work, capsys):
     """Call the console command in this process: `etsam("predict", "tomo.mrc") -> Outcome`."""
 
     def call(*arguments):
-        from etsam.cli import main
-
-        before = signal.getsignal(signal.SIGINT)  # Lightning ignores further Ctrl-C for good
         capsys.readouterr()
-        status = 0
-        try:
-            main([str(item) for item in arguments])
-        except SystemExit as end:
-            status = end.code
-        finally:
-            signal.signal(signal.SIGINT, before)
+        status = status_of([str(item) for item in arguments])
         captured = capsys.readouterr()
         return Outcome(status, captured.err, work / "out", captured.out)
 

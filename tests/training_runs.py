@@ -11,9 +11,9 @@ from contextlib import redirect_stderr
 
 import numpy as np
 import pytest
+from command_line import status_of
 from lightning.pytorch.callbacks import Callback
 
-from etsam.cli import main
 from etsam.io import MrcWriter
 from etsam.paths import share
 
@@ -52,16 +52,14 @@ def command(*overrides, experiment="nano_stage1"):
 def train(folder, *overrides, experiment="nano_stage1", status=0):
     """What `etsam train` says on standard error; in this process, since starting one takes as long as a run."""
     settings = ["train", *command(*overrides, experiment=experiment)[2:]]
-    said, ended = io.StringIO(), 0
+    said = io.StringIO()
     listener = logging.StreamHandler(said)  # the one of the command line has the standard error of an earlier run
     logging.getLogger("etsam").addHandler(listener)
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(said):
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["etsam", *settings])
         try:
-            main(settings)
-        except SystemExit as end:
-            ended = end.code
+            ended = status_of(settings)
         finally:
             logging.getLogger("etsam").removeHandler(listener)
     assert ended == status, said.getvalue()

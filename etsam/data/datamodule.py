@@ -198,8 +198,7 @@ class TomogramClips(LightningDataModule):
         try:
             self.check()
             if self.cache_folder is not None:
-                for dataset in [*self._datasets(stage1_logits=None), self._validated()]:
-                    dataset.prepare()
+                self._measure(self._datasets(stage1_logits=None))
         except InputError:
             if self.trainer is None:
                 raise
@@ -210,8 +209,7 @@ class TomogramClips(LightningDataModule):
             return
         self.check()
         datasets = self._datasets()
-        for dataset in [*datasets, self._validated()]:
-            dataset.prepare()
+        self._measure(datasets)
         self._mixed = MixedClips(datasets, self.epoch_clips or sum(len(dataset) for dataset in datasets))
 
     def _datasets(self, **changed: Any) -> list[ClipDataset]:
@@ -222,10 +220,11 @@ class TomogramClips(LightningDataModule):
             for samples, seed in zip(self.train_samples.values(), seeds, strict=True)
         ]
 
-    def _validated(self) -> ClipDataset:
-        """Validation tomograms to be measured, so that NaN is found now and not when an epoch has been learned."""
+    def _measure(self, datasets: Sequence[ClipDataset]) -> None:
+        """Read every file once; those of validation, too, so that NaN is found before an epoch has been learned."""
         whole = {"num_slices": 1, "foreground_probability": 0.0, "stage1_logits": None}
-        return ClipDataset(self.val_samples, **{**self._clip_settings, **whole})
+        for dataset in [*datasets, ClipDataset(self.val_samples, **{**self._clip_settings, **whole})]:
+            dataset.prepare()
 
     def train_dataloader(self) -> ClipLoader:
         """`ClipBatch` after `ClipBatch`; the last, incomplete batch of an epoch is left out."""

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from etsam.errors import ConfigError
 from etsam.network.checkpoint import load_weights
-from etsam.network.tracker import RGB, SliceTracker
+from etsam.network.images import RGB
+from etsam.network.tracker import SliceTracker
 from etsam.network.widen import widen_input
 from etsam.weights import StageWeights
 
@@ -139,13 +140,13 @@ def build_tracker(
         As `build_network`, `StageWeights.resolve` and `load_weights`.
     """
     weights = StageWeights.resolve(checkpoint, seed)
-    seen, remembered = input_slices(net), memory_slices(net)
+    seen = input_slices(net)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(net)
     if weights.path is not None:
         load_weights(network, weights.path, adapt=partial(widen_input, channels=seen) if widen else None)
-    return SliceTracker(network, seen, tile_voxels(net), remembered).eval()
+    return SliceTracker(network, seen, tile_voxels(net), memory_slices(net, network)).eval()
 
 
 def input_slices(net: Mapping[str, Any]) -> int:
@@ -163,10 +164,13 @@ def tile_voxels(net: Mapping[str, Any]) -> int:
     return int(net.get("tile_voxels") or net["image_size"])
 
 
-def memory_slices(net: Mapping[str, Any]) -> int | None:
-    """How many slices a network attends to besides prompted ones; None: all. `ConfigError` if it has not so many."""
-    asked, most = net.get("memory_slices"), net.get("num_maskmem", 1) - 1
-    if asked is not None and not (type(asked) is int and 0 <= asked <= most):
+def memory_slices(net: Mapping[str, Any], network: "SAM2Base") -> int:
+    """How many slices a network attends to besides prompted ones; `ConfigError` if it was not made for so many."""
+    most = int(network.num_maskmem) - 1
+    asked = net.get("memory_slices")
+    if asked is None:
+        return most
+    if type(asked) is not int or not 0 <= asked <= most:
         raise ConfigError(
             f"net.memory_slices={asked} is not allowed: null for all, or a whole number from 0 to {most}."
         )

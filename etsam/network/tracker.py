@@ -13,13 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from etsam.network.images import channel_statistics, prepare_image, prepare_prompt, slices_seen
 from etsam.network.memory_tokens import MemoryTokens, gather, memory_positions, pointer_positions
 from etsam.network.slice_state import Clicks, Decoded, SliceFeatures, SliceMemory, SliceState
 
-# ImageNet statistics, with which SAM2's encoder was trained
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-RGB = 3  # channels of SAM2's first convolution
 LOW_RES_STRIDE = 4  # the mask decoder's logits have a quarter of the image side
 MEMORY_DTYPE = torch.bfloat16  # SAM2's predictor rounds memory features to it, whatever the precision of the rest
 
@@ -55,11 +52,9 @@ class SliceTracker(nn.Module):
         self.network: Any = network
         self.input_slices, self.tile_voxels = input_slices, tile_voxels or self.side
         self.memory_slices: int = network.num_maskmem - 1 if memory_slices is None else memory_slices
-        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-        if input_slices > RGB:
-            mean, std = mean.mean().repeat(input_slices), std.mean().repeat(input_slices)
-        self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(1, -1, 1, 1), persistent=False)
+        mean, std = channel_statistics(input_slices)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     @property
     def side(self) -> int:
@@ -88,47 +83,16 @@ class SliceTracker(nn.Module):
         return SliceMemory(num_slices, max(network.max_obj_ptrs_in_encoder, features) + 1, features + 1)
 
     def seen_with(self, z: int, num_slices: int) -> list[int]:
-        """The `input_slices` slices that the network sees when it sees slice `z`; the volume's ends are repeated."""
-        reach = self.input_slices // 2
-        return [min(max(other, 0), num_slices - 1) for other in range(z - reach, z + reach + 1)]
+        """As `images.slices_seen`."""
+        return slices_seen(z, num_slices, self.input_slices)
 
     def prepare(self, planes: Tensor) -> Tensor:
-        """Normalised slices to the network's image: bicubic (a = -0.5, antialiased when shrinking), three channels.
-
-        Parameters
-        ----------
-        planes
-            (B, Y, X), or (B, input_slices, Y, X) as `seen_with` lists them, float32; about 0..1 for stage 1, 0..2 for
-            stage 2. Overshoot is not clamped, as published.
-
-        Returns
-        -------
-        Tensor
-            (B, C, S, S) float32, C = 3 or more input slices.
-        """
-        images = (planes if planes.ndim == 4 else planes[:, None]).float()  # (B, input slices, Y, X)
-        if images.shape[-2:] != (self.side, self.side):
-            images = F.interpolate(images, (self.side, self.side), mode="bicubic", antialias=True)
-        return (images - self.mean) / self.std  # (B, C, S, S)
+        """As `images.prepare_image`: (B, Y, X) or (B, input_slices, Y, X) to (B, C, S, S)."""
+        return prepare_image(planes, self.side, self.mean, self.std)
 
     def prepare_prompt(self, masks: Tensor) -> Tensor:
-        """Prompt masks to the network's image side: bilinear, antialiased, then at least one half.
-
-        Parameters
-        ----------
-        masks
-            (B, Y, X) bool.
-
-        Returns
-        -------
-        Tensor
-            (B, 1, S, S) float32, 0 or 1.
-        """
-        prompts = masks[:, None].float()
-        if prompts.shape[-2:] == (self.side, self.side):
-            return prompts
-        resized = F.interpolate(prompts, (self.side, self.side), mode="bilinear", align_corners=False, antialias=True)
-        return (resized >= 0.5).float()
+        """As `images.prepare_prompt`: (B, Y, X) bool to (B, 1, S, S), 0 or 1."""
+        return prepare_prompt(masks, self.side)
 
     def encode(self, images: Tensor) -> SliceFeatures:
         """Image features of one slice position; `images` is (B, C, S, S) from `prepare`."""

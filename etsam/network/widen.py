@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from etsam.network.tracker import IMAGENET_MEAN, IMAGENET_STD, RGB
+from etsam.network.images import IMAGENET_MEAN, IMAGENET_STD, RGB
 
 _WEIGHT = "image_encoder.trunk.patch_embed.proj.weight"
 _BIAS = "image_encoder.trunk.patch_embed.proj.bias"
