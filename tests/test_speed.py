@@ -63,10 +63,14 @@ def test_faster_kernels_compute_the_same(tracker, volume, monkeypatch):
 
 @needs_onednn
 def test_every_layer_is_as_before_when_the_context_ends(tracker):
+    def replaced():
+        return [name for name, module in tracker.named_modules() if "forward" in vars(module)]
+
     x = torch.zeros(1, 3, tracker.side, tracker.side)
+    before = replaced()
     with faster(tracker):
-        assert sum("forward" in vars(module) for module in tracker.modules()) > 20
-    assert not any("forward" in vars(module) for module in tracker.modules())
+        assert len(replaced()) > len(before) + 20
+    assert replaced() == before
     assert tracker.encode(x).levels[0].requires_grad
 
 
@@ -292,20 +296,6 @@ def test_the_arithmetic_of_a_slice_is_that_of_sam2(tracker):
     assert whole > least
     assert linear.weight.requires_grad
     assert all(parameter.requires_grad for parameter in tracker.parameters())
-
-
-@needs_onednn
-@pytest.mark.parametrize("shape", [(2, 3, 8, 6), (1, 5, 7, 6)])
-@pytest.mark.parametrize("channels_together", [True, False])
-def test_pooling_takes_the_largest_of_two_by_two_pixels_for_any_layout(shape, channels_together):
-    pool = torch.nn.MaxPool2d(2, 2)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    if channels_together:
-        x = x.contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        plain = pool(x)
-        with faster(torch.nn.Sequential(pool, torch.nn.Linear(1, 1))):
-            torch.testing.assert_close(pool(x), plain, rtol=0, atol=0)
 
 
 @needs_onednn

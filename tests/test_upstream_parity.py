@@ -12,6 +12,8 @@ from etsam.inference.propagate import track
 from etsam.network.build import build_network
 
 DEPTH, HEIGHT, WIDTH = 40, 48, 57
+# of logits of up to 10: rounding is 1e-6, but now and then it moves a memory by a step of bfloat16 (1.5e-5, measured)
+TOLERANCE = 5e-5
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def compare(tracker, net, volume, kind, monkeypatch):
     theirs = upstream_logits(tracker, net, images, prompt_masks, monkeypatch)
     ours = our_logits(tracker, images, prompt_masks)
     assert torch.unique(ours).numel() > 1000  # a constant answer would prove nothing
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,7 +102,7 @@ def test_slices_without_object_equal_the_video_predictor(volume, monkeypatch):
     absent = (ours == -1024).all(dim=(1, 2))
     assert 0 < absent.sum() < DEPTH
     theirs = upstream_logits(tracker, net, images, prompts.zero(volume.shape), monkeypatch)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
 
 
 def test_memory_does_not_grow_with_the_number_of_slices(volume):

@@ -21,6 +21,7 @@ from etsam.network.checkpoint import load_weights
 from etsam.network.images import RGB
 from etsam.network.tracker import SliceTracker
 from etsam.network.widen import widen_input
+from etsam.network.window_order import WindowOrder
 from etsam.weights import StageWeights
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def build_video_predictor(net: Mapping[str, Any], frames: Callable[[], tuple[Ten
 
 
 class KnownLayers(NamedTuple):
-    """Classes of SAM2 that network/cpu_kernels.py and gpu_graphs.py know how to speed up."""
+    """Classes of SAM2 that this project knows how to speed up."""
 
     network: Any
     trunk: Any
@@ -146,6 +147,9 @@ def build_tracker(
         network = build_network(net)
     if weights.path is not None:
         load_weights(network, weights.path, adapt=partial(widen_input, channels=seen) if widen else None)
+    trunk: Any = network.image_encoder.trunk
+    if type(trunk) is known_layers().trunk:
+        trunk.forward = WindowOrder(trunk)
     return SliceTracker(network, seen, tile_voxels(net), memory_slices(net, network)).eval()
 
 

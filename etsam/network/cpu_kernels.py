@@ -6,8 +6,8 @@ layers of the image encoder, and four layers of attention to 28,736 memory token
 - linear layers through oneDNN instead of the BLAS that torch calls by default: 1.1 to 1.6 times as fast there;
 - the two layers of an MLP over a few thousand tokens at a time, with the activation in the first product, so that the
   hidden layer stays in the cache;
-- what the encoder does for its layout, or for outputs that nobody reads: pooling over pixels where they lie in memory,
-  finer levels projected once to the decoder's 32 and 64 channels and not to 256 in between, position encodings once;
+- what the encoder does for outputs that nobody reads: finer levels are projected once to the decoder's 32 and 64
+  channels and not to 256 in between, position encodings are computed once;
 - attention to memories over the memories themselves (64 channels) and not over their projection to 256: softmax weights
   sum to one, so that the projection can come afterwards. That saves 37 % of the arithmetic of cross attention.
 
@@ -102,8 +102,6 @@ def _replacements(module: Any) -> Iterator[Replacement]:
         yield module, "forward", _GeluMLP(module)
     elif is_memory_attention(module):
         yield module, "forward", _NarrowAttention(module)
-    elif type(module) is nn.MaxPool2d and _halves(module):
-        yield module, "forward", _Halving(module)
     elif isinstance(module, layers.network):
         yield from _folded_levels(module)
     else:
@@ -190,26 +188,6 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
             total.mul_(shrunk).add_(scores.sum(1, keepdim=True))
             mean.mul_(shrunk).add_(_product(scores, transposed, None))
         torch.div(mean, total, out=out[start : start + _QUERIES])
-
-
-def _halves(pool: nn.MaxPool2d) -> bool:
-    return pool.kernel_size in (2, (2, 2)) and pool.stride in (2, (2, 2)) and not pool.padding and pool.dilation == 1
-
-
-class _Halving:
-    """Maximum of 2 x 2 pixels whose channels lie together in memory; else as usual."""
-
-    def __init__(self, module: nn.MaxPool2d) -> None:
-        self.module = module
-
-    def __call__(self, x: Tensor) -> Tensor:
-        pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C)
-        batch, height, width, channels = pixels.shape
-        if _usual(x) or not pixels.is_contiguous() or height % 2 or width % 2:
-            return type(self.module).forward(self.module, x)
-        rows = pixels.view(batch, height // 2, 2, width // 2, 2, channels)
-        columns = torch.maximum(rows[:, :, 0], rows[:, :, 1])
-        return torch.maximum(columns[:, :, :, 0], columns[:, :, :, 1]).permute(0, 3, 1, 2)
 
 
 def _folded_levels(network: Any) -> Iterator[Replacement]:
