@@ -13,7 +13,7 @@ from etsam.data.batch import collate
 from etsam.data.clips import ClipDataset, LogitsFolder
 from etsam.data.measured import IGNORE
 from etsam.errors import ConfigError, InputError
-from etsam.inference.two_stage import fuse
+from etsam.inference.fusion import fuse
 from etsam.io import read_volume
 from etsam.normalize import MinMaxPositive, Robust, normalize
 

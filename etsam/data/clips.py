@@ -15,7 +15,7 @@ from etsam.data.batch import Clip
 from etsam.data.manifest import Sample
 from etsam.data.measured import IGNORE, labels, mask_summary, statistics
 from etsam.errors import ConfigError, InputError
-from etsam.inference.two_stage import fuse
+from etsam.inference.fusion import fuse
 from etsam.io import Slices, Volume, read_volume
 from etsam.normalize import Normalization, Normalized, SliceTransform
 
@@ -82,7 +82,7 @@ class ClipDataset(Dataset[Clip]):
         of the crop (nearer to its edge only where the tomogram ends); the others lie anywhere.
     stage1_logits
         For stage 2: gives the stage-1 logits (Z, Y, X) of a sample, which are fused with its tomogram by
-        `etsam.inference.two_stage.fuse`.
+        `etsam.inference.fusion.fuse`.
     nonfinite
         What to do about NaN and infinite voxels: `error`, or `mean`, as in prediction.
     cache_folder

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from etsam.evaluation.speed import SpeedSettings, compare_speed, slices_for_speed, summary
-from etsam.inference.two_stage import fuse
+from etsam.inference.fusion import fuse
 from etsam.io import read_volume
 from etsam.network.build import build_tracker, input_slices
 from etsam.normalize import normalize

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,10 +34,13 @@ class SlicesAhead:
         How many of the slices asked for last stay in memory.
     ahead
         How many are read ahead; 0: each when it is asked for, without a thread (on a CPU the network has all cores).
+    needed
+        Those that will be asked for, ascending; None: all.
     """
 
-    def __init__(self, slices: Slices, kept: int, ahead: int = READ_AHEAD) -> None:
+    def __init__(self, slices: Slices, kept: int, ahead: int = READ_AHEAD, needed: Sequence[int] | None = None) -> None:
         self._slices, self._kept, self._ahead = slices, kept, ahead
+        self._needed = range(slices.shape[0]) if needed is None else needed
         self._planes: dict[int, Future[np.ndarray]] = {}
         self._lock = threading.Lock()
         self._reader: Executor = ThreadPoolExecutor(1, thread_name_prefix="slices") if ahead else _AtOnce()
@@ -54,9 +58,11 @@ class SlicesAhead:
         with self._lock:
             self._ask(z)
             asked = self._planes[z]
-            for following in range(z + 1, min(z + 1 + self._ahead, self._slices.shape[0])):
-                self._ask(following)
-            others = [other for other in self._planes if not z <= other <= z + self._ahead]
+            place = bisect_right(self._needed, z)
+            following = self._needed[place : place + self._ahead]
+            for other in following:
+                self._ask(other)
+            others = [other for other in self._planes if other != z and other not in following]
             for other in others[: max(0, len(others) - self._kept + 1)]:
                 del self._planes[other]
         return asked.result()

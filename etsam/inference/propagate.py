@@ -107,6 +107,7 @@ def propagate(
     tile_workers: int = 1,
     encode_batch: EncodeBatch | None = None,
     views: int = 1,
+    places: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Run one stage over a volume, all tiles side by side, so that each slice is read once.
@@ -118,11 +119,11 @@ def propagate(
     slices
         Network input (Z, Y, X), float32.
     prompts
-        For each tile: slice index -> (Y, X) bool mask of the tile's shape. The slices are the same for all tiles.
+        For each tile: index in `places` -> (Y, X) bool mask of the tile's shape. They are the same for all tiles.
     tiles
         From `Tiling.plan`.
     out
-        Gets the logits, (Z, tiles, S/4, S/4) float32.
+        Gets the logits of the slices in `places`, (slices, tiles, S/4, S/4) float32.
     resegment_prompted
         Segment prompted slices from their neighbours afterwards; False is the published behaviour.
     tile_batch_size
@@ -133,16 +134,20 @@ def propagate(
         Slices of these tiles that are encoded together; default: one.
     views
         Mirrored views of each tile that are averaged: 1, 2 or 4.
+    places
+        Slices that are segmented, ascending; the network takes them for neighbours. None: all.
     progress
-        Called with (slices done, slices in all).
+        Called with (slices done, slices that are segmented).
     """
     seen = mirrored_views(views)
     inputs = [_Input(tile, view, masks) for tile, masks in zip(tiles, prompts, strict=True) for view in seen]
     kept = tracker.input_slices + (encode_batch.size - 1 if encode_batch else 0)
     ahead = 0 if tracker.mean.device.type == "cpu" else READ_AHEAD
     depth = slices.shape[0]
-    with SlicesAhead(slices, kept, ahead) as planes, faster(tracker), graphed(tracker):
-        runs = _runs(tracker, planes, depth, inputs, resegment_prompted, tile_batch_size, encode_batch)
+    seen_with = [tracker.seen_with(z, depth) for z in (range(depth) if places is None else places)]
+    needed = sorted({z for together in seen_with for z in together})
+    with SlicesAhead(slices, kept, ahead, needed) as planes, faster(tracker), graphed(tracker):
+        runs = _runs(tracker, planes, seen_with, inputs, resegment_prompted, tile_batch_size, encode_batch)
         under_way: deque[tuple[int, Callable[[], Tensor]]] = deque()
         with closing(side_by_side(runs, tile_workers)) as steps:
             for done, states in enumerate(steps, start=1):
@@ -152,7 +157,7 @@ def propagate(
                 if len(under_way) > ahead:  # late, so that a GPU has the next ones to work at
                     _put(out, *under_way.popleft())
                 if progress is not None:
-                    progress(done, depth)
+                    progress(done, len(seen_with))
         for one in under_way:
             _put(out, *one)
 
@@ -181,18 +186,18 @@ class _Input:
 def _runs(
     tracker: SliceTracker,
     planes: SlicesAhead,
-    depth: int,
+    seen_with: Sequence[Sequence[int]],
     inputs: Sequence[_Input],
     resegment_prompted: bool,
     tile_batch_size: int,
     encode_batch: EncodeBatch | None,
 ) -> list[Iterator[tuple[int, SliceState]]]:
-    """`track` for each batch of inputs."""
+    """`track` for each batch of inputs; what it takes for slice i is made of the slices `seen_with[i]`."""
     device = tracker.mean.device
 
     def images(batch: Sequence[_Input]) -> Callable[[int], Tensor]:
         def image_at(z: int) -> Tensor:
-            seen = [planes[other] for other in tracker.seen_with(z, depth)]
+            seen = [planes[other] for other in seen_with[z]]
             return torch.cat([tracker.prepare(upload(one.crop(seen), device)[None]) for one in batch])
 
         return image_at
@@ -208,7 +213,7 @@ def _runs(
         track(
             tracker,
             images(batch),
-            depth,
+            len(seen_with),
             masks(batch),
             resegment_prompted=resegment_prompted,
             encode_batch=encode_batch,

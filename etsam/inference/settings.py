@@ -9,7 +9,7 @@ from etsam.weights import StageWeights
 
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """What decides a mask, plain values: for the record and for `resume`."""
-    keys = ("net", "normalize", "nonfinite", "tiles", "postprocess", "resegment_prompted", "views")
+    keys = ("net", "normalize", "nonfinite", "tiles", "postprocess", "resegment_prompted", "views", "slice_stride")
     settings = {key: _plain(cfg[key]) for key in keys}
     settings["precision"] = cfg.trainer.precision
     settings["weights"] = {}

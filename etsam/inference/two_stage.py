@@ -11,10 +11,12 @@ from torch import nn
 
 from etsam.errors import ConfigError
 from etsam.inference.encode_ahead import EncodeBatch
+from etsam.inference.fusion import fuse
 from etsam.inference.memory_plan import MemoryPlan, plan_memory
 from etsam.inference.prompts import Prompt, prompted_slices
 from etsam.inference.propagate import propagate
 from etsam.inference.stores import LogitStore, open_store
+from etsam.inference.stride import Between, check_stride, prompts_on, segmented_slices
 from etsam.inference.tiles import Overlapping, Stitched, Tile, Tiling
 from etsam.inference.views import mirrored_views
 from etsam.io.slices import Slices
@@ -24,9 +26,6 @@ log = logging.getLogger(__name__)
 
 DEFAULT_THRESHOLD = -0.25
 """Logits strictly above this are membrane, in both stages (published default, chosen there on validation data)."""
-
-FUSE_LIMIT = 5.0
-"""Stage-1 logits are clamped to +-5 before they are fused with the tomogram (published)."""
 
 StageProgress = Callable[[str, int, int], None]
 """Called with (what is being done, slices done, slices in all)."""
@@ -60,61 +59,6 @@ class _Crop:
         return self._slices[z][self._tile.index]
 
 
-class Fused:
-    """Input of stage 2: normalised tomogram plus stage-1 logits scaled to 0..1.
-
-    Use `fuse`, which finds the extremes.
-    """
-
-    def __init__(
-        self, normalized: Slices, logits: Slices, regions: Sequence[Tile], extremes: Sequence[tuple[float, float]]
-    ) -> None:
-        self._normalized, self._logits = normalized, logits
-        self._regions, self._extremes = list(regions), list(extremes)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(Z, Y, X)."""
-        return self._normalized.shape
-
-    def __getitem__(self, z: int, /) -> np.ndarray:
-        """Slice `z`, (Y, X) float32, about 0..2."""
-        out = self._normalized[z].astype(np.float32)
-        clamped = np.clip(self._logits[z], -FUSE_LIMIT, FUSE_LIMIT)
-        for region, (low, high) in zip(self._regions, self._extremes, strict=True):
-            if high > low:  # else stage 1 says the same everywhere, which is no evidence: add nothing
-                out[region.index] += (clamped[region.index] - np.float32(low)) / (np.float32(high) - np.float32(low))
-        return out
-
-
-def fuse(normalized: Slices, logits: Slices, regions: Sequence[Tile] | None = None) -> Fused:
-    """Fuse a tomogram with its stage-1 logits; inference and training use this one function.
-
-    The clamped logits are scaled by their own extremes, which need not be -5 and 5 (published). Reads the logits once.
-
-    Parameters
-    ----------
-    normalized
-        Normalised tomogram (Z, Y, X).
-    logits
-        Stage-1 logits (Z, Y, X).
-    regions
-        Parts of a slice that are scaled each by its own extremes; default: the whole volume by one pair.
-    """
-    depth, height, width = normalized.shape
-    if tuple(logits.shape) != tuple(normalized.shape):
-        raise ConfigError(f"stage-1 logits of shape {logits.shape} do not belong to a tomogram of {normalized.shape}.")
-    regions = [Tile(0, height, 0, width)] if regions is None else regions
-    low = np.full(len(regions), np.inf)
-    high = np.full(len(regions), -np.inf)
-    for z in range(depth):
-        plane = logits[z]
-        low = np.minimum(low, [plane[region.index].min() for region in regions])
-        high = np.maximum(high, [plane[region.index].max() for region in regions])
-    extremes = np.clip(np.stack([low, high], axis=1), -FUSE_LIMIT, FUSE_LIMIT)
-    return Fused(normalized, logits, regions, [(float(a), float(b)) for a, b in extremes])
-
-
 @dataclass
 class Stage:
     """One stage: a network, how it is prompted, and its threshold."""
@@ -136,6 +80,7 @@ def run_stage(
     tile_workers: int | None = None,
     encode_batch: EncodeBatch | None = None,
     views: int = 1,
+    stride: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Stitched:
     """Run one stage over a volume: inference, validation and the inputs of stage-2 training all come through here.
@@ -151,9 +96,11 @@ def run_stage(
     stage1_mask
         For the prompt `stage1_mask`.
     store
-        Where low-resolution logits go, (Z, tiles, S/4, S/4); default: in memory.
+        Where low-resolution logits of the segmented slices go, (slices, tiles, S/4, S/4); default: in memory.
     tile_workers
         As for `propagate`; None: as `plan_memory` chooses without a budget.
+    stride
+        1: every slice is segmented; more: one of so many, and the last (inference/stride.py).
     resegment_prompted, tile_batch_size, encode_batch, views, progress
         As for `propagate`.
 
@@ -164,8 +111,9 @@ def run_stage(
     """
     depth, height, width = slices.shape
     side = stage.tracker.low_res_side
+    places = segmented_slices(depth, stride)
     if store is None:
-        store = open_store((depth, len(tiles), side, side), None)
+        store = open_store((len(places), len(tiles), side, side), None)
     if tile_workers is None:
         prompted = [prompted_slices(stage.prompt, depth)]
         plan = plan_memory([stage.tracker], len(tiles) * views, tile_batch_size=tile_batch_size, prompted=prompted)
@@ -174,7 +122,7 @@ def run_stage(
     propagate(
         stage.tracker,
         slices,
-        [stage.prompt((depth, *tile.shape), mask) for tile, mask in zip(tiles, masks, strict=True)],
+        [prompts_on(places, stage.prompt, tile.shape, mask) for tile, mask in zip(tiles, masks, strict=True)],
         tiles,
         store,
         resegment_prompted=resegment_prompted,
@@ -182,9 +130,10 @@ def run_stage(
         tile_workers=tile_workers,
         encode_batch=encode_batch,
         views=views,
+        places=places,
         progress=progress,
     )
-    return Stitched(store, tiles, (depth, height, width))
+    return Stitched(store if stride == 1 else Between(store, places), tiles, (depth, height, width))
 
 
 @dataclass
@@ -226,6 +175,8 @@ class TwoStage(nn.Module):
         Memory from which both sizes follow, 10^9 bytes (`plan_memory`); None: they are taken as they are.
     views
         Mirrored views of each tile that are averaged in each stage: 1 (as published), 2 or 4.
+    slice_stride
+        1: every slice is segmented (as published); up to 10: one of so many, the others interpolated.
 
     Raises
     ------
@@ -244,6 +195,7 @@ class TwoStage(nn.Module):
         encode_batch_size: int | None = None,
         memory_budget_gb: float | None = None,
         views: int = 1,
+        slice_stride: int = 1,
     ) -> None:
         super().__init__()
         for name, size in (("tile_batch_size", tile_batch_size), ("encode_batch_size", encode_batch_size)):
@@ -256,7 +208,7 @@ class TwoStage(nn.Module):
         self.resegment_prompted = resegment_prompted
         self.tile_batch_size, self.encode_batch_size = tile_batch_size, encode_batch_size
         self.memory_budget_gb = memory_budget_gb
-        self.views = views
+        self.views, self.slice_stride = views, check_stride(slice_stride)
         self.eval()
 
     def plan(self, num_tiles: int, depth: int) -> MemoryPlan:
@@ -303,8 +255,10 @@ class TwoStage(nn.Module):
         seconds: dict[str, float] = {}
         plan = self.plan(len(tiles), depth)
         encode_batch = EncodeBatch(plan.encode_batch_size)
+        segmented = len(segmented_slices(depth, self.slice_stride))
         log.info(
-            "%d tile%s a slice%s, %d together%s; about %.1f GB expected (%s)",
+            "%s%d tile%s a slice%s, %d together%s; about %.1f GB expected (%s)",
+            "" if segmented == depth else f"{segmented} of {depth} slices are segmented; ",
             len(tiles),
             "" if len(tiles) == 1 else "s",
             "" if self.views == 1 else f" in {self.views} views",
@@ -322,12 +276,13 @@ class TwoStage(nn.Module):
                 slices,
                 tiles,
                 stage1_mask=mask,
-                store=open_store((depth, len(tiles), side, side), scratch_folder),
+                store=open_store((segmented, len(tiles), side, side), scratch_folder),
                 resegment_prompted=self.resegment_prompted,
                 tile_batch_size=plan.tile_batch_size,
                 tile_workers=plan.tile_workers,
                 encode_batch=encode_batch,
                 views=self.views,
+                stride=self.slice_stride,
                 progress=None if progress is None else lambda done, total: progress(name, done, total),
             )
             seconds[name] = time.perf_counter() - started

@@ -7,9 +7,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from etsam.errors import ConfigError
+from etsam.inference.fusion import fuse
 from etsam.inference.prompts import Prompt
 from etsam.inference.tiles import Overlapping, Tiling
-from etsam.inference.two_stage import DEFAULT_THRESHOLD, Mask, Stage, fuse, run_stage
+from etsam.inference.two_stage import DEFAULT_THRESHOLD, Mask, Stage, run_stage
 from etsam.io import Location, Slices, read_volume
 from etsam.network.tracker import SliceTracker
 from etsam.normalize import Normalization, normalize
