@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from etsam.evaluation.scorer import pictures
 from etsam.io import MrcWriter
 
 AREA, WHOLE, LIMIT_MB = (928, 960), 500, 1500
@@ -39,6 +42,48 @@ def peak_mb(folder, slices):
     for file in files:
         file.unlink()
     return float(done.stdout)
+
+
+def test_pictures_keep_three_slices_and_not_the_tomogram():
+    shape = (120, 90, 110)
+    shown = {"z": 60, "y": 7, "x": 101}
+
+    class Tomogram:
+        """Each slice is made when it is asked for, as if it came from a file."""
+
+        def __init__(self):
+            self.shape = shape
+
+        def __getitem__(self, z):
+            return np.full(shape[1:], z, np.float32)
+
+    masks = np.random.default_rng(0).random((2, *shape)) > 0.5
+    scores = SimpleNamespace(shown=shown, masks=(*(AsTheyCome(mask) for mask in masks), None))
+    tracemalloc.start()
+    try:
+        found = pictures(Tomogram(), scores)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < np.prod(shape) * 4 / 4  # a quarter of the tomogram
+    assert [(one.axis, one.index, one.grey.shape) for one in found] == [
+        ("z", 60, (90, 110)),
+        ("y", 7, (120, 110)),
+        ("x", 101, (120, 90)),
+    ]
+    np.testing.assert_array_equal(found[1].prediction, masks[1][:, 7])
+    np.testing.assert_array_equal(found[2].truth, masks[0][:, :, 101])
+    assert (np.diff(found[2].grey[:, 0]) >= 0).all()
+
+
+class AsTheyCome:
+    """Slices as copies, none of which the volume keeps."""
+
+    def __init__(self, volume):
+        self.volume = volume
+
+    def __getitem__(self, z):
+        return self.volume[z].copy()
 
 
 @pytest.mark.slow

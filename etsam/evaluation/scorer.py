@@ -167,8 +167,8 @@ def pictures(tomogram: Volume, scores: Scores) -> tuple[SlicePicture, ...]:
         planes = [tomogram[z], *(np.ones(tomogram.shape[1:], bool) if mask is None else mask[z] for mask in masks)]
         if z == at["z"]:
             taken["z"] = [planes]
-        taken["y"].append([plane[at["y"]] for plane in planes])
-        taken["x"].append([plane[:, at["x"]] for plane in planes])
+        taken["y"].append([plane[at["y"]].copy() for plane in planes])  # a view would keep the plane in memory
+        taken["x"].append([plane[:, at["x"]].copy() for plane in planes])
     out = []
     for axis, rows in taken.items():
         grey, truth, prediction, known = (
