@@ -54,6 +54,17 @@ def write_mrc(path, data=None):
     return Path(path)
 
 
+class CountedSlices:
+    """A volume that notes which of its slices are read."""
+
+    def __init__(self, volume):
+        self.volume, self.shape, self.read = volume, volume.shape, []
+
+    def __getitem__(self, z):
+        self.read.append(z)
+        return self.volume[z]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a command ended."""

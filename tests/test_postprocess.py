@@ -5,6 +5,7 @@ from pathlib import Path
 import cc3d
 import numpy as np
 import pytest
+from conftest import CountedSlices
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from scipy import ndimage
@@ -34,15 +35,6 @@ GOLDEN_STEPS = {
     "both_5_8_5": [RemoveThinNoise(5), SeverMisconnections(8, 5)],
     "pipeline_both_5_8_5": [RemoveThinNoise(5), SeverMisconnections(8, 5)],
 }
-
-
-class CountedSlices:
-    def __init__(self, volume):
-        self.volume, self.shape, self.read = volume, volume.shape, []
-
-    def __getitem__(self, z):
-        self.read.append(z)
-        return self.volume[z]
 
 
 def full(slices):

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import write_mrc
+from conftest import CountedSlices, write_mrc
 from networks import random_tracker, score_bias
 
 from etsam.errors import ConfigError
@@ -34,17 +34,6 @@ def volume():
     return np.random.default_rng(2).random(SHAPE).astype(np.float32)
 
 
-class Reads:
-    """Slices that note which of them were read."""
-
-    def __init__(self, volume):
-        self.volume, self.shape, self.read = volume, volume.shape, []
-
-    def __getitem__(self, z):
-        self.read.append(z)
-        return self.volume[z]
-
-
 @pytest.mark.parametrize(
     ("depth", "stride", "expected"),
     [(12, 4, PLACES), (9, 4, [0, 4, 8]), (3, 10, [0, 2]), (1, 5, [0]), (4, 1, [0, 1, 2, 3])],
@@ -68,7 +57,7 @@ def test_segmented_slices_are_those_of_a_volume_of_them_alone(volume):
     side = tracker.low_res_side
     alone = open_store((4, 1, side, side), None)
     propagate(tracker, volume[PLACES], [stage.prompt((4, 40, 57))], [TILE], alone)
-    slices, steps = Reads(volume), []
+    slices, steps = CountedSlices(volume), []
     found = run_stage(stage, slices, [TILE], stride=4, progress=lambda *step: steps.append(step))
     assert set(slices.read) == set(PLACES)
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -81,7 +70,7 @@ def test_segmented_slices_are_those_of_a_volume_of_them_alone(volume):
 
 def test_a_network_of_several_slices_sees_the_true_neighbours(volume):
     stage = Stage(tracker_of(input_slices=3), prompts.zero)
-    slices = Reads(volume)
+    slices = CountedSlices(volume)
     before = run_stage(stage, slices, [TILE], stride=5)
     assert set(slices.read) == {0, 1, 4, 5, 6, 9, 10, 11}
     other = volume.copy()
@@ -92,7 +81,7 @@ def test_a_network_of_several_slices_sees_the_true_neighbours(volume):
 
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_only_slices_that_are_needed_are_read_ahead(volume, ahead):
-    slices = Reads(volume)
+    slices = CountedSlices(volume)
     with SlicesAhead(slices, 1, ahead, PLACES) as planes:
         for z in PLACES:
             np.testing.assert_array_equal(planes[z], volume[z])

@@ -4,7 +4,7 @@ SAM2 cuts each map into windows and joins it again in every block, and fills win
 queries, keys and values it computes. Here pixels stay in the order of windows from one block to the next: layer norms,
 linear layers and attention to the whole map do not mind. Pixels that are missing from a window at the edge are keys and
 values all the same (the bias of the layer, which is what it makes of zeros), but nothing is computed for them. The
-encoder of nano takes a tenth less time by it, that of base-plus a tenth (an Intel Xeon, float32, measured).
+encoders of nano and of base-plus take a tenth less time by it (an Intel Xeon, float32, measured).
 
 On a GPU, where windows of other sizes cost more small kernels than they save, blocks whose windows do not divide the
 map are left to SAM2.
