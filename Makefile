@@ -36,5 +36,7 @@ lint: install  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	@cat $$(git ls-files "etsam/*.py") | wc -l | xargs echo "lines in etsam/:"
 
 .PHONY: help install demo test test-all lint

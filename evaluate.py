@@ -12,7 +12,7 @@ import logging
 import hydra
 from omegaconf import DictConfig
 
-from etsam.entry import check_values, guarded, is_first_process, launch
+from etsam.app import check_values, guarded, is_first_process, launch
 
 log = logging.getLogger("etsam.evaluate")
 

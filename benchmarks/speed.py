@@ -18,8 +18,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from etsam.api import compose_config
-from etsam.entry import config_error, quiet
+from etsam.app import compose_config, config_error, quiet
 from etsam.errors import EtsamError
 from etsam.evaluation.speed import SpeedSettings, compare_speed, summary
 from etsam.network.build import build_tracker

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from omegaconf import OmegaConf
 
-from etsam.entry import guarded, leave  # sets how threads wait, so it comes before torch
+from etsam.app import guarded, leave  # sets how threads wait, so it comes before torch
 
 # Channels of the five levels and of the last block: BasicUNet's own six numbers, chosen so that it has 4.33 M
 # parameters (a nano stage has 4.33 M) and few of them where voxels are many.

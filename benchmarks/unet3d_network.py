@@ -15,14 +15,14 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from etsam.api import compose_config
+from etsam.app import compose_config
 from etsam.errors import CheckpointError, ConfigError, InputError, OutputError
-from etsam.inference.inputs import Tomograms
-from etsam.inference.record import OutputNames
-from etsam.io import atomic_path, read_volume, strip_suffix, volume_writer
-from etsam.io.atomic import refuse_existing
 from etsam.network.checkpoint import load_weights, read_state_dict
 from etsam.normalize import normalize
+from etsam.prediction.inputs import Tomograms
+from etsam.prediction.record import OutputNames
+from etsam.volume import atomic_path, read_volume, strip_suffix, volume_writer
+from etsam.volume.atomic import refuse_existing
 
 log = logging.getLogger("etsam.unet3d")
 

@@ -19,18 +19,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from unet3d_network import RECIPE, build, make_folder, save
 
-from etsam.api import compose_config
+from etsam.app import compose_config
 from etsam.data.augment import Augment, clip_generators
 from etsam.data.batch import Clip, collate
-from etsam.data.check import check_samples
+from etsam.data.checks import check_samples
 from etsam.data.clips import ClipDataset
 from etsam.data.manifest import Sample, read_manifest
 from etsam.data.sampling import ClipSampler, MixedClips
 from etsam.errors import ConfigError, InputError
-from etsam.inference.record import environment, peak_memory_mb, write_record
-from etsam.io import read_volume
-from etsam.io.atomic import refuse_existing
-from etsam.overlap import IGNORE
+from etsam.labels import IGNORE
+from etsam.prediction.record import environment, peak_memory_mb, write_record
+from etsam.volume import read_volume
+from etsam.volume.atomic import refuse_existing
 
 log = logging.getLogger("etsam.unet3d")
 

@@ -5,7 +5,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from etsam._version import __version__
+
 __all__ = ["Segmentation", "__version__", "segment"]
 
 if TYPE_CHECKING:

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-    from etsam.io import Slices
+    from etsam.volume import Slices
 
 
 @dataclass(frozen=True)
@@ -34,24 +32,6 @@ class Segmentation:
     mask: "Slices"
     voxel_size: tuple[float, float, float] | None
     threshold: float
-
-
-def compose_config(name: str, overrides: Sequence[str] = ()) -> "DictConfig":
-    """Compose a shipped config, leaving Hydra as it was found.
-
-    Raises
-    ------
-    hydra.errors.HydraException
-        If an override does not fit.
-    """
-    from hydra import compose, initialize_config_dir
-
-    from etsam.entry import register_resolvers
-    from etsam.paths import share
-
-    register_resolvers()
-    with initialize_config_dir(str(share("configs")), version_base="1.3"):
-        return compose(name, overrides=list(overrides))
 
 
 def segment(
@@ -92,10 +72,10 @@ def segment(
     import torch
     from hydra.utils import instantiate
 
-    from etsam.entry import check_values, config_error
+    from etsam.app import check_values, compose_config, config_error
     from etsam.errors import InputError, OutputError
     from etsam.inference.two_stage import Mask
-    from etsam.io import Volume, read_volume, volume_writer
+    from etsam.volume import Volume, read_volume, volume_writer
     from etsam.weights_store import provide
 
     if isinstance(tomogram, np.ndarray):

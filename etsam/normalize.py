@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from etsam.errors import ConfigError, InputError
-from etsam.io.slices import Slices
+from etsam.volume.slices import Slices
 
 log = logging.getLogger(__name__)
 

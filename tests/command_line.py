@@ -5,7 +5,7 @@ import signal
 
 def status_of(arguments):
     """Exit status of `etsam ARGUMENTS`."""
-    from etsam.cli import main
+    from etsam.cli.main import main
 
     before = signal.getsignal(signal.SIGINT)  # Lightning ignores further Ctrl-C for good
     try:

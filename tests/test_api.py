@@ -5,7 +5,7 @@ import pytest
 
 import etsam
 from etsam.errors import ConfigError, InputError, OutputError
-from etsam.io import MrcWriter, read_volume
+from etsam.volume import MrcWriter, read_volume
 
 TINY = ["net=tiny_test", "weights=random", "weights.seed=1"]
 SHAPE = (6, 40, 51)

@@ -21,7 +21,7 @@ from etsam.data.augment import (
     SliceFlip,
     clip_generators,
 )
-from etsam.data.fourier import FourierAmplitude, MissingWedge, wedge
+from etsam.data.augment_fourier import FourierAmplitude, MissingWedge, wedge
 from etsam.data.measured import IGNORE
 from etsam.errors import ConfigError
 from etsam.paths import share

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import grey, write_mrc
 
-from etsam.io import atomic, mrc_writer
+from etsam.volume import atomic, mrc_writer
 
 PROGRAM = Path(__file__).parent.parent / "predict.py"
 
@@ -210,7 +210,7 @@ def test_another_process_that_was_faster_keeps_its_outputs(predict, tomogram, mo
 
 
 def test_ctrl_c_ends_with_status_130_and_leaves_nothing(predict, tomogram, monkeypatch):
-    monkeypatch.setattr("etsam.inference.writer.apply_steps", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("etsam.prediction.writer.apply_steps", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     outcome = predict("tomo.mrc", "--post-process")
     assert outcome.status == 130
     assert outcome.message.startswith("interrupted")
@@ -218,7 +218,7 @@ def test_ctrl_c_ends_with_status_130_and_leaves_nothing(predict, tomogram, monke
 
 
 def test_a_job_stopped_by_its_queue_leaves_nothing(predict, tomogram, monkeypatch):
-    monkeypatch.setattr("etsam.inference.writer.apply_steps", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("etsam.prediction.writer.apply_steps", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     outcome = predict("tomo.mrc", "--post-process")
     assert outcome.status == 128 + signal.SIGTERM
     assert outcome.files == []
@@ -232,7 +232,7 @@ def test_debug_shows_the_traceback_and_the_line(predict, work):
 
 
 def test_a_defect_is_called_a_defect(refused, tomogram, monkeypatch):
-    monkeypatch.setattr("etsam.inference.writer.PreviewPlanes", lambda volume: 1 / 0)
+    monkeypatch.setattr("etsam.prediction.writer.PreviewPlanes", lambda volume: 1 / 0)
     assert refused("tomo.mrc") == (
         "unexpected ZeroDivisionError: division by zero - this is a defect; run again with debug=true and report it."
     )

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from etsam.api import compose_config
+from etsam.app import compose_config
 from etsam.errors import CheckpointError
 from etsam.network.build import build_network
 from etsam.network.checkpoint import read_state_dict

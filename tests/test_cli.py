@@ -14,9 +14,9 @@ import pytest
 from conftest import ORIGIN_ZYX, SHAPE, START_ZYX, VOXEL_SIZE_ZYX, grey, write_mrc
 from omegaconf import OmegaConf
 
-from etsam.api import compose_config
-from etsam.cli import build_parser, predict_overrides, quote
-from etsam.io import read_volume
+from etsam.app import compose_config
+from etsam.cli.main import build_parser, predict_overrides, quote
+from etsam.volume import read_volume
 
 MASKS = Path(__file__).parent / "goldens" / "postprocess.npz"
 COMMAND = Path(sys.executable).parent / "etsam"
@@ -34,7 +34,7 @@ def value(cfg, key):
     return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
 
 
-STEPS = "etsam.inference.postprocess"
+STEPS = "etsam.postprocess.steps"
 PROMPTS = "etsam.inference.prompts"
 
 
@@ -137,7 +137,7 @@ def test_a_name_that_would_be_a_formula_or_has_no_glyph_does_not_hurt_the_previe
 
 def test_help_comes_at_once_and_needs_neither_torch_nor_hydra():
     code = (
-        "import sys, etsam.cli\n"
+        "import sys, etsam.cli.main\n"
         "try: etsam.cli.main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert not {'torch', 'hydra', 'omegaconf', 'numpy', 'lightning'} & set(sys.modules)\n"

@@ -14,8 +14,8 @@ from etsam.data.clips import ClipDataset, LogitsFolder
 from etsam.data.measured import IGNORE
 from etsam.errors import ConfigError, InputError
 from etsam.inference.fusion import fuse
-from etsam.io import read_volume
 from etsam.normalize import MinMaxPositive, Robust, normalize
+from etsam.volume import read_volume
 
 SHAPE = (6, 20, 28)
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import SHAPE, write_mrc
 from published_servers import NAMES, SPLITS, files, mask, volume, write_list
 
-from etsam.data.check import check_samples
+from etsam.data.checks import check_samples
 from etsam.data.manifest import read_manifest
 
 COMMAND = Path(sys.executable).parent / "etsam"
@@ -107,7 +107,7 @@ def test_what_fails_is_named_and_a_second_run_completes_it(published, collect):
 
 
 def test_a_dry_run_lists_sizes_and_writes_nothing(published, collect, capsys):
-    from etsam.cli import main
+    from etsam.cli.main import main
 
     main(["data", "collect", "--csv", "list.csv", "--output-dir", "out", "--dry-run"])
     lines = capsys.readouterr().out.splitlines()

@@ -233,7 +233,7 @@ def test_p_is_written_short(p, text):
 
 def run(etsam, capsys, *arguments):
     """Standard output of a command that ends well."""
-    from etsam.cli import main
+    from etsam.cli.main import main
 
     main(["compare", *arguments])
     return capsys.readouterr().out

@@ -6,11 +6,11 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from etsam.api import compose_config
+from etsam.app import compose_config
 from etsam.inference import prompts
-from etsam.inference.segmenter import Segmenter
 from etsam.network.build import build_network
 from etsam.paths import share
+from etsam.prediction.segmenter import Segmenter
 
 CONFIGS = Path(share("configs"))
 

@@ -7,7 +7,7 @@ import pytest
 
 from etsam.data.manifest import read_manifest
 from etsam.errors import EtsamError
-from etsam.io import MrcWriter, read_volume
+from etsam.volume import MrcWriter, read_volume
 
 try:
     import copick
@@ -187,7 +187,7 @@ def test_two_masks_of_one_run_are_refused(etsam, project):
 def test_without_a_copick_that_runs_one_line_says_what_to_do(etsam, work, monkeypatch):
     import sys
 
-    from etsam.data.copick_project import open_project
+    from etsam.sources.files.copick import open_project
 
     (work / "project.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "copick", None)

@@ -7,7 +7,7 @@ import pytest
 from etsam.evaluation.curves import dice, precision_recall, sweeps
 from etsam.evaluation.report_tables import theta_by_method
 from etsam.evaluation.results import TomogramResult
-from etsam.overlap import overlap_scores, stat_counts
+from etsam.labels import overlap_scores, stat_counts
 
 
 def test_sweeps_find_the_best_single_and_each_own_best_threshold():

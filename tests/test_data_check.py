@@ -7,11 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from etsam.data.check import examine
+from etsam.data.checks import examine
 from etsam.data.manifest import Sample, write_manifest
-from etsam.data.pair import measure_pair
-from etsam.data.placement import matching_axes
-from etsam.io import MrcWriter
+from etsam.data.mask_fit import matching_axes, measure_pair
+from etsam.volume import MrcWriter
 
 SHAPE = (20, 24, 28)
 
@@ -56,7 +55,7 @@ def check(etsam, work):
 
 
 def mask_array(sample):
-    from etsam.io import read_volume
+    from etsam.volume import read_volume
 
     return read_volume(sample.target_mask).read()
 

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from etsam.entry import is_first_process
-from etsam.io import MrcWriter
+from etsam.app import is_first_process
 from etsam.paths import share
+from etsam.volume import MrcWriter
 
 
 @pytest.mark.parametrize(

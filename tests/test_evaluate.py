@@ -11,13 +11,13 @@ import pytest
 from conftest import SHAPE, VOXEL_SIZE_ZYX, grey, write_mrc
 from omegaconf import OmegaConf
 
-from etsam.api import compose_config
+from etsam.app import compose_config
 from etsam.evaluation.data import EvaluationData
 from etsam.evaluation.results import SlicePicture, TomogramResult
 from etsam.evaluation.store import ResultStore
-from etsam.io import read_volume
-from etsam.overlap import overlap_scores, stat_counts
+from etsam.labels import overlap_scores, stat_counts
 from etsam.paths import share
+from etsam.volume import read_volume
 
 TINY = ["net=tiny_test", "weights=random", "trainer=cpu", "weights.seed=1", "stage2.threshold=-0.075", "output_dir=out"]
 ROWS = ["dataset_id,run_id,split,tomogram,target_mask", "lab,a,val,a.mrc,a_mask.mrc", "lab,b,val,b.mrc,b_mask.mrc"]

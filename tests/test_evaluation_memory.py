@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from etsam.evaluation.scorer import pictures
-from etsam.io import MrcWriter
+from etsam.volume import MrcWriter
 
 AREA, WHOLE, LIMIT_MB = (928, 960), 500, 1500
 
 SCORE = """
 import sys
 from etsam.evaluation.metrics import Metrics, Scored
-from etsam.inference.record import peak_memory_mb
-from etsam.io import read_volume
+from etsam.prediction.record import peak_memory_mb
+from etsam.volume import read_volume
 truth, logits = (read_volume(path) for path in sys.argv[1:])
 assert Metrics()(truth, Scored(logits, -0.25), truth.voxel_size_angstrom).metrics["dice"] > 0.9
 print(peak_memory_mb()["ram"])

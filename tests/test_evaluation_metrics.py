@@ -20,7 +20,7 @@ from etsam.evaluation.metrics import METRICS, Metrics, Scored
 from etsam.evaluation.packed import PackedMask
 from etsam.evaluation.results import TomogramResult
 from etsam.evaluation.thresholds import ThresholdCounter, threshold_grid
-from etsam.overlap import overlap_scores, stat_counts
+from etsam.labels import overlap_scores, stat_counts
 
 SHAPE = (9, 14, 17)
 VOXEL = (4.0, 3.0, 2.0)

@@ -9,7 +9,7 @@ from conftest import write_mrc
 from etsam.data.manifest import Sample
 from etsam.errors import InputError
 from etsam.evaluation.predictions import find_predictions, kind_of_values, open_prediction
-from etsam.io import Volume
+from etsam.volume import Volume
 
 
 def sample(dataset, run, tomogram):

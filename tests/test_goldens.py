@@ -16,12 +16,12 @@ from omegaconf import OmegaConf
 
 from etsam.inference import prompts
 from etsam.inference.fusion import fuse
-from etsam.inference.postprocess import RemoveThinNoise, SeverMisconnections, apply_steps
 from etsam.inference.propagate import propagate
 from etsam.inference.tiles import Split2x2, Stitched, Tile
 from etsam.inference.two_stage import Stage, TwoStage
 from etsam.network.build import build_tracker
 from etsam.normalize import MinMaxPositive, SoftplusMinMax, normalize
+from etsam.postprocess.steps import RemoveThinNoise, SeverMisconnections, apply_steps
 
 FOLDER = Path(os.environ.get("ETSAM_GOLDENS", Path(__file__).parent / "goldens"))
 THRESHOLD = -0.25

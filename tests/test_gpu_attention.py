@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from etsam.network import gpu_attention
 from etsam.network.build import known_layers
-from etsam.network.gpu_attention import SplitAttention, attend_in_parts, parts_of
+from etsam.network.fast import gpu_attention
+from etsam.network.fast.gpu_attention import SplitAttention, attend_in_parts, parts_of
 
 
 def attention_of_a_cpu(queries, keys, values):

@@ -15,9 +15,9 @@ from etsam.inference import prompts
 from etsam.inference.encode_ahead import EncodeBatch
 from etsam.inference.tiles import Overlapping, Tile
 from etsam.inference.two_stage import Stage, run_stage
-from etsam.network import gpu_graphs
-from etsam.network.gpu_graphs import Graphed, graphed
-from etsam.network.replacing import replaced
+from etsam.network.fast import gpu_graphs
+from etsam.network.fast.gpu_graphs import Graphed, graphed
+from etsam.network.fast.patching import replaced
 
 SHAPE = (30, 60, 52)  # more slices than the memory bank and the pointers reach
 

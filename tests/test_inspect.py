@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from conftest import ORIGIN_ZYX, SHAPE, START_ZYX, grey, write_mrc
 
-from etsam.data.inspect import inspect_file
-from etsam.data.inspect_advice import estimate
-from etsam.io import MrcWriter
+from etsam.sources.files.inspect import estimate, inspect_file
+from etsam.volume import MrcWriter
 
 
 def write(name, array, voxel_size=10.0):

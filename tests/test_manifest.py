@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from etsam.data import measured
-from etsam.data.check import check_samples
+from etsam.data.checks import check_samples
 from etsam.data.manifest import Sample, read_manifest, write_manifest
 from etsam.errors import InputError, OutputError
-from etsam.io import MrcWriter
+from etsam.volume import MrcWriter
 
 SHAPE = (6, 20, 28)
 HEADER = "dataset_id,run_id,split,tomogram,target_mask"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from etsam.data.manifest import read_manifest
-from etsam.data.pairing import expand, pair
-from etsam.data.splits import SPLITS, draw_splits
 from etsam.errors import InputError
-from etsam.io import MrcWriter
+from etsam.sources.files.pairing import expand, pair
+from etsam.sources.files.splits import SPLITS, draw_splits
+from etsam.volume import MrcWriter
 
 SHAPE = (4, 6, 7)
 

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from etsam.io import MrcWriter
 from etsam.paths import share
+from etsam.volume import MrcWriter
 
 SIDE = 1024
 

@@ -7,9 +7,9 @@ import torch
 from networks import random_tracker
 
 from etsam.errors import ConfigError
+from etsam.network.fast.patching import constants, replaced
 from etsam.network.memory_tokens import gather
-from etsam.network.replacing import constants, replaced
-from etsam.network.slice_state import SliceState
+from etsam.network.state import SliceState
 
 DEPTH, BATCH = 24, 2
 

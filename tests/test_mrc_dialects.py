@@ -9,8 +9,8 @@ import pytest
 from mrcfile.dtypes import HEADER_DTYPE
 
 from etsam.errors import InputError
-from etsam.io import read_volume
-from etsam.io.mrc_header import looks_like_mrc, parse_header
+from etsam.volume import read_volume
+from etsam.volume.mrc_header import looks_like_mrc, parse_header
 
 DATA = Path(__file__).parent / "data" / "mrc_dialects"
 SHAPE = (3, 4, 5)  # Z, Y, X

@@ -10,7 +10,7 @@ import pytest
 
 from etsam import __version__
 from etsam.errors import OutputError
-from etsam.io import MrcWriter, Volume, atomic_path, read_volume
+from etsam.volume import MrcWriter, Volume, atomic_path, read_volume
 
 SHAPE = (3, 4, 5)
 DATA = Path(__file__).parent / "data" / "mrc_dialects"
@@ -153,7 +153,7 @@ def test_exception_in_the_block_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("slices_before", [0, 2, 3])
 def test_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, slices_before):
-    from etsam.io import mrc_writer
+    from etsam.volume import mrc_writer
 
     calls = []
 

@@ -9,9 +9,8 @@ from networks import random_tracker
 from torch import nn
 
 from etsam.errors import ConfigError
-from etsam.network.cpu_autocast import Float32Attention
-from etsam.network.muon import MuonAdamW, is_matrix, orthogonalized
-from etsam.network.parameter_groups import parameter_groups
+from etsam.network.fast.cpu_autocast import Float32Attention
+from etsam.training.optimizer import MuonAdamW, is_matrix, orthogonalized, parameter_groups
 
 SETTINGS = {"lr": 1e-2, "weight_decay": 0.1}
 

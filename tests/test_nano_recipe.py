@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from hydra.utils import instantiate
 
-from etsam.api import compose_config
-from etsam.cli import build_parser
-from etsam.commands import simulate
+from etsam.app import compose_config
+from etsam.cli import simulate
+from etsam.cli.main import build_parser
 
 SCRIPT = Path(__file__).parents[1] / "checkpoints/train_nano.sh"
 STAND_IN = """#!{python}

@@ -6,7 +6,7 @@ import pytest
 from conftest import grey, write_mrc
 
 from etsam.errors import InputError
-from etsam.inference import writer
+from etsam.prediction import writer
 
 FAST = "write_preview=false"
 MASK, RECORD = "tomo_etsam_predicted_mask.mrc", "tomo_etsam_predicted_record.json"
@@ -122,7 +122,7 @@ def test_a_run_that_is_stopped_while_it_replaces_leaves_what_was_complete(predic
 
     before = states()
     with monkeypatch.context() as patch:
-        patch.setattr("etsam.inference.writer.checksum_of", stop)
+        patch.setattr("etsam.prediction.writer.checksum_of", stop)
         assert predict("tomo.mrc", FAST, "--overwrite", "--logit-threshold", "-100").status != 0
     assert states() == before
     assert predict("tomo.mrc", FAST, "--resume").status == 0
@@ -153,7 +153,7 @@ def test_a_tomogram_that_cannot_be_written_does_not_stop_the_others(predict, fir
 
 
 def test_a_run_that_fails_while_it_replaces_keeps_no_half_of_it(predict, first, work, monkeypatch):
-    monkeypatch.setattr("etsam.inference.writer.checksum_of", lambda path: 1 / 0)
+    monkeypatch.setattr("etsam.prediction.writer.checksum_of", lambda path: 1 / 0)
     before = (work / "out" / MASK).read_bytes()
     assert predict("tomo.mrc", FAST, "--overwrite", "--logit-threshold", "-100").status == 1
     assert (work / "out" / MASK).read_bytes() == before

@@ -9,10 +9,10 @@ import mrcfile
 import numpy as np
 import pytest
 
-from etsam.data.check import check_samples
+from etsam.data.checks import check_samples
 from etsam.data.manifest import read_manifest
-from etsam.data.polnet import import_tree
-from etsam.data.splits import draw_splits, share_out
+from etsam.sources.files.splits import draw_splits, share_out
+from etsam.sources.polnet.importer import import_tree
 
 EXAMPLE = Path(__file__).parent / "data" / "polnet"
 SHAPE = (12, 20, 28)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from test_polnet_settings import TEM
 
-from etsam.data.check import check_samples
+from etsam.data.checks import check_samples
 from etsam.data.manifest import read_manifest
 
 FAKE = Path(__file__).parent / "fake_polnet"
@@ -169,7 +169,7 @@ def test_a_killed_run_ends_its_processes_and_can_go_on(simulate, monkeypatch, wo
     monkeypatch.setenv("FAKE_POLNET_HANG", "2")
     arguments = ["data", "polnet", "--config", "small.yaml", "--output-dir", "out", "--n", "2", "--jobs", "1"]
     run = subprocess.Popen(
-        [sys.executable, "-c", "from etsam.cli import main; main()", *arguments], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", "from etsam.cli.main import main; main()", *arguments], stderr=subprocess.PIPE, text=True
     )
     part = work / "out" / "small" / ".Tomo002.part"
     until = time.monotonic() + 120

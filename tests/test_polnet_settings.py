@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from etsam.data.polnet_acquisition import acquire, draw_shifts
-from etsam.data.polnet_config import Acquisition, find_config, read_acquisition, read_config
 from etsam.errors import InputError
+from etsam.sources.polnet.acquisition import acquire, draw_shifts
+from etsam.sources.polnet.config import Acquisition, find_config, read_acquisition, read_config
 
 TILTS = tuple(range(-60, 61, 3))
 TEM = """

@@ -1,4 +1,4 @@
-"""Specification of `etsam.inference.components`, `misconnections` and `postprocess`."""
+"""Specification of `etsam.postprocess.components`, `misconnections` and `postprocess`."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from hydra.utils import instantiate
 from scipy import ndimage
 
 from etsam.errors import ConfigError, InputError
-from etsam.inference.components import StreamedComponents
-from etsam.inference.misconnections import sever_misconnections
-from etsam.inference.postprocess import (
+from etsam.postprocess.components import StreamedComponents
+from etsam.postprocess.misconnections import sever_misconnections
+from etsam.postprocess.steps import (
     InstanceLabels,
     RemoveSmallComponents,
     RemoveThinNoise,

@@ -11,9 +11,9 @@ from networks import random_tracker, score_bias
 from etsam.errors import ConfigError, OutputError
 from etsam.inference import prompts
 from etsam.inference.fusion import fuse
+from etsam.inference.logit_store import FileStore, open_store
+from etsam.inference.parallel_tiles import side_by_side
 from etsam.inference.propagate import _segment_again, propagate, track
-from etsam.inference.side_by_side import side_by_side
-from etsam.inference.stores import FileStore, open_store
 from etsam.inference.tiles import Overlapping, Split2x2, Stitched, Tile
 from etsam.inference.two_stage import Mask, Stage, TwoStage
 

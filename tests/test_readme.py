@@ -6,8 +6,8 @@ import shlex
 import numpy as np
 import pytest
 
-from etsam.api import compose_config
-from etsam.cli import build_parser, postprocess_overrides, predict_overrides
+from etsam.app import compose_config
+from etsam.cli.main import build_parser, postprocess_overrides, predict_overrides
 from etsam.paths import share
 
 ROOT = share("configs").parent

@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from etsam.data.paired import Conditions, PairedSimulator
-from etsam.data.simulator import AcquisitionSettings, Simulator
-from etsam.data.specimen import draw_specimen, resample
-from etsam.data.specimen_settings import SpecimenSettings
 from etsam.errors import ConfigError
 from etsam.evaluation.results import TomogramResult
 from etsam.evaluation.robustness import curve_table, tomogram_table
 from etsam.evaluation.statistics import mean_interval
+from etsam.sources.simulation.paired import Conditions, PairedSimulator
+from etsam.sources.simulation.settings import SpecimenSettings
+from etsam.sources.simulation.simulator import AcquisitionSettings, Simulator
+from etsam.sources.simulation.specimen import draw_specimen, resample
 
 SHAPE = (16, 40, 48)
 USUAL = Conditions(snr=0.4, max_tilt_degrees=60, voxel_size_angstrom=10, thickness_angstrom=35, contrast="dark")

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from etsam.cli import main
-from etsam.data import molecules, phantom
-from etsam.data.check import check_samples
+from etsam.cli.main import main
+from etsam.data.checks import check_samples
 from etsam.data.manifest import read_manifest
-from etsam.data.phantom import Bilayer, Membranes
-from etsam.data.simulator import AcquisitionSettings, Simulator, _reconstruct, contrast, take_tilt_images
-from etsam.data.specimen import Specimen, draw_specimen
-from etsam.data.specimen_settings import KINDS, SpecimenSettings
 from etsam.errors import ConfigError
-from etsam.io import read_volume
+from etsam.sources.simulation import molecules, phantom
+from etsam.sources.simulation.phantom import Bilayer, Membranes
+from etsam.sources.simulation.settings import KINDS, SpecimenSettings
+from etsam.sources.simulation.simulator import AcquisitionSettings, Simulator, _reconstruct, contrast, take_tilt_images
+from etsam.sources.simulation.specimen import Specimen, draw_specimen
+from etsam.volume import read_volume
 
 SHAPE = (40, 56, 72)
 QUIET = AcquisitionSettings(

@@ -18,8 +18,8 @@ from etsam.inference import prompts
 from etsam.inference.encode_ahead import EncodeBatch, EncodedAhead, SlicesAhead
 from etsam.inference.propagate import propagate
 from etsam.inference.tiles import Tile
-from etsam.network import cpu_kernels, heap
-from etsam.network.cpu_kernels import faster
+from etsam.network.fast import cpu_kernels, heap
+from etsam.network.fast.cpu_kernels import faster
 from etsam.network.flops import matmul_rate, slice_flops
 
 SHAPE = (21, 40, 57)
@@ -160,7 +160,7 @@ class Encoder:
 
 
 def random_features(images):
-    from etsam.network.slice_state import SliceFeatures
+    from etsam.network.state import SliceFeatures
 
     level = images.mean(dim=(1, 2, 3))[None, :, None]  # (1, B, 1)
     return SliceFeatures([level], [torch.zeros_like(level)], [(1, 1)])

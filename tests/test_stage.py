@@ -11,19 +11,19 @@ import torch
 from hydra.utils import instantiate
 from networks import random_tracker, score_bias
 
-from etsam.api import compose_config
+from etsam.app import compose_config
 from etsam.errors import ConfigError, InputError
 from etsam.inference import prompts
 from etsam.inference.two_stage import Stage as InferenceStage
-from etsam.io import MrcWriter
-from etsam.network.parameter_groups import freeze_encoder, parameter_groups
+from etsam.labels import stat_counts
 from etsam.normalize import MinMaxPositive, Robust
-from etsam.overlap import stat_counts
 from etsam.training.callbacks import comparison_picture
-from etsam.training.stage import CosineToFraction, OptimizerSettings
-from etsam.training.stage import Stage as TrainingStage
-from etsam.training.stage1_logits import Stage1Logits
+from etsam.training.module import CosineToFraction, OptimizerSettings
+from etsam.training.module import Stage as TrainingStage
+from etsam.training.optimizer import freeze_encoder, parameter_groups
+from etsam.training.stage1_cache import Stage1Logits
 from etsam.training.validation import ValidationResult, Validator
+from etsam.volume import MrcWriter
 
 RATES = {"lr": 1e-3, "encoder_lr": 5e-4, "layer_decay": 0.9, "weight_decay": 0.1}
 
@@ -193,8 +193,8 @@ def cache(folder, tracker, weights, built, normalization=None):
 
 def test_stage_1_logits_are_computed_once_and_equal_those_of_prediction(pair, tracker, tmp_path):
     from etsam.inference.two_stage import run_stage
-    from etsam.io import read_volume
     from etsam.normalize import normalize
+    from etsam.volume import read_volume
 
     built = []
     first = cache(tmp_path / "cache", tracker, "a", built)
@@ -238,8 +238,8 @@ def test_the_picture_shows_hits_misses_and_false_membrane_in_three_colours():
 def test_training_sees_slices_as_prediction_does():
     from etsam.data.batch import ClipBatch
     from etsam.training.losses import MaskLosses
+    from etsam.training.module import Stage
     from etsam.training.prompting import PromptSampler
-    from etsam.training.stage import Stage
 
     wide = random_tracker(input_slices=3)
     stage = Stage(wide, MaskLosses(), PromptSampler(), Validator(prompts.zero, Robust()))

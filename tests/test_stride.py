@@ -12,9 +12,9 @@ from networks import random_tracker, score_bias
 from etsam.errors import ConfigError
 from etsam.inference import prompts
 from etsam.inference.encode_ahead import SlicesAhead
+from etsam.inference.logit_store import open_store
 from etsam.inference.propagate import propagate
-from etsam.inference.stores import open_store
-from etsam.inference.stride import Between, prompts_on, segmented_slices
+from etsam.inference.slice_stride import Between, prompts_on, segmented_slices
 from etsam.inference.tiles import Tile, enlarge
 from etsam.inference.two_stage import Stage, TwoStage, run_stage
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from etsam.data.tilt_series import (
+from etsam.sources.simulation.tilt_series import (
     add_noise,
     apply_transfer,
     backproject,

@@ -12,14 +12,14 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from training_runs import NO_DROPOUT, SHAPE, TINY, curve, folder, tomogram, train, train_apart, whole  # noqa: F401
 
-from etsam.api import compose_config
+from etsam.app import compose_config
 from etsam.data.datamodule import TomogramClips
 from etsam.errors import ConfigError
-from etsam.io import MrcWriter
 from etsam.network.checkpoint import read_state_dict
 from etsam.paths import share
-from etsam.training.run import check_net, check_strategy
-from etsam.training.stage import Stage
+from etsam.training.module import Stage
+from etsam.training.run_folder import check_net, check_strategy
+from etsam.volume import MrcWriter
 
 EXPERIMENTS = sorted(path.stem for path in (share("configs") / "experiment").glob("*.yaml"))
 
@@ -166,7 +166,7 @@ def predict_with():
 
 
 def test_export_writes_a_small_file_that_prediction_reads(folder, whole, predict_with):
-    from etsam.cli import main
+    from etsam.cli.main import main
 
     source, target = folder / "runs/whole/checkpoints/last.ckpt", folder / "small.safetensors"
     main(["export", str(source), str(target), "--overwrite"])
@@ -203,7 +203,7 @@ def test_wandb_offline_writes_config_metrics_and_images(folder):
 
 def test_wandb_is_not_imported_unless_asked_for(folder):
     code = (
-        "import sys, etsam.training.stage; from etsam.api import compose_config; from hydra.utils import instantiate\n"
+        "import sys, etsam.training.module; from etsam.app import compose_config; from hydra.utils import instantiate\n"
         "cfg = compose_config('train', ['experiment=nano_stage1', 'data.sources.own.manifest=x'])\n"
         "instantiate(cfg.logger)\n"
         "print('wandb' in sys.modules)"

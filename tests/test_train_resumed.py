@@ -9,10 +9,10 @@ import pytest
 import torch
 from training_runs import TINY, command, curve, folder, train, train_apart, whole  # noqa: F401
 
-from etsam.api import compose_config
+from etsam.app import compose_config
 from etsam.errors import ConfigError, OutputError
-from etsam.training.last_checkpoint import LastCheckpoint
-from etsam.training.run import claim_folder, plugins
+from etsam.training.run_folder import claim_folder, plugins
+from etsam.training.stopping import LastCheckpoint
 
 
 def waited_for(path):

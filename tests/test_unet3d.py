@@ -15,9 +15,9 @@ import torch
 from conftest import ORIGIN_ZYX, VOXEL_SIZE_ZYX, Outcome, grey, write_mrc
 
 from etsam.data.batch import Clip
-from etsam.io import read_volume
-from etsam.overlap import overlap_scores, stat_counts
+from etsam.labels import overlap_scores, stat_counts
 from etsam.paths import share
+from etsam.volume import read_volume
 
 pytest.importorskip("monai", reason="the U-Net is MONAI's")
 FOLDER = share("configs").parent / "benchmarks"

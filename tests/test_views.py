@@ -9,11 +9,11 @@ from networks import random_tracker, score_bias
 
 from etsam.errors import ConfigError
 from etsam.inference import prompts
+from etsam.inference.logit_store import open_store
+from etsam.inference.mirrored_views import average
 from etsam.inference.propagate import propagate
-from etsam.inference.stores import open_store
 from etsam.inference.tiles import Overlapping
 from etsam.inference.two_stage import Stage, TwoStage, run_stage
-from etsam.inference.views import average
 
 SHAPE = (5, 70, 90)
 MIRRORED = {1: [(1, 1)], 2: [(1, 1), (1, -1)], 4: [(1, 1), (1, -1), (-1, 1), (-1, -1)]}

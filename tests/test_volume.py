@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from etsam.errors import InputError, OutputError
-from etsam.io import TOMOGRAM_SUFFIXES, Slices, Volume, read_volume, strip_suffix
+from etsam.volume import TOMOGRAM_SUFFIXES, Slices, Volume, read_volume, strip_suffix
 
 DATA = Path(__file__).parent / "data" / "mrc_dialects"
 CONTENT = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
@@ -228,7 +228,7 @@ def test_full_scratch_disk_is_an_output_error_and_leaves_nothing(packed, scratch
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("etsam.io.unpack.write_all", full)
+    monkeypatch.setattr("etsam.volume.compressed.write_all", full)
     with pytest.raises(OutputError, match="No space left on device; set TMPDIR"):
         read_volume(packed, scratch_dir=scratch)
     assert list(scratch.iterdir()) == []
@@ -295,7 +295,7 @@ def test_messages_are_one_line(path):
 
 MEMORY_SCRIPT = """
 import sys, numpy as np, mrcfile
-from etsam.io import MrcWriter, read_volume
+from etsam.volume import MrcWriter, read_volume
 
 def peak_mib():  # of this process image; ru_maxrss would start with that of the parent
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))

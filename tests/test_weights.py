@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from etsam import weights as weights_module
-from etsam.api import compose_config
+from etsam.app import compose_config
 from etsam.errors import CheckpointError, ConfigError, DownloadError
 from etsam.io.download import record_path
 from etsam.network.build import build_network, build_tracker
@@ -268,7 +268,7 @@ def test_what_does_not_fit_is_refused(etsam, arguments, part):
 
 def told(capsys, *arguments):
     """What `etsam weights ...` prints, line by line, cut at blanks; and its status."""
-    from etsam.cli import main
+    from etsam.cli.main import main
 
     capsys.readouterr()
     status = 0

@@ -5,8 +5,8 @@ import torch
 from networks import random_tracker, tiny_net
 
 from etsam.network.build import build_network, known_layers
+from etsam.network.fast.window_order import WindowOrder, Windows, to_map, to_windows, windows_of
 from etsam.network.flops import slice_flops
-from etsam.network.window_order import WindowOrder, Windows, to_map, to_windows, windows_of
 
 
 @pytest.mark.parametrize(

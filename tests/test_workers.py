@@ -1,4 +1,4 @@
-"""Specification of `etsam.workers`: threads over slices, and that they change nothing but the time."""
+"""Specification of `etsam.threads`: threads over slices, and that they change nothing but the time."""
 
 import os
 import signal
@@ -18,10 +18,10 @@ from etsam.errors import ConfigError, InputError
 from etsam.evaluation.metrics import METRICS, Metrics, Scored
 from etsam.evaluation.normals import angles_to_z, theta_counts
 from etsam.evaluation.surface import surface_voxels
-from etsam.inference import misconnections
-from etsam.inference.postprocess import RemoveThinNoise, SeverMisconnections, apply_steps
-from etsam.io import MrcWriter, read_volume
-from etsam.workers import MOST_BY_DEFAULT, in_order, worker_count
+from etsam.postprocess import misconnections
+from etsam.postprocess.steps import RemoveThinNoise, SeverMisconnections, apply_steps
+from etsam.threads import MOST_BY_DEFAULT, in_order, worker_count
+from etsam.volume import MrcWriter, read_volume
 
 SHAPE = (17, 45, 62)
 NUMBERS = [1, 2]
@@ -223,7 +223,7 @@ def test_a_signal_while_threads_are_at_work_ends_them_and_leaves_nothing(etsam, 
             os.kill(os.getpid(), number)
         return real(plane, *lengths)
 
-    monkeypatch.setattr("etsam.inference.postprocess.sever_misconnections", sever)
+    monkeypatch.setattr("etsam.postprocess.steps.sever_misconnections", sever)
     outcome = etsam("postprocess", "mask.mrc", "clean.mrc", "workers=2")
     assert outcome.status == status
     assert outcome.message.startswith(("interrupted", "told to stop"))
@@ -235,9 +235,9 @@ def test_a_signal_while_threads_are_at_work_ends_them_and_leaves_nothing(etsam, 
 POSTPROCESS = """
 import sys
 from pathlib import Path
-from etsam.inference.postprocess import RemoveThinNoise, SeverMisconnections
-from etsam.inference.postprocess_file import postprocess_file
-from etsam.inference.record import peak_memory_mb
+from etsam.postprocess.steps import RemoveThinNoise, SeverMisconnections
+from etsam.postprocess.steps import postprocess_file
+from etsam.prediction.record import peak_memory_mb
 steps = [RemoveThinNoise(3), SeverMisconnections()]
 postprocess_file(Path(sys.argv[1]), Path(sys.argv[2]), steps, overwrite=True, workers=int(sys.argv[3]))
 print(peak_memory_mb()["ram"])

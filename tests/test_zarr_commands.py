@@ -11,7 +11,7 @@ from conftest import ORIGIN_ZYX, SHAPE, START_ZYX, VOXEL_SIZE_ZYX, grey, write_m
 from web_server import serving_folder
 from zarr_files import metadata, write_zarr
 
-from etsam.io import read_volume
+from etsam.volume import read_volume
 
 ENDINGS = ["instances.zarr", "logits.zarr", "mask.zarr", "post_processed_mask.zarr", "preview.png", "record.json"]
 ALL = (
@@ -82,14 +82,14 @@ def test_an_existing_output_is_kept_replaced_or_skipped(predict, tomogram, work)
 
 @pytest.mark.parametrize("status", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_leaves_nothing(predict, tomogram, monkeypatch, status):
-    monkeypatch.setattr("etsam.inference.writer.apply_steps", lambda *_, **__: os.kill(os.getpid(), status))
+    monkeypatch.setattr("etsam.prediction.writer.apply_steps", lambda *_, **__: os.kill(os.getpid(), status))
     outcome = predict("tomo.mrc", *ALL)
     assert outcome.status == 128 + status
     assert outcome.files == []
 
 
 def test_a_failure_after_the_files_have_names_leaves_nothing(predict, tomogram, monkeypatch):
-    monkeypatch.setattr("etsam.inference.writer.write_record", lambda *_: 1 / 0)
+    monkeypatch.setattr("etsam.prediction.writer.write_record", lambda *_: 1 / 0)
     outcome = predict("tomo.mrc", *ALL)
     assert outcome.status == 1
     assert outcome.files == []

@@ -8,11 +8,12 @@ from conftest import write_mrc
 from web_server import serving_folder
 from zarr_files import values, write_zarr
 
-from etsam.data import check_samples, read_manifest, write_manifest
+from etsam.data.checks import check_samples
+from etsam.data.manifest import read_manifest, write_manifest
 from etsam.errors import InputError
-from etsam.inference.inputs import find_tomograms
-from etsam.io import Url, locate, strip_suffix
-from etsam.io.location import checksum_of, display_name, state_of
+from etsam.prediction.inputs import find_tomograms
+from etsam.volume import Url, locate, strip_suffix
+from etsam.volume.location import checksum_of, display_name, state_of
 
 # Names and content
 

@@ -5,7 +5,7 @@ import pytest
 from conftest import ORIGIN_ZYX, VOXEL_SIZE_ZYX
 from zarr_files import LARGE, lying, values, written, zarr
 
-from etsam.io import read_volume
+from etsam.volume import read_volume
 
 
 @pytest.mark.parametrize("mask", [False, True])

@@ -9,7 +9,7 @@ import pytest
 from conftest import ORIGIN_ZYX, VOXEL_SIZE_ZYX
 from zarr_files import SIDES, metadata, values, write_zarr
 
-from etsam.io import read_volume
+from etsam.volume import read_volume
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from zarr_files import SIDES, metadata, values, write_zarr, zarr
 
 from etsam.errors import InputError, OutputError
-from etsam.io import read_volume, volume_writer
+from etsam.volume import read_volume, volume_writer
 
 
 def without(key):

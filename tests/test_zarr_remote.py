@@ -9,7 +9,7 @@ from web_server import serving_folder
 from zarr_files import SIDES, values, write_zarr
 
 from etsam.errors import InputError
-from etsam.io import read_volume
+from etsam.volume import read_volume
 
 
 def test_a_remote_slice_fetches_its_chunks_and_nothing_else(tmp_path):
@@ -54,7 +54,7 @@ def test_no_network_is_said():
 
 def test_a_server_that_fails_is_asked_again_before_giving_up(tmp_path, monkeypatch):
     pauses = []
-    monkeypatch.setattr("etsam.io.zarr.time.sleep", pauses.append)
+    monkeypatch.setattr("etsam.volume.zarr_reader.time.sleep", pauses.append)
     write_zarr(tmp_path / "a.zarr")
     with serving_folder(tmp_path) as site:
         volume = read_volume(f"{site.url}/a.zarr")

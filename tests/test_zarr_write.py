@@ -8,8 +8,8 @@ from conftest import ORIGIN_ZYX, SHAPE, VOXEL_SIZE_ZYX
 from zarr_files import LARGE, lying, values, written
 
 from etsam.errors import InputError, OutputError
-from etsam.io import read_volume
-from etsam.io.zarr_writer import ZarrWriter
+from etsam.volume import read_volume
+from etsam.volume.zarr_writer import ZarrWriter
 
 
 def means(data):

@@ -14,8 +14,8 @@ import pytest
 from command_line import status_of
 from lightning.pytorch.callbacks import Callback
 
-from etsam.io import MrcWriter
 from etsam.paths import share
+from etsam.volume import MrcWriter
 
 SHAPE = (12, 72, 80)
 TINY = ["net=tiny_test", "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]

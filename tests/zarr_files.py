@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import ORIGIN_ZYX, VOXEL_SIZE_ZYX
 
-from etsam.io import Volume, volume_writer
+from etsam.volume import Volume, volume_writer
 
 zarr = pytest.importorskip("zarr")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from etsam.data.measured import IGNORE
 from etsam.errors import ConfigError
-from etsam.network.transfers import upload
+from etsam.transfers import upload
 
 Range = Sequence[float]
 """(low, high): a value is drawn from between, uniformly."""

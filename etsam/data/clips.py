@@ -16,8 +16,8 @@ from etsam.data.manifest import Sample
 from etsam.data.measured import IGNORE, labels, mask_summary, statistics
 from etsam.errors import ConfigError, InputError
 from etsam.inference.fusion import fuse
-from etsam.io import Slices, Volume, read_volume
 from etsam.normalize import Normalization, Normalized, SliceTransform
+from etsam.volume import Slices, Volume, read_volume
 
 _TRANSPOSE = {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 0, 1)}  # slices first, the other two in their order
 

@@ -9,10 +9,10 @@ from etsam.data.collection_plan import FOLDERS, KINDS, Wanted, zarr_part
 from etsam.data.manifest import Sample, read_manifest, write_manifest
 from etsam.data.published import PublishedRow
 from etsam.errors import EtsamError, InputError, OutputError
-from etsam.io import TOMOGRAM_SUFFIXES, read_volume
-from etsam.io.atomic import output_error
 from etsam.io.download import Progress, download_all, missing_bytes
 from etsam.io.web import Web
+from etsam.volume import TOMOGRAM_SUFFIXES, read_volume
+from etsam.volume.atomic import output_error
 
 _SPARE_BYTES = 1 << 30  # left free on the disk
 

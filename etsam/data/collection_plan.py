@@ -13,9 +13,9 @@ from etsam.data.dataverse import PUBLISHED_DOI, DataverseFile, dataverse_url, li
 from etsam.data.portal import PortalTomogram, choose_tomogram, find_runs, list_zarr
 from etsam.data.published import PublishedRow
 from etsam.errors import DownloadError
-from etsam.io import TOMOGRAM_SUFFIXES
 from etsam.io.download import Download, read_record
 from etsam.io.web import Web
+from etsam.volume import TOMOGRAM_SUFFIXES
 
 log = logging.getLogger(__name__)
 

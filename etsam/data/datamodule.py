@@ -12,13 +12,13 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from etsam.data.batch import collate
-from etsam.data.check import check_samples
+from etsam.data.checks import check_samples
 from etsam.data.clips import ClipDataset
 from etsam.data.manifest import Sample, read_manifest
 from etsam.data.sampling import ClipLoader, ClipSampler, MixedClips, ValidationSampler
 from etsam.errors import ConfigError, InputError
-from etsam.io import Location, Slices
 from etsam.normalize import Normalization
+from etsam.volume import Location, Slices
 
 
 @dataclass(frozen=True)

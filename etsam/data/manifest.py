@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from etsam.errors import InputError
-from etsam.io import Location, atomic_path, locate
+from etsam.volume import Location, atomic_path, locate
 
 REQUIRED_COLUMNS = ("dataset_id", "run_id", "split", "tomogram", "target_mask")
 _OPTIONAL_COLUMNS = ("voxel_size", "shape")

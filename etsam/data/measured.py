@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from etsam.io import Location, Slices, atomic_path, read_volume
-from etsam.io.location import display_name, state_of
+from etsam.labels import IGNORE
 from etsam.normalize import Statistics, measure
-from etsam.overlap import IGNORE
+from etsam.volume import Location, Slices, atomic_path, read_volume
+from etsam.volume.location import display_name, state_of
 
 _FINGERPRINT_SLICES = 8
 _Arrays = dict[str, np.ndarray]

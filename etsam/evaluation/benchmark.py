@@ -19,9 +19,9 @@ import psutil
 
 from etsam.errors import ConfigError, InputError
 from etsam.evaluation.report_tables import markdown_table, write_csv
-from etsam.inference.record import environment, write_record
-from etsam.io import Location, atomic_path, read_volume
-from etsam.io.atomic import refuse_existing
+from etsam.prediction.record import environment, write_record
+from etsam.volume import Location, atomic_path, read_volume
+from etsam.volume.atomic import refuse_existing
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def own_runs(texts: Iterable[str]) -> list[Run]:
     start = (
         sys.executable,
         "-c",
-        "from etsam.cli import main; main()",
+        "from etsam.cli.main import main; main()",
         "predict",
         "{input}",
         "--output-dir",

@@ -124,7 +124,7 @@ def sweeps(results: Sequence[TomogramResult]) -> list[Sweep]:
 
 
 def dice(counts: np.ndarray) -> np.ndarray:
-    """2 TP / (2 TP + FP + FN) of counts (..., 3); 1 for 0 / 0, two empty masks, as `etsam.overlap` has it."""
+    """2 TP / (2 TP + FP + FN) of counts (..., 3); 1 for 0 / 0, two empty masks, as `etsam.labels` has it."""
     counts = np.asarray(counts, dtype=np.float64)
     return _ratio(2 * counts[..., 0], 2 * counts[..., 0] + counts[..., 1] + counts[..., 2], of_nothing=1.0)
 

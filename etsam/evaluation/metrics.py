@@ -4,7 +4,7 @@ Truth and prediction are read once, slice by slice. What each score means stands
 
 | name in `metrics` | gives | where |
 |---|---|---|
-| always | `dice`, `iou`, `precision`, `recall` over all annotated voxels | `etsam.overlap` |
+| always | `dice`, `iou`, `precision`, `recall` over all annotated voxels | `etsam.labels` |
 | `curve` | counts at 1000 thresholds, and `auprc`; of logits only | `thresholds`, `curves` |
 | `planes` | the four scores of XY, XZ and YZ slices | `planes` |
 | `surface` | `surface_dice`, `hausdorff95_angstrom`, `assd_angstrom` | `surface` |
@@ -39,9 +39,9 @@ from etsam.evaluation.surface import (
 )
 from etsam.evaluation.thresholds import ThresholdCounter, threshold_grid
 from etsam.evaluation.topology import betti_errors, cl_dice
-from etsam.io import Slices
-from etsam.overlap import overlap_scores
-from etsam.workers import worker_count
+from etsam.labels import overlap_scores
+from etsam.threads import worker_count
+from etsam.volume import Slices
 
 METRICS = ("curve", "planes", "surface", "theta", "cldice", "betti")
 """What can be asked for beside the overlap scores, which are always computed."""
@@ -116,7 +116,7 @@ class Metrics:
     ignore_border_voxels
         So many layers of voxels at each face count as not annotated.
     workers
-        Threads, as of `etsam.workers.worker_count`; the scores are the same with any number.
+        Threads, as of `etsam.threads.worker_count`; the scores are the same with any number.
 
     Raises
     ------

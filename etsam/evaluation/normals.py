@@ -7,8 +7,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from etsam.evaluation.surface import SurfaceVoxels
-from etsam.io import Slices
-from etsam.workers import in_order
+from etsam.threads import in_order
+from etsam.volume import Slices
 
 THETA_EDGES_DEGREES = tuple(range(0, 91, 10))
 """0: the normal runs along Z, the membrane lies flat in XY, where the missing wedge hides it; 90: it stands upright."""
@@ -38,7 +38,7 @@ def smoothed_slices(
     annotated
         (Z, Y, X) bool; None: everywhere.
     workers
-        Threads, as of `etsam.workers.worker_count`.
+        Threads, as of `etsam.threads.worker_count`.
 
     Yields
     ------
@@ -102,7 +102,7 @@ def angles_to_z(
     annotated
         (Z, Y, X) bool; None: everywhere.
     workers
-        Threads, as of `etsam.workers.worker_count`.
+        Threads, as of `etsam.threads.worker_count`.
 
     Returns
     -------

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from etsam.io import Slices
+from etsam.volume import Slices
 
 
 class PackedMask:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from etsam.overlap import overlap_scores
+from etsam.labels import overlap_scores
 
 PLANES = {"xy": "z", "xz": "y", "yz": "x"}
 """Orientation of a slice -> the axis that its number runs along."""

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from etsam.errors import InputError
-from etsam.io import Slices
+from etsam.volume import Slices
 
 _COLUMNS = ("z_voxel", "y_voxel", "x_voxel")
 

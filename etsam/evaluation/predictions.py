@@ -13,10 +13,10 @@ from lightning import LightningModule
 from etsam.data.manifest import Sample
 from etsam.errors import ConfigError, InputError, OutputError
 from etsam.evaluation.metrics import Scored
-from etsam.inference.record import OutputNames, read_record
 from etsam.inference.two_stage import DEFAULT_THRESHOLD
-from etsam.io import TOMOGRAM_SUFFIXES, Slices, Volume, read_volume, strip_suffix
-from etsam.io.location import ZARR_SUFFIXES
+from etsam.prediction.record import OutputNames, read_record
+from etsam.volume import TOMOGRAM_SUFFIXES, Slices, Volume, read_volume, strip_suffix
+from etsam.volume.location import ZARR_SUFFIXES
 
 log = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from etsam.evaluation.report_tables import (
 )
 from etsam.evaluation.report_words import LICENCE_LINES, METHOD_LINES, summary
 from etsam.evaluation.results import TomogramResult
-from etsam.inference.record import environment
-from etsam.io import atomic_path
-from etsam.io.atomic import refuse_existing
+from etsam.prediction.record import environment
 from etsam.settings import flat
+from etsam.volume import atomic_path
+from etsam.volume.atomic import refuse_existing
 
 PAGE, MARKDOWN, JSON = "report.html", "report.md", "report.json"
 """Names of the files; each table is a CSV file with its name."""

@@ -14,7 +14,7 @@ from etsam.evaluation.compare import Comparison, compare, format_difference, for
 from etsam.evaluation.curves import Sweep, dice, precision_recall, sweeps
 from etsam.evaluation.results import TomogramResult
 from etsam.evaluation.tables import METRIC_NAMES, scores_of_results
-from etsam.io import atomic_path
+from etsam.volume import atomic_path
 
 THETA_COLUMNS = ("method", "tomogram", "lower_degrees", "upper_degrees", "recall", "precision", "truth_voxels")
 

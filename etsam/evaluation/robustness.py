@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
-from etsam.data.paired import BASELINE, PairedSimulator, plain_conditions, simulate_paired, tomogram_name
-from etsam.entry import check_values
+from etsam.app import check_values
 from etsam.errors import ConfigError, InputError
 from etsam.evaluation.benchmark import named
 from etsam.evaluation.data import OWN_METHOD
@@ -21,7 +20,8 @@ from etsam.evaluation.robustness_report import CSV_CURVES, CSV_TOMOGRAMS, JSON, 
 from etsam.evaluation.run import check_predictions, evaluation_settings, result_store, score
 from etsam.evaluation.statistics import RESAMPLES, mean_interval
 from etsam.evaluation.tables import scores_of_results
-from etsam.io.atomic import refuse_existing
+from etsam.sources.simulation.paired import BASELINE, PairedSimulator, plain_conditions, simulate_paired, tomogram_name
+from etsam.volume.atomic import refuse_existing
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def configs(settings: Sequence[str], methods: Sequence[str] = ()) -> dict[str, D
     ConfigError
         If a method is written otherwise or named twice.
     """
-    from etsam.api import compose_config
+    from etsam.app import compose_config
 
     if not methods:
         cfg = compose_config("robustness", settings)

@@ -12,8 +12,8 @@ from etsam.evaluation.report_figures import STYLE, Figures, png_bytes, short
 from etsam.evaluation.report_page import document, html_list, html_table, plot, plot_grid, settings_tables
 from etsam.evaluation.report_tables import format_interval, write_csv, write_plain_json
 from etsam.evaluation.tables import METRIC_NAMES
-from etsam.inference.record import environment
-from etsam.io import atomic_path
+from etsam.prediction.record import environment
+from etsam.volume import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

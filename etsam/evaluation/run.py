@@ -18,10 +18,10 @@ from etsam.evaluation.results import TomogramResult
 from etsam.evaluation.scorer import Scorer
 from etsam.evaluation.store import ResultStore
 from etsam.evaluation.wandb_log import log_to_wandb
-from etsam.inference.settings import settings_of
-from etsam.inference.writer import PredictionWriter
-from etsam.io.atomic import refuse_existing
-from etsam.io.location import locate
+from etsam.prediction.record import settings_of
+from etsam.prediction.writer import PredictionWriter
+from etsam.volume.atomic import refuse_existing
+from etsam.volume.location import locate
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def score(cfg: DictConfig, data: EvaluationData, metrics: Metrics, store: Result
         return
     from hydra.utils import instantiate
 
-    from etsam.inference.progress import SliceProgress
+    from etsam.prediction.progress import SliceProgress
 
     steps = instantiate(cfg.postprocess, _convert_="all")
     scorer = Scorer(metrics, store, steps, writer_of(cfg))

@@ -15,12 +15,12 @@ from etsam.evaluation.data import Job
 from etsam.evaluation.metrics import Metrics, Scored, Scores
 from etsam.evaluation.results import SlicePicture, TomogramResult
 from etsam.evaluation.store import ResultStore
-from etsam.inference.postprocess import Step, apply_steps
-from etsam.inference.segmenter import Prediction
 from etsam.inference.two_stage import Mask
-from etsam.inference.writer import PredictionWriter
-from etsam.io import Volume, read_volume
-from etsam.overlap import IGNORE, Overlap
+from etsam.labels import IGNORE, Overlap
+from etsam.postprocess.steps import Step, apply_steps
+from etsam.prediction.segmenter import Prediction
+from etsam.prediction.writer import PredictionWriter
+from etsam.volume import Volume, read_volume
 
 log = logging.getLogger(__name__)
 

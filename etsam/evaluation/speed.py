@@ -17,12 +17,12 @@ import torch
 
 from etsam.errors import ConfigError, EtsamError
 from etsam.evaluation.report_tables import markdown_table, write_csv, write_plain_json
-from etsam.inference.record import environment
 from etsam.inference.two_stage import DEFAULT_THRESHOLD
-from etsam.io import atomic_path
-from etsam.io.atomic import refuse_existing
 from etsam.network.build import build_tracker, input_slices
 from etsam.network.flops import matmul_rate, slice_flops
+from etsam.prediction.record import environment
+from etsam.volume import atomic_path
+from etsam.volume.atomic import refuse_existing
 
 log = logging.getLogger(__name__)
 

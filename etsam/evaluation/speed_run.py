@@ -17,7 +17,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from etsam.inference.record import peak_memory_mb
+from etsam.prediction.record import peak_memory_mb
 
 # of SAM2's network, by the names of this project's documents
 PARTS = {
@@ -124,7 +124,7 @@ def _own(spec: Mapping[str, Any], tracker: Any, clock: Clock) -> Callable[[], No
     from etsam.inference.memory_plan import plan_memory
     from etsam.inference.tiles import Tile
     from etsam.inference.two_stage import Stage, run_stage
-    from etsam.network.gpu_graphs import graphed
+    from etsam.network.fast.gpu_graphs import graphed
 
     def work() -> None:
         with graphed(tracker):  # before the clock, which could not be recorded

@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from etsam.evaluation.speed import SpeedSettings, compare_speed, slices_for_speed, summary
 from etsam.inference.fusion import fuse
-from etsam.io import read_volume
 from etsam.network.build import build_tracker, input_slices
 from etsam.normalize import normalize
+from etsam.volume import read_volume
 
 log = logging.getLogger(__name__)
 

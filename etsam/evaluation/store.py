@@ -13,9 +13,9 @@ import numpy as np
 
 from etsam.errors import InputError, OutputError
 from etsam.evaluation.results import SlicePicture, TomogramResult
-from etsam.inference.record import read_record, write_record
-from etsam.io import atomic_path
-from etsam.io.location import locate, state_of
+from etsam.prediction.record import read_record, write_record
+from etsam.volume import atomic_path
+from etsam.volume.location import locate, state_of
 
 
 def _state(path: str) -> list[int]:

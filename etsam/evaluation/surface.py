@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import KDTree
 
-from etsam.io import Slices
-from etsam.workers import worker_count
+from etsam.threads import worker_count
+from etsam.volume import Slices
 
 _NEAR_VOXELS = 3  # looked through voxel by voxel, 123 of them, before trees are asked
 _TREE_POINTS = 500_000  # in one tree, about 30 MB; unless a single slice has more
@@ -141,7 +141,7 @@ def nearest_distances(
     spacing
         Voxel size (z, y, x), whose unit the distances have.
     workers
-        Threads, as of `etsam.workers.worker_count`.
+        Threads, as of `etsam.threads.worker_count`.
 
     Returns
     -------

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from skimage.morphology import skeletonize
 
-from etsam.inference.components import StreamedComponents
-from etsam.io import Slices
-from etsam.workers import in_order
+from etsam.postprocess.components import StreamedComponents
+from etsam.threads import in_order
+from etsam.volume import Slices
 
 
 class _Known:
@@ -60,7 +60,7 @@ def cl_dice(
     progress
         Called with (slices done, slices in all).
     workers
-        Threads, as of `etsam.workers.worker_count`.
+        Threads, as of `etsam.threads.worker_count`.
 
     Returns
     -------

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etsam.io.slices import Slices
 from etsam.network.tracker import SliceFeatures, SliceTracker
+from etsam.volume.slices import Slices
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from etsam.errors import ConfigError
 from etsam.inference.tiles import Tile
-from etsam.io.slices import Slices
+from etsam.volume.slices import Slices
 
 FUSE_LIMIT = 5.0
 """Stage-1 logits are clamped to +-5 before they are fused with the tomogram (published)."""

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from etsam.errors import ConfigError
-from etsam.io.slices import Slices
+from etsam.volume.slices import Slices
 
 GRID_INTERVAL = 50
 """Published interval of grid points and of prompted slices, voxels; 10 in split mode."""

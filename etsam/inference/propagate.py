@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from etsam.inference.encode_ahead import READ_AHEAD, EncodeBatch, EncodedAhead, SlicesAhead
-from etsam.inference.side_by_side import side_by_side
-from etsam.inference.stores import LogitStore
+from etsam.inference.logit_store import LogitStore
+from etsam.inference.mirrored_views import View, average, mirrored_views, turn
+from etsam.inference.parallel_tiles import side_by_side
 from etsam.inference.tiles import Tile
-from etsam.inference.views import View, average, mirrored_views, turn
-from etsam.io.slices import Slices
-from etsam.network.cpu_kernels import faster
-from etsam.network.gpu_graphs import graphed
+from etsam.network.fast.cpu_kernels import faster
+from etsam.network.fast.gpu_graphs import graphed
 from etsam.network.tracker import SliceFeatures, SliceMemory, SliceState, SliceTracker
-from etsam.network.transfers import download, upload
+from etsam.transfers import download, upload
+from etsam.volume.slices import Slices
 
 
 def track(

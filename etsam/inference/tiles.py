@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from etsam.errors import ConfigError
-from etsam.io.slices import Slices
+from etsam.volume.slices import Slices
 
 BLEND_LIMIT = 10.0
 """Logits of overlapping tiles are clamped to +-10 before they are averaged: SAM2's own value for a sure voxel. The

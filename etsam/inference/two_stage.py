@@ -12,15 +12,15 @@ from torch import nn
 from etsam.errors import ConfigError
 from etsam.inference.encode_ahead import EncodeBatch
 from etsam.inference.fusion import fuse
+from etsam.inference.logit_store import LogitStore, open_store
 from etsam.inference.memory_plan import MemoryPlan, plan_memory
+from etsam.inference.mirrored_views import mirrored_views
 from etsam.inference.prompts import Prompt, prompted_slices
 from etsam.inference.propagate import propagate
-from etsam.inference.stores import LogitStore, open_store
-from etsam.inference.stride import Between, check_stride, prompts_on, segmented_slices
+from etsam.inference.slice_stride import Between, check_stride, prompts_on, segmented_slices
 from etsam.inference.tiles import Overlapping, Stitched, Tile, Tiling
-from etsam.inference.views import mirrored_views
-from etsam.io.slices import Slices
 from etsam.network.tracker import SliceTracker
+from etsam.volume.slices import Slices
 
 log = logging.getLogger(__name__)
 

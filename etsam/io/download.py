@@ -14,11 +14,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from etsam.errors import DownloadError, EtsamError, OutputError
-from etsam.io.atomic import atomic_path, output_error
 from etsam.io.checksum import file_checksums
 from etsam.io.part import Part
 from etsam.io.transfer import transfer
 from etsam.io.web import Web, is_offline
+from etsam.volume.atomic import atomic_path, output_error
 
 Progress = Callable[["Download", int, "int | None"], None]
 """Told (download, bytes that are there, bytes in all or None); called from several threads."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from etsam import __version__
+from etsam._version import __version__
 from etsam.errors import DownloadError
 
 if TYPE_CHECKING:

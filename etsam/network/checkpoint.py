@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from etsam.errors import CheckpointError
-from etsam.io.atomic import atomic_path
+from etsam.volume.atomic import atomic_path
 
 log = logging.getLogger(__name__)
 

@@ -68,7 +68,7 @@ def matmul_rate(device: str, precision: str = "32-true", threads: int = 0, side:
     side
         Of the matrices.
     """
-    from etsam.network.cpu_kernels import available
+    from etsam.network.fast.cpu_kernels import available
 
     before = torch.get_num_threads()
     if threads:

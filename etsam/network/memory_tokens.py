@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etsam.network.slice_state import SliceState
+from etsam.network.state import SliceState
 
 SINE_TEMPERATURE = 10000  # of the position encoding of pointers (SAM2)
 States = Mapping[int, SliceState]

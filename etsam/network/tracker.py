@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from etsam.network.images import channel_statistics, prepare_image, prepare_prompt, slices_seen
 from etsam.network.memory_tokens import MemoryTokens, gather, memory_positions, pointer_positions
-from etsam.network.slice_state import Clicks, Decoded, SliceFeatures, SliceMemory, SliceState
+from etsam.network.state import Clicks, Decoded, SliceFeatures, SliceMemory, SliceState
 
 LOW_RES_STRIDE = 4  # the mask decoder's logits have a quarter of the image side
 MEMORY_DTYPE = torch.bfloat16  # SAM2's predictor rounds memory features to it, whatever the precision of the rest

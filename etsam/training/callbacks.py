@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from etsam.data.datamodule import ValidationItem
-from etsam.training.stage import Stage
+from etsam.training.module import Stage
 from etsam.training.validation import ValidationResult
 
 log = logging.getLogger(__name__)

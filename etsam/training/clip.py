@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from etsam.network.slice_state import Clicks, Decoded, SliceFeatures, SliceMemory
+from etsam.network.state import Clicks, Decoded, SliceFeatures, SliceMemory
 from etsam.network.tracker import SliceTracker
 from etsam.training.prompting import FIXED_KINDS, Annotator, ClipPlan, PromptKind, PromptSampler, fixed_prompt
 

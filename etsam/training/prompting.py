@@ -18,7 +18,7 @@ from torch import Tensor
 from etsam.errors import ConfigError
 from etsam.inference.prompts import GRID_INTERVAL, grid_zero, zero
 from etsam.network.build import random_box, random_click
-from etsam.network.slice_state import Clicks
+from etsam.network.state import Clicks
 
 PromptKind = Literal["mask", "box", "click", "grid_zero", "zero"]
 ClickMethod = Literal["uniform", "center"]

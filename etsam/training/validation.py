@@ -11,10 +11,10 @@ from etsam.inference.fusion import fuse
 from etsam.inference.prompts import Prompt
 from etsam.inference.tiles import Overlapping, Tiling
 from etsam.inference.two_stage import DEFAULT_THRESHOLD, Mask, Stage, run_stage
-from etsam.io import Location, Slices, read_volume
+from etsam.labels import overlap_scores, stat_counts
 from etsam.network.tracker import SliceTracker
 from etsam.normalize import Normalization, normalize
-from etsam.overlap import overlap_scores, stat_counts
+from etsam.volume import Location, Slices, read_volume
 
 
 class Annotated(Protocol):

@@ -1,0 +1,5 @@
+"""`python -m etsam` is the console command."""
+
+from etsam.cli.main import main
+
+main()

@@ -1,0 +1,336 @@
+"""What the entry scripts share: config resolvers, logging, and the way errors reach a person."""
+
+import difflib
+import importlib.util
+import logging
+import math
+import os
+import re
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NoReturn
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
+
+from etsam.errors import ConfigError, EtsamError
+from etsam.paths import share
+
+# Read by OpenMP when torch is loaded: how long its threads spin for work before they sleep. Measured with nano on two
+# cores, slices/s: default 21 alone and 5 with one core busy (under 1 beside another such program), 1000 turns 16 and 9.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+log = logging.getLogger(__name__)
+
+SIGTERM_STATUS = 128 + signal.SIGTERM  # what a shell reports of a process that ended by it
+# set by torchrun, Lightning's own launcher and Slurm; in Slurm's interactive jobs Lightning starts processes itself
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for all: checks inputs and logs. Known before anything heavy is imported."""
+    name = next((name for name in _RANK_VARIABLES if name in os.environ), None)
+    if name == "LOCAL_RANK" and os.environ.get("NODE_RANK", "0") != "0":
+        return False
+    return name is None or os.environ[name] == "0"
+
+
+def register_resolvers() -> None:
+    """Make `${etsam.precision:...}`, `${etsam.next:...}` and `${etsam.not:...}` known to the configs."""
+    OmegaConf.register_new_resolver("etsam.precision", _precision, replace=True)
+    OmegaConf.register_new_resolver("etsam.not", lambda switch: not switch, replace=True)
+    OmegaConf.register_new_resolver("etsam.next", lambda number: number + 1, replace=True)
+
+
+def _precision(accelerator: str) -> str:
+    """Precision for an accelerator: bfloat16 autocast on GPUs that have it (the published runs), else float32."""
+    import torch
+
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        return "bf16-mixed"
+    return "32-true"
+
+
+def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose a shipped config, leaving Hydra as it was found.
+
+    Raises
+    ------
+    hydra.errors.HydraException
+        If an override does not fit.
+    """
+    from hydra import compose, initialize_config_dir
+
+    register_resolvers()
+    with initialize_config_dir(str(share("configs")), version_base="1.3"):
+        return compose(name, overrides=list(overrides))
+
+
+def quiet() -> None:
+    """One line per event on standard error, and none of the libraries' talk about themselves."""
+    level = logging.INFO if is_first_process() else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("etsam").setLevel(level)
+    talkative = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
+    for name in (
+        *talkative,
+        "lightning.pytorch.trainer.connectors.signal_connector",
+        "lightning.fabric.utilities.distributed",
+        "torch.distributed",
+        "urllib3.connectionpool",  # each of its attempts; what came of them is told by etsam/io/web.py
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # one path a batch, read lazily: more loader workers would do nothing, and the writer needs no batch indices
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*infer the batch indices.*")
+    # a run that goes on finds its own checkpoints; one of another run was refused (training/run.py)
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    # the Segmenter gives None for a tomogram that was skipped, or failed and is named at the end
+    warnings.filterwarnings("ignore", message=".*predict returned None.*")
+    warnings.filterwarnings("ignore", message=".*Glyph .* missing from font.*")  # titles of previews: any file name
+    warnings.filterwarnings("ignore", module="sam2")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def launch(main: Callable[[], Any], switch: str = "HYDRA_FULL_ERROR") -> None:
+    """Call a `@hydra.main` function; what Hydra itself refuses is told as one line, with status 1.
+
+    Hydra alone prints several lines, of which some are about its inside, and leaves with status 1 or 2.
+    """
+    from hydra._internal.utils import get_args_parser
+    from hydra.errors import HydraException
+
+    parser = get_args_parser()
+    hint = "settings are written KEY=VALUE, such as input=FILE; flags like those of the published tool: `etsam predict`"
+    # its own way is several lines and status 2
+    parser.error = lambda message: leave(f"{message}; {hint}.")  # type: ignore[method-assign]
+    given = parser.parse_args()
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"  # makes Hydra raise what it would print otherwise
+    try:
+        main()
+    except KeyboardInterrupt:
+        leave("interrupted before anything was written.", status=130)
+    except (HydraException, OmegaConfBaseException) as error:
+        if before or "debug=true" in given.overrides:
+            traceback.print_exc()
+        leave(explain(error, given.overrides))
+    finally:
+        os.environ.pop(switch) if before is None else os.environ.update({switch: before})
+
+
+def guarded(run: Callable[[DictConfig], Any], cfg: DictConfig, *, stop_at_once: bool = True) -> None:
+    """Call `run(cfg)`; an error ends the process with status 1 and one line that says what to do.
+
+    With `debug=true` the traceback is shown. An interrupted run (Ctrl-C) ends with status 130, one that was told to
+    stop (SIGTERM, as from a cluster's queue) with 143; files that were being written are removed in any case.
+    Without `stop_at_once` SIGTERM is left to Lightning, which ends training after the step at work and saves it.
+    """
+    quiet()
+    register_resolvers()
+    try:
+        with _stopped_by_sigterm() if stop_at_once else nullcontext():
+            run(cfg)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns Ctrl-C into `sys.exit(1)`
+        if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+            leave("interrupted; outputs that were not complete have been removed.", status=130)
+        if stop.code == SIGTERM_STATUS:
+            leave("told to stop (SIGTERM); outputs that were not complete have been removed.", SIGTERM_STATUS)
+        raise
+    except Exception as error:
+        if cfg.get("debug", False) is True:
+            traceback.print_exc()
+        leave(explain(error))
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the program, so that temporary files go; Lightning alone would only take note of it."""
+
+    def stop(*_: Any) -> NoReturn:
+        raise SystemExit(SIGTERM_STATUS)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def explain(error: BaseException, overrides: Iterable[str] = ()) -> str:
+    """One line for a person; errors inside Hydra's instantiation are traced to their cause.
+
+    Parameters
+    ----------
+    error
+        What was raised.
+    overrides
+        Settings of the command, to name the one that does not fit.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, EtsamError):
+            return _one_line(cause)
+        if isinstance(cause, MissingMandatoryValue | InterpolationToMissingValueError):
+            key = [*_one_line(cause).partition("issing mandatory value: ")[2].split(), "a setting"][0]
+            return f"{key} is not given; add {key}={'FILE' if key.startswith('weights.') else 'VALUE'} to the command."
+        cause = cause.__cause__
+    text = _one_line(error) or "no message"
+    if "out of memory" in text.lower() or isinstance(error, MemoryError):
+        return f"out of memory: {text[:200]} - use tile_batch_size=1, a smaller net, or tiles=auto tiles.size_voxels=N."
+    if isinstance(error, OmegaConfBaseException) or type(error).__module__.startswith("hydra"):
+        return _explain_config(error, str(error), list(overrides))
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check the file, its folder and its permissions."
+    return f"unexpected {type(error).__name__}: {text} - this is a defect; run again with debug=true and report it."
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+def _explain_config(error: BaseException, text: str, overrides: list[str]) -> str:
+    """Say what Hydra 1.3 says of a setting in the words of someone who uses the program."""
+    cause = error.__cause__
+    if found := re.search(r"Could not find '(.*)/(.*?)'", text):
+        group, choice = found.groups()
+        listed = text.partition("Available options in")[2].partition("Config search path")[0].split()[1:]
+        names = ", ".join(name for name in listed if not name.startswith("_"))
+        more = " For checkpoints of your own: weights=files weights.stage1=FILE weights.stage2=FILE"
+        return f"{group}={choice} is unknown; allowed: {names}.{more if group == 'weights' else ''}"
+    if found := re.search(r"Could not override '(.*?)'", text):
+        key = found.group(1)
+        meant = re.findall(r"\w+@[\w.]+", text) or _similar_settings(key)
+        hint = f"did you mean {' or '.join(meant)}?" if meant else f"`python {_program()}.py --help` lists all."
+        written = next((item for item in overrides if item.startswith(f"{key}=")), f"{key}=...")
+        if "." in key and not meant:
+            hint += f" +{written} adds it to {key.rpartition('.')[0]}, if that takes it."
+        return f"there is no setting {key} ({written}); {hint} If a file is called so, check that it is there."
+    if found := re.search(r"Ambiguous value for argument '(.*)'", text):
+        key, _, value = found.group(1).partition("=")
+        return (
+            f"{key}={value} has commas; for several values write '{key}=[{value}]', for one name '{key}=\"{value}\"'."
+        )
+    if type(error).__name__ == "OverrideParseException":
+        item = str(getattr(error, "override", ""))
+        key, equals, value = item.partition("=")
+        if not equals:
+            return f"{item} is no setting, which is written KEY=VALUE; for a tomogram: input={item}"
+        value = value.replace('"', '\\"')
+        return (
+            f"{item} cannot be read; put text with spaces or special characters in double quotes: '{key}=\"{value}\"'"
+        )
+    if cause is not None and (place := re.search(r"full_key: (.*)", text)):
+        return f"the settings of {place.group(1).removeprefix('segmenter.')} do not fit: {_one_line(cause)}"
+    return f"the settings do not fit together: {_one_line(text)}"
+
+
+def _program() -> str:
+    """Whose settings these are, train, evaluate or predict: that script was started, or `etsam COMMAND`."""
+    started = Path(sys.argv[0]).name
+    name = started.removesuffix(".py") if started.endswith(".py") else "".join(sys.argv[1:2])
+    return name if name in ("train", "evaluate") else "predict"
+
+
+def _similar_settings(key: str) -> list[str]:
+    """Find groups and settings of this program's config that are written like `key`.
+
+    The last part of the name decides, first among those beside it: `trainer.` is common to many that mean other things.
+    """
+    known = [folder.name for folder in share("configs").iterdir() if folder.is_dir()]
+    known += [name for name, _ in _shipped_values(_program())]
+    parent, _, written = key.rpartition(".")
+    for names in ([name for name in known if name.rpartition(".")[0] == parent], known):
+        close = difflib.get_close_matches(
+            written, sorted({name.rpartition(".")[2] for name in names}), n=2, cutoff=0.75
+        )
+        found = [name for last in close for name in names if name.rpartition(".")[2] == last and name != parent]
+        if found:
+            return found[:2]
+    return []
+
+
+def _shipped_values(name: str) -> list[tuple[str, Any]]:
+    """(`a.b.c`, value as written) of configs/NAME.yaml, without what its groups add."""
+
+    def walk(node: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+            elif key not in ("defaults", "_recursive_", "_convert_"):
+                yield f"{prefix}{key}", value
+
+    return list(walk(OmegaConf.to_container(OmegaConf.load(share("configs", f"{name}.yaml"))), ""))  # type: ignore[arg-type]
+
+
+def check_values(cfg: DictConfig, name: str) -> None:
+    """Compare switches and numbers with those written in configs/NAME.yaml.
+
+    Hydra takes `overwrite=no` for a text, and a text that is not empty for a yes.
+
+    Raises
+    ------
+    ConfigError
+        If a switch is neither true nor false, a number is none or not finite, a whole number has decimals.
+    """
+    for key, default in _shipped_values(name):
+        if not isinstance(default, bool | int | float):
+            continue
+        value = OmegaConf.select(cfg, key)
+        if value is None and key.startswith("trainer."):  # Lightning's own default
+            continue
+        if isinstance(default, bool):
+            fits, allowed = isinstance(value, bool), "true or false"
+        elif isinstance(default, int):
+            fits, allowed = isinstance(value, int) and not isinstance(value, bool), "whole numbers"
+        else:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            fits, allowed = number and math.isfinite(value), "numbers"
+        if not fits:
+            raise ConfigError(f"{key}={value} does not fit; allowed: {allowed} (default {str(default).lower()}).")
+
+
+@contextmanager
+def config_error() -> Iterator[None]:
+    """Turn what Hydra says of a config into the `EtsamError` behind it, or a `ConfigError`."""
+    from hydra.errors import HydraException
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
+
+
+def leave(message: str, status: int = 1) -> NoReturn:
+    """End the process with one line on standard error."""
+    sys.stderr.write(f"etsam: error: {message}\n")
+    sys.stderr.flush()
+    raise SystemExit(status)
+
+
+def require(cfg: DictConfig, key: str, meaning: str) -> None:
+    """Raise `ConfigError` if a value that must be given is missing."""
+    if OmegaConf.is_missing(cfg, key):
+        raise ConfigError(f"{key} is not given; add {key}={meaning}.")
+
+
+def load_script(name: str) -> Any:
+    """Import the entry script `NAME.py`, from the installed package or the checkout."""
+    path = share(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"etsam_script_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,1 @@
+"""Console command `etsam`: one module for each command; `main` finds them."""

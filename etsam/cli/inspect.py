@@ -1,0 +1,165 @@
+"""`etsam inspect`: say what a file is and which settings suit it."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from etsam.sources.files.inspect import Inspection
+    from etsam.volume import Location
+
+
+def add(commands: Any) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "inspect",
+        help="tomogram -> what it is, and what to set",
+        description="Explain tomograms, masks and other MRC files. Nothing is written unless --preview asks for it.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="tomograms, masks or folders of them")
+    parser.add_argument(
+        "--preview",
+        nargs="?",
+        const="",
+        metavar="FILE.png",
+        help="draw three planes and a histogram; without a name into NAME_preview.png in --output-dir",
+    )
+    parser.add_argument("--output-dir", metavar="DIR", default=".", help="where pictures go (the current folder)")
+    parser.add_argument("--json", action="store_true", help="print the same as JSON, a list with one entry a file")
+    parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print what is found of each file; raises `InputError` at the end if some could not be read."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from etsam.errors import ConfigError, InputError
+    from etsam.prediction.inputs import find_tomograms
+    from etsam.sources.files.inspect import inspect_file
+    from etsam.sources.files.inspect_picture import write_inspection
+
+    paths = find_tomograms(args.files)
+    if args.preview and len(paths) > 1:
+        raise ConfigError(f"--preview {args.preview} is one name for {len(paths)} files; leave the name out.")
+    pictures = _pictures(args, paths)
+    console, stderr = Console(highlight=False), Console(stderr=True)
+    found_all, failed = [], []
+    for number, path in enumerate(paths):
+        with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+            task = bar.add_task(path.name, total=None)
+            try:
+                found, planes = inspect_file(
+                    path,
+                    lambda done, total: bar.update(task, completed=done, total=total),  # noqa: B023 (used here)
+                )
+            except InputError as error:
+                failed.append(str(error))
+                continue
+        found_all.append(found.as_dict())
+        if not args.json:
+            _print(console, found)
+        if args.preview is not None:
+            write_inspection(pictures[number], found, planes, args.overwrite)
+            found_all[-1]["preview"] = str(pictures[number])
+            if not args.json:
+                console.print(f"picture: {pictures[number]}\n", soft_wrap=True, markup=False)
+    if args.json:
+        json.dump(found_all, sys.stdout, indent=1)
+        sys.stdout.write("\n")
+    elif args.preview is None and found_all:
+        console.print("For a picture add --preview; for scripts, --json.")
+    if failed:
+        raise InputError(" | ".join(failed))
+
+
+def _pictures(args: argparse.Namespace, paths: "list[Location]") -> list[Path]:
+    """One for each file; refused before anything is read if one exists or two are the same."""
+    from etsam.errors import OutputError
+    from etsam.volume import strip_suffix
+    from etsam.volume.atomic import refuse_existing
+
+    if args.preview is None:
+        return []
+    folder = Path(args.output_dir).expanduser()
+    pictures = [Path(args.preview) if args.preview else folder / f"{strip_suffix(path)}_preview.png" for path in paths]
+    if len(set(pictures)) < len(pictures):
+        raise OutputError(f"two files would have the same picture in {folder}; inspect them one after the other.")
+    for picture in pictures:
+        refuse_existing(picture, args.overwrite)
+    if not args.preview:
+        folder.mkdir(parents=True, exist_ok=True)
+    return pictures
+
+
+def _print(console: "Console", found: "Inspection") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    size = found.voxel_size_angstrom
+    voxel = "unknown" if size is None else f"{_three(size)} Å"
+    labels = "\n".join(" ".join(label.split()) for label in found.labels) or "none"
+    stored = "" if found.bytes_on_disk is None else f", {_bytes(found.bytes_on_disk)}"
+    cost = found.estimate
+    low, high = cost.nano_seconds_cpu
+    tiles = "1 tile a slice" if cost.nano_tiles == 1 else f"{cost.nano_tiles} tiles a slice"
+    lines = [
+        ("looks like", f"a {found.looks_like}"),
+        ("shape (Z, Y, X)", f"{' x '.join(map(str, found.shape))}, {found.dtype}{stored}"),
+        ("voxel size", f"{voxel} (Z x Y x X): {found.voxel_size_note}" if size else found.voxel_size_note),
+        ("origin, start", f"{_three(found.origin_angstrom)} Å, {_three(found.start_voxels)} voxels"),
+        ("header", "; ".join(found.oddities) or "nothing odd"),
+        ("history", labels),
+        ("grey values", f"{found.minimum:g} to {found.maximum:g}, mean {found.mean:.4g}, {_nonfinite(found)}"),
+        ("percentiles", ", ".join(f"{percent} %: {value:.4g}" for percent, value in found.percentiles.items())),
+        ("skewness", f"{found.skewness:+.2f} of block means: the minority is {found.contrast}"),
+        *(("remark", remark) for remark in found.remarks),
+        *(("suggestion", suggestion) for suggestion in found.suggestions),
+    ]
+    if found.looks_like == "tomogram":
+        lines += [
+            ("time", f"about {_duration(low)} to {_duration(high)} with nano on two CPU cores ({tiles})"),
+            ("memory", f"about {cost.nano_memory_mb / 1000:.1f} GB with nano"),
+            ("disk", f"up to {_bytes(cost.output_bytes)} for mask and logits"),
+            ("", cost.note),
+        ]
+    table = Table.grid(padding=(0, 2, 0, 1))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    previous = ""
+    for name, text in lines:
+        table.add_row("" if name == previous else name, Text(text))
+        previous = name
+    console.print(Text(str(found.path), style="bold cyan"), soft_wrap=True)
+    console.print(table)
+    console.print()
+
+
+def _three(values: tuple[float, ...]) -> str:
+    return " x ".join(f"{value:.5g}" for value in values)
+
+
+def _nonfinite(found: "Inspection") -> str:
+    if not found.nonfinite_voxels:
+        return "none NaN or infinite"
+    z, y, x = found.shape
+    return f"{100 * found.nonfinite_voxels / (z * y * x):.3g} % NaN or infinite"
+
+
+def _bytes(number: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if number >= scale:
+            return f"{number / scale:.1f} {unit}"
+    return f"{number / 1e3:.1f} kB"
+
+
+def _duration(seconds: int) -> str:
+    if seconds < 120:
+        return f"{seconds} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,300 @@
+"""Console command `etsam`: the flags of the published tool become Hydra overrides of the same run functions.
+
+Start-up imports nothing but the standard library; Hydra, torch and the rest come with the command that needs them.
+"""
+
+import argparse
+import os
+import re
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from etsam._version import __version__
+from etsam.cli.commands import DATA_COMMANDS, OTHER_COMMANDS
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_OVERRIDE = re.compile(r"^[+~]{0,2}[A-Za-z_][\w./@]*=")
+_PROMPTS = {"zero": "zero", "grid": "grid", "grid_zero": "grid_zero", "etsam_stage1_partial": "stage1_mask"}
+_NORMALIZE = {"min_max_positive_values": "min_max_positive", "softplus_minmax": "softplus_minmax", "robust": "robust"}
+# numbers of the published post-processing flags -> step and argument
+_STEP_NUMBERS = {
+    "post_process_min_slices": ("thin_noise", "min_slices"),
+    "post_process_max_bridge_len": ("misconnections", "max_bridge_len"),
+    "post_process_max_spur_len": ("misconnections", "max_spur_len"),
+}
+
+
+def quote(text: str) -> str:
+    """Write a value so that Hydra's override grammar takes it literally, whatever characters it has."""
+    text = re.sub(r"(\\*)\$\{", lambda m: m.group(1) * 2 + r"\${", text)  # else OmegaConf would resolve it
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m.group(1) * 2 + r"\'" * bool(m.group(2)), text) + "'"
+
+
+def _add_postprocess_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("post-processing")
+    group.add_argument("--post-process", action="store_true", help="all steps: thin noise, then misconnections")
+    group.add_argument(
+        "--postprocess-remove-thin-noise", action="store_true", help="remove blobs that span too few slices"
+    )
+    group.add_argument(
+        "--postprocess-remove-parallel-membrane-misconnections",
+        action="store_true",
+        help="cut small bridges between parallel membranes, slice by slice",
+    )
+    group.add_argument("--post-process-min-slices", type=int, metavar="N", help="slices a blob has to span (10)")
+    group.add_argument("--post-process-max-bridge-len", type=int, metavar="N", help="longest bridge cut, voxels (5)")
+    group.add_argument("--post-process-max-spur-len", type=int, metavar="N", help="longest spur cut, voxels (0: none)")
+
+
+def postprocess_overrides(args: argparse.Namespace, default: str | None = None) -> list[str]:
+    """Translate the published flags into overrides of the group `postprocess`; `default` if none asks for a step."""
+    thin, bridges = args.postprocess_remove_thin_noise, args.postprocess_remove_parallel_membrane_misconnections
+    numbers = {name: getattr(args, name) for name in _STEP_NUMBERS if getattr(args, name) is not None}
+    group = default
+    if args.post_process or (thin and bridges):
+        group = "all"
+    elif thin or bridges:
+        group = "thin_noise" if thin else "misconnections"
+    if group is None and numbers:
+        flag = "--" + next(iter(numbers)).replace("_", "-")
+        raise ValueError(f"{flag} does nothing without post-processing; add --post-process")
+    if group is None:
+        return []
+    overrides = [f"postprocess={group}"]
+    for name, value in numbers.items():
+        step, argument = _STEP_NUMBERS[name]
+        if group not in ("all", step):
+            raise ValueError(f"--{name.replace('_', '-')} belongs to a step that is not run; add --post-process")
+        overrides.append(f"postprocess.{step}.{argument}={value}")
+    return overrides
+
+
+def predict_overrides(args: argparse.Namespace, rest: Sequence[str] = ()) -> list[str]:
+    """Hydra overrides for the flags and arguments of `etsam predict`; `rest` are arguments between and after flags."""
+    inputs: list[str] = []
+    extra: list[str] = []
+    for item in [*args.inputs, *rest]:
+        if not item:
+            raise ValueError("a tomogram's name is empty (a variable of your shell or script that is not set?)")
+        is_override = not os.path.exists(item) and _OVERRIDE.match(item)
+        (extra if is_override else inputs).append(item)
+    overrides = []
+    if inputs:
+        overrides.append("input=[" + ",".join(quote(item) for item in inputs) + "]")
+    if args.output_dir is not None:
+        overrides.append(f"output_dir={quote(args.output_dir)}")
+    # groups first: what follows overrides their values
+    if args.weights is not None:
+        overrides.append(f"weights={args.weights}")
+    if args.normalize_method is not None:
+        overrides.append(f"normalize={_NORMALIZE[args.normalize_method]}")
+    for stage in ("stage1", "stage2"):
+        prompt = getattr(args, f"{stage}_prompt")
+        if prompt is not None:
+            overrides.append(f"prompt@{stage}.prompt={_PROMPTS[prompt]}")
+    if args.split_processing:
+        overrides.append("tiles=split2x2")
+    overrides += postprocess_overrides(args)
+    if args.logit_threshold is not None:
+        overrides.append(f"stage2.threshold={args.logit_threshold}")
+    for flag, key in (
+        ("store_logits", "write_logits"),
+        ("overwrite", "overwrite"),
+        ("resume", "resume"),
+        ("debug", "debug"),
+    ):
+        if getattr(args, flag):
+            overrides.append(f"{key}=true")
+    return overrides + extra
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends with status 1 and one line, as every error of the program does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(1, f"etsam: error: {' '.join(message.split())}; see `{self.prog} --help`.\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the command line of `etsam`."""
+    parser = _Parser("etsam", description="Segment cell membranes in cryo-electron tomograms.")
+    parser.add_argument("--version", action="version", version=f"etsam {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    predict = commands.add_parser(
+        "predict",
+        help="tomogram -> mask",
+        description="Segment tomograms. Any further KEY=VALUE sets what configs/predict.yaml lists.",
+    )
+    predict.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="TOMOGRAM",
+        help="files, folders, 'patterns', text lists, URLs: MRC or OME-Zarr; KEY=VALUE settings may follow",
+    )
+    # a threshold may be -1e-3; argparse alone would take that for a flag
+    predict._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+    predict.add_argument("--output-dir", metavar="DIR", help="where outputs go (results)")
+    predict.add_argument("--weights", metavar="NAME", help="nano (default), etsam_v1 or files")
+    predict.add_argument(
+        "--logit-threshold", type=float, metavar="T", help="logits above are membrane (nano 0.5, etsam_v1 -0.25)"
+    )
+    predict.add_argument("--store-logits", action="store_true", help="also write the logits")
+    predict.add_argument(
+        "--split-processing", action="store_true", help="four quadrants for themselves, for closely apposed membranes"
+    )
+    predict.add_argument("--stage1-prompt", choices=[name for name in _PROMPTS if name != "etsam_stage1_partial"])
+    predict.add_argument("--stage2-prompt", choices=list(_PROMPTS))
+    predict.add_argument("--normalize-method", choices=list(_NORMALIZE))
+    _add_postprocess_flags(predict)
+    predict.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    predict.add_argument("--resume", action="store_true", help="skip tomograms that are complete")
+    predict.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    post = commands.add_parser(
+        "postprocess",
+        help="mask -> cleaned mask",
+        description="Clean a mask. Any further KEY=VALUE sets what configs/postprocess.yaml lists, such as workers=2.",
+    )
+    post.add_argument("input_mask", help="mask, MRC or OME-Zarr")
+    post.add_argument("output_mask", type=Path, help="where the cleaned mask goes")
+    _add_postprocess_flags(post)
+    post.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    post.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    train = commands.add_parser(
+        "train", help="clips -> weights", description="Train one stage. KEY=VALUE sets what configs/train.yaml lists."
+    )
+    train.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="such as experiment=nano_stage1")
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="predictions and masks -> scores",
+        description="Score predictions against masks. KEY=VALUE sets what configs/evaluate.yaml lists.",
+    )
+    evaluate.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="such as data.manifest=manifest.csv")
+
+    export = commands.add_parser("export", help="checkpoint of a training run -> small weights file")
+    export.add_argument("checkpoint", type=Path, help="a .ckpt of a run, or any other checkpoint")
+    export.add_argument("weights", type=Path, help="where the weights go, a .safetensors file")
+    export.add_argument("--half", action="store_true", help="store 16 bits a number: half the size, slightly rounded")
+    export.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    export.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    data = commands.add_parser("data", help="tomograms and masks: download, simulate, list, check")
+    data_commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    for module in DATA_COMMANDS:
+        module.add(data_commands)
+    for module in OTHER_COMMANDS:
+        module.add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console command."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    items = [*rest, *getattr(args, "settings", [])]
+    only_settings = args.command != "predict"
+    with_settings = ("predict", "postprocess", "train", "evaluate")
+    takes_settings = args.command in with_settings or getattr(args, "takes_settings", False)
+    unknown = [item for item in items if item.startswith("-") or (only_settings and not _OVERRIDE.match(item))]
+    if unknown or (rest and not takes_settings):
+        parser.error(f"unknown argument {[*unknown, *rest][0]}")
+    try:
+        if args.command == "predict":
+            run = partial(_predict, predict_overrides(args, rest))
+        elif args.command == "postprocess":
+            run = partial(_postprocess, args, postprocess_overrides(args, default="all") + rest)
+        elif args.command == "train":
+            run = partial(_train, items)
+        elif args.command == "evaluate":
+            run = partial(_evaluate, items)
+        elif args.command == "export":
+            run = partial(_export, args)
+        else:
+            args.settings = items
+            run = partial(_command, args)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        run()
+    except KeyboardInterrupt:  # before the run, which has its own way, while libraries are imported
+        parser.exit(130, "etsam: error: interrupted before anything was written.\n")
+
+
+def _run(
+    config: str, overrides: Sequence[str], run: "Callable[[DictConfig], object]", *, stop_at_once: bool = True
+) -> None:
+    """Compose a config with overrides and run it under the guard."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from etsam.app import compose_config, explain, guarded, leave
+
+    try:
+        cfg = compose_config(config, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        if "debug=true" in overrides:
+            traceback.print_exc()
+        leave(explain(error, overrides))
+    guarded(run, cfg, stop_at_once=stop_at_once)
+
+
+def _train(overrides: Sequence[str]) -> None:
+    from etsam.training.run import run
+
+    _run("train", overrides, run, stop_at_once=False)
+
+
+def _evaluate(overrides: Sequence[str]) -> None:
+    from etsam.app import load_script
+
+    _run("evaluate", overrides, load_script("evaluate").run)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from omegaconf import OmegaConf
+
+    from etsam.app import guarded
+
+    def run(cfg: "DictConfig") -> None:
+        from etsam.network.checkpoint import export_weights
+
+        export_weights(args.checkpoint, args.weights, half=args.half, overwrite=args.overwrite)
+
+    guarded(run, OmegaConf.create({"debug": args.debug}))
+
+
+def _command(args: argparse.Namespace) -> None:
+    """Run a command of `etsam.cli` under the guard."""
+    from omegaconf import OmegaConf
+
+    from etsam.app import guarded
+
+    guarded(lambda cfg: args.run(args), OmegaConf.create({"debug": args.debug}))
+
+
+def _predict(overrides: Sequence[str]) -> None:
+    from etsam.prediction.run import run
+
+    _run("predict", overrides, run)
+
+
+def _postprocess(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    def run(cfg: "DictConfig") -> None:
+        from hydra.utils import instantiate
+
+        from etsam.postprocess.steps import postprocess_file
+        from etsam.volume import locate
+
+        steps = list(instantiate(cfg.postprocess, _convert_="all").values())
+        source = locate(args.input_mask)
+        postprocess_file(source, args.output_mask, steps, overwrite=args.overwrite, workers=cfg.workers)
+
+    _run("postprocess", [*overrides, f"debug={str(args.debug).lower()}"], run)

@@ -1,0 +1,1 @@
+"""Post-processing: a mask in, a mask out, slice by slice."""

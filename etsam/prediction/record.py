@@ -1,0 +1,152 @@
+"""The JSON record beside each mask: what was run, on what, with which result; its presence says `complete`."""
+
+import json
+import platform
+import resource
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from etsam._version import __version__
+from etsam.errors import OutputError
+from etsam.volume import atomic_path
+from etsam.weights import StageWeights
+
+_PACKAGES = ("torch", "sam2", "lightning", "numpy", "mrcfile")
+
+
+@dataclass(frozen=True)
+class OutputNames:
+    """Files of one tomogram, named as the published tool names them, so that scripts keep working."""
+
+    folder: Path
+    stem: str
+    infix: str = ""
+    volume_suffix: str = ".mrc"
+
+    def _path(self, ending: str) -> Path:
+        return self.folder / f"{self.stem}_etsam_predicted{self.infix}_{ending}"
+
+    @property
+    def mask(self) -> Path:
+        """Binary mask; in MRC mode 0."""
+        return self._path(f"mask{self.volume_suffix}")
+
+    @property
+    def logits(self) -> Path:
+        """Logits of stage 2, float32."""
+        return self._path(f"logits{self.volume_suffix}")
+
+    @property
+    def post_processed_mask(self) -> Path:
+        """Mask after post-processing, as `mask`."""
+        return self._path(f"post_processed_mask{self.volume_suffix}")
+
+    @property
+    def instances(self) -> Path:
+        """Connected membranes numbered by decreasing size, uint16."""
+        return self._path(f"instances{self.volume_suffix}")
+
+    @property
+    def preview(self) -> Path:
+        """Picture."""
+        return self._path("preview.png")
+
+    @property
+    def record(self) -> Path:
+        """JSON record, written last."""
+        return self._path("record.json")
+
+
+def write_record(path: Path, record: dict[str, Any], overwrite: bool = False) -> None:
+    """Write a record as indented JSON, whole or not at all."""
+    text = json.dumps(record, indent=2, default=_plain) + "\n"
+    with atomic_path(path, overwrite) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Read a record; None if there is none.
+
+    Raises
+    ------
+    OutputError
+        If the file is no record.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+            raise ValueError("no settings in it")
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise OutputError(f"{path} is no record of a run ({error}); remove it or set overwrite=true.") from error
+    return record
+
+
+def environment() -> dict[str, Any]:
+    """Program and library versions, machine and time."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "unknown"
+    return {
+        "etsam": __version__,
+        "python": platform.python_version(),
+        "packages": packages,
+        "platform": platform.platform(),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def peak_memory_mb() -> dict[str, float]:
+    """Largest resident memory of this process so far, and on the GPU if one was used, in MB."""
+    import torch
+
+    peak = {"ram": round(_peak_resident_bytes() / 1e6, 1)}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        peak["gpu"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    return peak
+
+
+def _peak_resident_bytes() -> int:
+    try:  # Linux: the high-water mark of this very program; ru_maxrss would include the process that started it
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} does not belong in a record")
+
+
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
+    """What decides a mask, plain values: for the record and for `resume`."""
+    keys = ("net", "normalize", "nonfinite", "tiles", "postprocess", "resegment_prompted", "views", "slice_stride")
+    settings = {key: _resolved(cfg[key]) for key in keys}
+    settings["precision"] = cfg.trainer.precision
+    settings["weights"] = {}
+    for stage in ("stage1", "stage2"):
+        tracker = cfg[stage].tracker
+        weights = StageWeights.resolve(tracker.checkpoint, tracker.seed)
+        settings[stage] = {"prompt": _resolved(cfg[stage].prompt), "threshold": cfg[stage].threshold}
+        settings["weights"][stage] = {"name": weights.name, "sha256": weights.sha256()}
+    return settings
+
+
+def _resolved(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -1,0 +1,334 @@
+"""Predictions -> files: mask, logits, post-processed mask, instances, preview and record, whole or not at all."""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from etsam.errors import ConfigError, InputError, OutputError
+from etsam.postprocess.steps import InstanceLabels, Step, apply_steps
+from etsam.prediction.preview import PreviewPlanes, write_preview
+from etsam.prediction.record import OutputNames, environment, peak_memory_mb, read_record, write_record
+from etsam.prediction.segmenter import Prediction, Segmenter
+from etsam.threads import worker_count
+from etsam.volume import Location, VolumeWriter, strip_suffix, volume_writer
+from etsam.volume.location import absolute, checksum_of, display_name
+
+log = logging.getLogger(__name__)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.3f} MB"
+
+
+def _remove(output: Path) -> None:
+    if output.is_dir():  # OME-Zarr
+        shutil.rmtree(output)
+    else:
+        output.unlink(missing_ok=True)
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes each prediction as soon as it is there.
+
+    Parameters
+    ----------
+    output_dir
+        Made if need be.
+    infix
+        In the names of outputs, such as `_split_processing`.
+    stem
+        Their start; None: the tomogram's file name without suffix.
+    write_logits, write_instances, write_preview
+        Further outputs.
+    output_format
+        Of masks, logits and instances: `mrc`, or `zarr` for OME-Zarr with a pyramid (`etsam.volume.zarr_writer`).
+    postprocess
+        Steps in order, by name; with any, a post-processed mask is written beside the mask.
+    overwrite
+        Replace outputs that exist.
+    resume
+        Skip tomograms whose record says that they are complete, made with the same settings.
+    workers
+        Threads of post-processing, as of `etsam.threads.worker_count`.
+
+    Attributes
+    ----------
+    written
+        Masks of the tomograms that are complete, in order.
+    settings
+        What decides the result, plain values; compared by `resume` and written to the record. Set by the entry script.
+
+    Raises
+    ------
+    ConfigError
+        If both `overwrite` and `resume` are set, `infix` names a folder, or `output_format` or `workers` is another.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        *,
+        infix: str = "",
+        stem: str | None = None,
+        write_logits: bool = False,
+        write_instances: bool = False,
+        write_preview: bool = True,
+        output_format: Literal["mrc", "zarr"] = "mrc",
+        postprocess: Mapping[str, Step] | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
+        workers: int | None = None,
+    ) -> None:
+        super().__init__(write_interval="batch")
+        if overwrite and resume:
+            raise ConfigError("overwrite=true replaces what resume=true would keep; set one of them.")
+        if os.path.basename(infix) != infix:
+            raise ConfigError(f"output_infix={infix} is a part of file names, without /; for a folder use output_dir.")
+        if output_format not in ("mrc", "zarr"):
+            raise ConfigError(f"output_format={output_format} is unknown; allowed: mrc, zarr.")
+        self.output_dir = Path(output_dir)
+        self.output_format = output_format
+        self.infix, self.stem = infix, stem
+        self.write_logits, self.write_instances, self.write_preview = write_logits, write_instances, write_preview
+        self.steps = list((postprocess or {}).values())
+        self.overwrite, self.resume, self.workers = overwrite, resume, worker_count(workers)
+        self.settings: dict[str, Any] = {}
+        self.written: list[Path] = []
+
+    def names(self, path: Location) -> OutputNames:
+        """Output files of the tomogram at `path`."""
+        return OutputNames(self.output_dir, self.stem or strip_suffix(path), self.infix, f".{self.output_format}")
+
+    def wanted(self, path: Location) -> list[Path]:
+        """List the outputs that this run writes for a tomogram."""
+        names = self.names(path)
+        wanted = [names.mask, names.record]
+        wanted += [names.logits] * self.write_logits + [names.instances] * self.write_instances
+        wanted += [names.preview] * self.write_preview + [names.post_processed_mask] * bool(self.steps)
+        return wanted
+
+    def check(self, voxels: Mapping[Location, int]) -> None:
+        """Make the folder, and refuse to touch what is there or to fill the disk, before anything is computed.
+
+        Parameters
+        ----------
+        voxels
+            Tomogram -> number of its voxels.
+
+        Raises
+        ------
+        OutputError
+            If the folder cannot be made or written, or an output exists and neither `overwrite` nor `resume` is set.
+        """
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            parents = (self.output_dir, *self.output_dir.parents)
+            file = next((path for path in parents if path.exists() and not path.is_dir()), self.output_dir)
+            raise OutputError(f"{file} is a file, not a folder for outputs; choose another output_dir.") from error
+        except OSError as error:
+            raise OutputError(
+                f"the output folder {self.output_dir} cannot be made ({error.strerror}); choose another output_dir."
+            ) from error
+        if not os.access(self.output_dir, os.W_OK | os.X_OK):
+            raise OutputError(
+                f"no permission to write in the output folder {self.output_dir}; choose another output_dir."
+            )
+        todo = [path for path in voxels if not self.complete(path)]
+        voxel_bytes = 1 + bool(self.steps) + 4 * self.write_logits + 2 * self.write_instances
+        if self.output_format == "zarr":
+            voxel_bytes = (
+                0  # compressed to nobody knows what: masks to a tenth or less, logits to nearly nothing or not
+            )
+        needed, free = voxel_bytes * sum(voxels[path] for path in todo), shutil.disk_usage(self.output_dir).free
+        if needed > free:
+            raise OutputError(
+                f"the outputs need {_size(needed)}, and {self.output_dir} has {_size(free)} free; free "
+                "some space or choose another output_dir."
+            )
+        if self.overwrite:
+            return
+        existing = [file for path in todo for file in self.wanted(path) if file.exists()]
+        if existing and not self.resume:
+            more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
+            raise OutputError(
+                f"{existing[0]} exists already{more}; set overwrite=true to replace it, resume=true to keep what is "
+                "complete, or choose another output_dir."
+            )
+
+    def complete(self, path: Location) -> bool:
+        """Whether `resume` may skip this tomogram.
+
+        Raises
+        ------
+        OutputError
+            If its outputs were made with other settings, or of another content of the input file, or are there
+            without a record: then nobody knows whose they are.
+        """
+        if not self.resume:
+            return False
+        names = self.names(path)
+        record = read_record(names.record)
+        if record is None:
+            unknown = next((file for file in self.wanted(path) if file.exists()), None)
+            if unknown is not None:
+                raise OutputError(
+                    f"{unknown} is there without the record of a complete run; is it another program's? Move it away, "
+                    "choose another output_dir, or set overwrite=true to replace it."
+                )
+            return False
+        different = sorted(
+            key for key in self.settings | record["settings"] if self.settings.get(key) != record["settings"].get(key)
+        )
+        if different:
+            raise OutputError(
+                f"{names.mask} was made with other settings ({', '.join(different)}); choose another output_dir, or "
+                "set overwrite=true to make it anew."
+            )
+        if not all(file.exists() for file in self.wanted(path)):
+            return False
+        if record["input"].get("sha256") != checksum_of(path)[0]:
+            raise OutputError(
+                f"{path} has changed since {names.mask} was made; choose another output_dir, or set overwrite=true to "
+                "make it anew."
+            )
+        return True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell the Segmenter what to skip."""
+        assert isinstance(pl_module, Segmenter)
+        pl_module.skip = self.complete
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Prediction | None,
+        *args: Any,
+    ) -> None:
+        """Lightning's hook; None is a tomogram that was skipped or failed. What fails here does not stop the others."""
+        if prediction is None:
+            return
+        assert isinstance(pl_module, Segmenter)
+        try:
+            self.write(prediction, pl_module.progress)
+        except InputError as error:  # of its components there are too many, or the file was moved meanwhile
+            assert prediction.volume.path is not None
+            pl_module.fail(f"{display_name(prediction.volume.path)}: {error}", trainer)
+
+    def write(self, prediction: Prediction, progress: Any = None) -> OutputNames:
+        """Write all outputs of a prediction.
+
+        Raises
+        ------
+        OutputError
+            If an output cannot be written; none of this tomogram's is left then.
+        """
+        made: list[Path] = []
+        try:
+            return self._write(prediction, progress, made)
+        except BaseException:
+            for file in made:  # without their record they would be in the way of the next run
+                _remove(file)
+            raise
+
+    def _write(self, prediction: Prediction, progress: Any, made: list[Path]) -> OutputNames:
+        """Write all outputs; those that have got their names are in `made`, also when this fails."""
+        volume, started = prediction.volume, time.perf_counter()
+        assert volume.path is not None
+        names = self.names(volume.path)
+        replace = self.overwrite or self.resume  # what resume finds incomplete is made anew
+        depth = volume.shape[0]
+        planes = PreviewPlanes(volume)
+
+        def writer(path: Path, dtype: type) -> VolumeWriter:
+            # what is pushed before the writer runs after it: then the file has its name
+            stack.push(lambda kind, *_: made.append(path) if kind is None else None)
+            return stack.enter_context(volume_writer(path, volume.shape, dtype, volume, replace))
+
+        with ExitStack() as stack:  # all files get their names at the end, or none
+            mask = writer(names.mask, bool)
+            logits = writer(names.logits, np.float32) if self.write_logits else None
+            for z in range(depth):
+                plane = prediction.logits[z]
+                mask[z] = plane > prediction.threshold
+                if logits is not None:
+                    logits[z] = plane
+                if progress is not None:
+                    progress("writing", z + 1, depth)
+            final = mask
+            if self.steps:
+                final = writer(names.post_processed_mask, bool)
+                cleaned = apply_steps(mask, self.steps, workers=self.workers)
+                for z in range(depth):
+                    final[z] = cleaned[z]
+                    if progress is not None:
+                        progress("post-processing", z + 1, depth)
+            if self.write_instances:
+                labels, instances = InstanceLabels()(final), writer(names.instances, np.uint16)
+                for z in range(depth):
+                    instances[z] = labels[z]
+            membrane = 0
+            for z in range(depth):
+                plane = final[z]
+                membrane += int(np.count_nonzero(plane))
+                if self.write_preview:  # else the tomogram need not be read again
+                    planes.add(z, volume[z], plane)
+            share = membrane / float(np.prod(volume.shape))
+            checksum = checksum_of(volume.path)  # takes a while, so before the outputs get their names
+            if replace:
+                names.record.unlink(missing_ok=True)  # what is there was complete until now
+            if self.write_preview:
+                title = f"{display_name(volume.path)}: {100 * share:.2f} % membrane" + self._caption()
+                write_preview(names.preview, planes, title.replace("$", r"\$"), replace)  # $...$ would be a formula
+                made.append(names.preview)
+        seconds = prediction.seconds | {"write": time.perf_counter() - started}
+        record = self._record(prediction, share, seconds, checksum)
+        write_record(names.record, record, replace)
+        self.written.append(names.mask)
+        memory = ", ".join(f"{megabytes / 1e3:.1f} GB {kind}" for kind, megabytes in record["peak_memory_mb"].items())
+        log.info(
+            "%s: %.2f %% membrane, %.1f s, at most %s -> %s",
+            display_name(volume.path),
+            100 * share,
+            sum(seconds.values()),
+            memory,
+            names.mask,
+        )
+        return names
+
+    def _caption(self) -> str:
+        weights = str(self.settings.get("weights", {}).get("stage2", {}).get("name", ""))
+        return f"\nweights: {weights}" + (" - MEANINGLESS" if weights.startswith("random") else "") if weights else ""
+
+    def _record(
+        self, prediction: Prediction, share: float, seconds: Mapping[str, float], checksum: tuple[str, str]
+    ) -> dict[str, Any]:
+        volume = prediction.volume
+        assert volume.path is not None
+        return {
+            "input": {
+                "path": absolute(volume.path),
+                "sha256": checksum[0],
+                "sha256_of": checksum[1],
+                "shape_zyx": list(volume.shape),
+                "dtype": str(volume.dtype),
+                "voxel_size_angstrom_zyx": volume.voxel_size_angstrom,
+            },
+            "outputs": [path.name for path in self.wanted(volume.path)],
+            "membrane_share": share,
+            "tiles": prediction.tiles,
+            "seconds": {part: round(value, 3) for part, value in seconds.items()},
+            "peak_memory_mb": peak_memory_mb(),
+            "settings": self.settings,
+            "environment": environment(),
+        }

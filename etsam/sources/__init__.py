@@ -1,0 +1,1 @@
+"""Sources of training data: each way to a manifest has a room of its own."""

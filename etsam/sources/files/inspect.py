@@ -1,0 +1,373 @@
+"""What one file is, what is odd about it, and which settings suit it, from its header and one pass over its slices."""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from etsam.errors import InputError
+from etsam.inference.tiles import Overlapping
+from etsam.normalize import BLOCK, Statistics, measure
+from etsam.volume import Location, Volume, locate, read_volume
+from etsam.volume.location import Url, state_of
+
+PERCENTS = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
+TYPICAL_VOXEL_ANGSTROM = (4.0, 50.0)
+"""What tomograms that are segmented usually have; outside it is worth a second look."""
+
+_LABEL_VALUES = 1000  # different whole numbers up to which a volume that is mostly 0 is taken for labels
+_PADDED_SHARE = 0.3  # of voxels that have one and the same value; noise never repeats a value so often
+_PADDED_SHARE_BYTES = 0.5  # the same where there are 256 values only
+_TILT_IMAGES, _DETECTOR_SIDE, _DETECTOR_PIXEL_ANGSTROM = 150, 2800, 4.0  # tilt series: few large images, unbinned
+_HISTOGRAM_BINS = 100
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a file; everything of three parts is ordered (z, y, x).
+
+    Attributes
+    ----------
+    path, bytes_on_disk
+        The file, and its size there (compressed, if it is); None for a URL.
+    shape, dtype, mode
+        (Z, Y, X), dtype of a voxel, MRC mode (None for other formats).
+    voxel_size_angstrom, voxel_size_note
+        Å, None if unknown; and whether to believe it.
+    origin_angstrom, start_voxels
+        As the header says.
+    labels, oddities
+        Lines of history in the header; what is odd about it.
+    minimum, maximum, mean, percentiles, nonfinite_voxels
+        Of the grey values; percentiles by their per cent.
+    skewness, contrast
+        Of block means; and what `normalize=robust` takes membranes for: `dark` or `bright`.
+    looks_like
+        `tomogram`, `mask`, `label volume`, `tilt series` or `constant volume`.
+    remarks
+        Further observations, in sentences.
+    suggestions
+        What to set, in sentences.
+    estimate
+        Tiles, seconds and memory of a prediction.
+    histogram
+        (edges, counts) of the finite voxels between the outer percentiles, from a sample.
+    """
+
+    path: Location
+    bytes_on_disk: int | None
+    shape: tuple[int, int, int]
+    dtype: str
+    mode: int | None
+    voxel_size_angstrom: tuple[float, float, float] | None
+    voxel_size_note: str
+    origin_angstrom: tuple[float, float, float]
+    start_voxels: tuple[int, int, int]
+    labels: tuple[str, ...]
+    oddities: tuple[str, ...]
+    minimum: float
+    maximum: float
+    mean: float
+    percentiles: dict[str, float]
+    nonfinite_voxels: int
+    skewness: float
+    contrast: str
+    looks_like: str
+    remarks: tuple[str, ...]
+    suggestions: tuple[str, ...]
+    estimate: "Estimate"
+    histogram: tuple[np.ndarray, np.ndarray] = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as values that JSON knows."""
+        found = asdict(self)
+        found["path"] = str(self.path)
+        edges, counts = self.histogram
+        found["histogram"] = {"edges": [float(edge) for edge in edges], "counts": [int(count) for count in counts]}
+        return found
+
+
+class Planes:
+    """Passes slices on, and keeps what a picture of three orthogonal planes needs.
+
+    Attributes
+    ----------
+    xy, xz, yz
+        Planes through the middle: (Y, X), (Z, X) and (Z, Y), float32.
+    constant_slices
+        Slices in which all voxels are equal.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self.shape = volume.shape
+        depth, height, width = volume.shape
+        self.middle = (depth // 2, height // 2, width // 2)
+        self.xy = np.zeros((height, width), np.float32)
+        self.xz, self.yz = np.zeros((depth, width), np.float32), np.zeros((depth, height), np.float32)
+        self.constant_slices = 0
+
+    def __getitem__(self, z: int, /) -> np.ndarray:
+        plane = self._volume[z]
+        if z == self.middle[0]:
+            self.xy = plane.astype(np.float32)
+        self.xz[z], self.yz[z] = plane[self.middle[1]], plane[:, self.middle[2]]
+        self.constant_slices += bool((plane == plane[0, 0]).all())
+        return plane
+
+
+def inspect_file(
+    path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
+) -> tuple[Inspection, Planes]:
+    """Read a file once, slice by slice.
+
+    Parameters
+    ----------
+    path
+        A tomogram, mask, or anything else that `read_volume` opens.
+    progress
+        Called with (slices read, slices in all).
+
+    Returns
+    -------
+    tuple
+        What is known, and the planes for a picture.
+
+    Raises
+    ------
+    InputError
+        If it cannot be opened, or holds no finite number.
+    """
+    with read_volume(path, warn=False) as volume:
+        planes = Planes(volume)
+        try:
+            statistics = measure(planes, progress)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        kind = _kind(volume, statistics)
+        size, note = volume.voxel_size_angstrom, _voxel_size_note(volume.voxel_size_angstrom)
+        header = volume.header
+        place = locate(path)
+        return Inspection(
+            path=place,
+            bytes_on_disk=None if isinstance(place, Url) else state_of(place)[2],
+            shape=volume.shape,
+            dtype=str(volume.dtype),
+            mode=None if header is None else header.mode,
+            voxel_size_angstrom=size,
+            voxel_size_note=note,
+            origin_angstrom=volume.origin_angstrom,
+            start_voxels=volume.start,
+            labels=() if header is None else header.labels,
+            oddities=() if header is None else header.oddities,
+            minimum=statistics.minimum,
+            maximum=statistics.maximum,
+            mean=statistics.mean,
+            percentiles={f"{percent:g}": statistics.percentile(percent) for percent in PERCENTS},
+            nonfinite_voxels=statistics.nonfinite,
+            skewness=statistics.skewness,
+            contrast=statistics.contrast,
+            looks_like=kind,
+            remarks=tuple(_remarks(volume, statistics, planes.constant_slices, kind)),
+            suggestions=tuple(suggestions(volume.shape, size, statistics, kind)),
+            estimate=estimate(volume.shape),
+            histogram=_histogram(statistics),
+        ), planes
+
+
+def _voxel_size_note(size: tuple[float, float, float] | None) -> str:
+    if size is None:
+        return "unknown: the header says 0 or something impossible"
+    if all(abs(side - 1.0) < 1e-6 for side in size):
+        return "exactly 1 Å, which programs write where they do not know it"
+    if max(size) - min(size) > 0.01 * max(size):
+        return "differs between axes by more than 1 %; etsam works on voxels and does not resample"
+    smallest, largest = TYPICAL_VOXEL_ANGSTROM
+    if not smallest <= size[2] <= largest:
+        return f"outside {smallest:g} to {largest:g} Å, where segmented tomograms usually lie; is it right?"
+    return "believable"
+
+
+def _kind(volume: Volume, statistics: Statistics) -> str:
+    sample = statistics.sample
+    if not statistics.maximum > statistics.minimum:
+        return "constant volume"
+    values = np.unique(sample)
+    whole = bool((values == np.round(values)).all()) and float(statistics.maximum).is_integer()
+    if whole and set(values.tolist()) <= {-1.0, 0.0, 1.0, 255.0} and 0 in values and statistics.maximum <= 255:
+        return "mask"
+    zeros = np.count_nonzero(sample == 0) / sample.size
+    if whole and statistics.minimum >= 0 and zeros > _PADDED_SHARE_BYTES and values.size <= _LABEL_VALUES:
+        return "label volume"
+    depth, height, width = volume.shape
+    size = volume.voxel_size_angstrom
+    named = volume.header is not None and any("tilt series" in oddity for oddity in volume.header.oddities)
+    large = depth <= _TILT_IMAGES and min(height, width) >= _DETECTOR_SIDE
+    if named or (large and size is not None and size[2] < _DETECTOR_PIXEL_ANGSTROM):
+        return "tilt series"
+    return "tomogram"
+
+
+def _remarks(volume: Volume, statistics: Statistics, constant_slices: int, kind: str) -> Iterator[str]:
+    if statistics.nonfinite:
+        yield f"{statistics.nonfinite} of {statistics.voxels} voxels are NaN or infinite"
+    if kind == "constant volume":
+        yield f"every voxel has the value {statistics.minimum:g}: nothing can be segmented"
+    if kind == "tilt series":
+        yield "few large images: this looks like a tilt series or its alignment; etsam needs the reconstruction"
+    if kind != "tomogram":
+        return
+    if constant_slices:
+        yield f"{constant_slices} of {volume.shape[0]} slices hold one value only; crop them away to save time"
+    values, counts = np.unique(statistics.sample, return_counts=True)
+    share, value = counts.max() / counts.sum(), float(values[counts.argmax()])
+    if share > (_PADDED_SHARE if values.size > 1000 else _PADDED_SHARE_BYTES):
+        yield f"{100 * share:.0f} % of the voxels have the value {value:g}: half empty, or padded"
+    spread = statistics.percentile(99.5) - statistics.percentile(0.5)
+    beyond = max(statistics.maximum - statistics.percentile(99.5), statistics.percentile(0.5) - statistics.minimum)
+    if spread > 0 and beyond > 5 * spread:
+        yield f"some voxels are extreme ({statistics.minimum:g} to {statistics.maximum:g}): gold, ice or X-ray hits"
+    sides = sorted(volume.shape)
+    if volume.shape[0] == sides[2] and sides[2] > 1.5 * sides[1]:
+        yield "Z is by far the longest side: are the axes in the order that you think?"
+
+
+def _histogram(statistics: Statistics) -> tuple[np.ndarray, np.ndarray]:
+    low, high = statistics.percentile(0.1), statistics.percentile(99.9)
+    if not (math.isfinite(low) and math.isfinite(high) and high > low):
+        low, high = statistics.minimum, max(statistics.maximum, statistics.minimum + 1)
+    counts, edges = np.histogram(statistics.sample, bins=_HISTOGRAM_BINS, range=(low, high))
+    return edges, counts
+
+
+NANO_SIDE, PUBLISHED_SIDE = 128, 1024  # tiles that the networks are made for, voxels (configs/net)
+NANO_VOXEL_ANGSTROM = (7.0, 45.0)
+"""Voxel sizes that the nano network is meant for."""
+
+# Measured with nano on two CPU cores: 15 to 20 slices a second, a stage, a tile. Peak memory on the
+# demonstration tomogram: 973 MB; more slices add less than 0.7 MB each (tests/test_memory.py).
+_NANO_SLICES_PER_SECOND = (15.0, 20.0)
+_NANO_MEMORY_MB, _GROWTH_MB_PER_SLICE = 1000, 0.7
+_STAGES = 2
+_MANY_NEGATIVE = 0.25  # our choice
+_UNCLEAR_SKEWNESS = 0.05  # our choice; measured: -0.9 to -2.1 on PolNet tomograms, +0.4 on the HIV particles
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a prediction costs.
+
+    Attributes
+    ----------
+    nano_tiles, published_tiles
+        Tiles a slice, for the nano network (128 voxels) and the published one (1024) with `tiles=auto`.
+    nano_seconds_cpu
+        (least, most) on two CPU cores, both stages; about.
+    nano_memory_mb
+        Peak, about; larger slices need somewhat more.
+    output_bytes
+        Of mask and, with `--store-logits`, logits together.
+    note
+        What is not known.
+    """
+
+    nano_tiles: int
+    published_tiles: int
+    nano_seconds_cpu: tuple[int, int]
+    nano_memory_mb: int
+    output_bytes: int
+    note: str
+
+
+def estimate(shape: tuple[int, int, int]) -> Estimate:
+    """Cost of a prediction of a tomogram of this shape (Z, Y, X)."""
+    depth, height, width = shape
+    tiles = len(Overlapping().plan(height, width, NANO_SIDE))
+    passes = tiles * depth * _STAGES
+    slowest, fastest = _NANO_SLICES_PER_SECOND
+    return Estimate(
+        nano_tiles=tiles,
+        published_tiles=len(Overlapping().plan(height, width, PUBLISHED_SIDE)),
+        nano_seconds_cpu=(math.ceil(passes / fastest), math.ceil(passes / slowest)),
+        nano_memory_mb=round(_NANO_MEMORY_MB + _GROWTH_MB_PER_SLICE * depth),
+        output_bytes=5 * depth * height * width,  # int8 and float32
+        note="not measured: nano on a GPU, the published network on a CPU (much slower than nano); on an H100 the "
+        "published network took 27 s for 500 x 928 x 960 voxels",
+    )
+
+
+def suggestions(
+    shape: tuple[int, int, int], voxel_size: tuple[float, float, float] | None, statistics: Statistics, kind: str
+) -> Iterator[str]:
+    """Sentences that name the settings.
+
+    Parameters
+    ----------
+    shape
+        (Z, Y, X).
+    voxel_size
+        (z, y, x) in Å, None if unknown.
+    statistics
+        Of the grey values.
+    kind
+        As `Inspection.looks_like`.
+    """
+    if kind in ("mask", "label volume"):
+        yield "as target_mask of a manifest (1 is membrane, 0 is not, 255 is not annotated); it is nothing to segment"
+        return
+    if kind != "tomogram":
+        return
+    yield from _normalization(statistics)
+    yield from _network(voxel_size)
+    yield from _tiles(shape)
+
+
+def _normalization(statistics: Statistics) -> Iterator[str]:
+    if statistics.nonfinite:
+        yield "nonfinite=mean: put the mean of the others in the place of NaN and infinite voxels"
+    by_chance = math.sqrt(6 * BLOCK**2 / statistics.voxels)  # deviation of the skewness of so many normal values
+    if abs(statistics.skewness) < max(_UNCLEAR_SKEWNESS, 3 * by_chance):
+        yield (
+            f"normalize=robust would take membranes for {statistics.contrast}, but by little; look at the picture and "
+            "set normalize.membranes=dark or bright"
+        )
+    else:
+        other = "dark" if statistics.contrast == "bright" else "bright"
+        yield (
+            f"normalize=robust takes membranes for {statistics.contrast}; if the picture says otherwise, set "
+            f"normalize.membranes={other}"
+        )
+    if statistics.maximum <= 0:
+        yield "no voxel is positive: --weights etsam_v1 (normalize=min_max_positive) needs normalize=softplus_minmax"
+        return
+    negative = float(np.searchsorted(statistics.sample, 0) / statistics.sample.size)
+    if negative > _MANY_NEGATIVE:
+        yield (
+            f"{100 * negative:.0f} % of the voxels are negative, and the normalisation of etsam_v1 (min_max_positive) "
+            "makes them all 0, as the published tool does; compare with normalize=softplus_minmax"
+        )
+
+
+def _network(voxel_size: tuple[float, float, float] | None) -> Iterator[str]:
+    smallest, largest = NANO_VOXEL_ANGSTROM
+    meant = f"the nano network is meant for {smallest:g} to {largest:g} Å"
+    if voxel_size is None:
+        yield f"find out the voxel size: {meant}"
+    elif voxel_size[2] < smallest:
+        binning = math.ceil(smallest / voxel_size[2])
+        yield f"voxels of {voxel_size[2]:.3g} Å: {meant}; bin by {binning}, or use --weights etsam_v1"
+    elif voxel_size[2] > largest:
+        yield f"voxels of {voxel_size[2]:.3g} Å: {meant}; membranes are hardly resolved here"
+
+
+def _tiles(shape: tuple[int, int, int]) -> Iterator[str]:
+    _, height, width = shape
+    for name, side in (("nano sees", NANO_SIDE), ("the published weights see", PUBLISHED_SIDE)):
+        count = len(Overlapping().plan(height, width, side))
+        if count == 1:
+            yield f"a slice fits into the {side} x {side} voxels that {name}"
+        else:
+            yield f"{name} {side} x {side} voxels; tiles=auto covers a slice by {count} overlapping tiles"

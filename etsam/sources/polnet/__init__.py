@@ -1,0 +1,1 @@
+"""PolNet: driving the simulator, and reading the tomograms that it leaves."""

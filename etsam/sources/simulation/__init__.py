@@ -1,0 +1,1 @@
+"""Simulated tomograms: a specimen, a tilt series of it, and its reconstruction."""

@@ -1,0 +1,232 @@
+"""Training of one stage: fit on clips, validate by the real streaming inference."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric, MetricCollection
+
+from etsam.data.augment import Augment, Augmentation, clip_generators
+from etsam.data.batch import ClipBatch
+from etsam.data.datamodule import ValidationItem
+from etsam.data.measured import IGNORE
+from etsam.errors import ConfigError
+from etsam.network.fast.cpu_autocast import Float32Attention
+from etsam.network.tracker import SliceTracker
+from etsam.training.clip import PromptSampler, forward_clip
+from etsam.training.losses import MaskLosses
+from etsam.training.optimizer import MuonAdamW, freeze_encoder, parameter_groups
+from etsam.training.validation import Validator
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW with a cosine to a fraction of the rate; defaults are the published recipe (Selvaraj & Cheng 2026).
+
+    `muon`: weight matrices are trained by Muon, at so many times the rate; None: by AdamW, as the rest.
+    """
+
+    lr: float = 5e-6
+    encoder_lr: float = 3e-6
+    layer_decay: float = 0.9
+    weight_decay: float = 0.1
+    final_fraction: float = 0.1
+    warmup_steps: int = 0
+    muon: float | None = None
+
+
+class Stage(LightningModule):
+    """One stage's network in training; the same class for both, only inputs and prompts differ.
+
+    Parameters
+    ----------
+    tracker
+        The network, used by the same code as in inference.
+    losses
+        What is minimised.
+    prompts
+        How clips are prompted.
+    validator
+        Streaming inference on a validation tomogram.
+    optimizer
+        Rates.
+    augmentations
+        What is done to clips, on the device, in this order.
+    freeze_image_encoder
+        For fine-tuning on little data.
+    checkpoint_encoder
+        Recompute the image encoder in the backward pass: less memory, about a third more time.
+    encode_batch_size
+        Slices that are encoded together; None: all of the clips' slices.
+    seed
+        Of prompts, clicks, augmentations and dropout; they depend on it and the step only, so that a resumed run
+        goes on as if it had never stopped.
+    """
+
+    def __init__(
+        self,
+        tracker: SliceTracker,
+        losses: MaskLosses,
+        prompts: PromptSampler,
+        validator: Validator,
+        optimizer: OptimizerSettings | None = None,
+        augmentations: Mapping[str, Augmentation] | None = None,
+        *,
+        freeze_image_encoder: bool = False,
+        checkpoint_encoder: bool = False,
+        encode_batch_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.tracker = tracker.train()  # it is built for prediction
+        self.losses = losses
+        self.prompts = prompts
+        self.validator = validator
+        self.optimizer_settings = optimizer or OptimizerSettings()
+        self.augment = Augment(augmentations)
+        self.checkpoint_encoder, self.encode_batch_size, self.seed = checkpoint_encoder, encode_batch_size, seed
+        if freeze_image_encoder:
+            freeze_encoder(tracker.network)
+        names = ("dice", "iou", "precision", "recall")
+        self.metrics = MetricCollection({name: MeanMetric() for name in names}, prefix="val/", compute_groups=False)
+        self.source_dice: dict[str, MeanMetric] = {}
+        self.on_validated: Callable[[ValidationItem, Any], None] | None = None
+
+    # ------------------------------------------------------------------ training
+
+    def on_train_batch_start(self, batch: ClipBatch, batch_idx: int) -> None:
+        """Seed everything that is drawn in a step from the step's number: dropout, clicks, and what libraries draw."""
+        lightning.seed_everything(_mix(self.seed, self._step, self.global_rank), verbose=False)
+
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
+        """Loss of a batch of clips, logged with its parts."""
+        images, masks = self._network_input(batch)
+        truth, ignore = masks == 1, masks == IGNORE  # (T, B, S, S)
+        # all processes draw the same plan, as if the global batch were one
+        generator = np.random.default_rng([self.seed, self._step])
+        with Float32Attention() if torch.is_autocast_enabled("cpu") else nullcontext():
+            outputs = forward_clip(
+                self.tracker,
+                images,
+                truth,
+                self.prompts.draw(images.shape[0], generator),
+                ignore=ignore,
+                crop_shape=(batch.images.shape[-2], batch.images.shape[-1]),
+                clip_seeds=[_mix(self.seed, *key) for key in batch.keys.tolist()],
+                checkpoint_encoder=self.checkpoint_encoder,
+                encode_batch_size=self.encode_batch_size,
+            )
+        loss = self.losses(outputs, truth, ignore=ignore)
+        size = batch.images.shape[0]
+        self.log("train/loss", loss.total, prog_bar=True, batch_size=size, sync_dist=True)
+        parts = {"mask": loss.mask, "dice": loss.dice, "iou": loss.iou, "object": loss.object}
+        self.log_dict({f"train/loss_{name}": value for name, value in parts.items()}, batch_size=size)
+        return loss.total
+
+    @property
+    def _step(self) -> int:
+        """Number of training batches that this run has seen, over all its parts."""
+        return int(self.trainer.fit_loop.total_batch_idx) + 1
+
+    def _network_input(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
+        """Augmented images (T, B, C, S, S) float32 and masks (T, B, S, S) uint8 of a batch.
+
+        Each clip is augmented by a generator of its own, so it does not matter with which others it shares a batch.
+        """
+        generators = clip_generators(batch.keys, self.seed)
+        images, masks = self.augment(batch.images, batch.masks, generators)  # (B, T, Y, X)
+        reach = self.tracker.input_slices // 2  # the outermost slices of a clip are only seen beside others
+        masks = masks[:, reach : masks.shape[1] - reach]
+        seen = images.unfold(1, 2 * reach + 1, 1).movedim(-1, 2)  # (B, T, input_slices, Y, X)
+        shape, side = seen.shape[:2], self.tracker.side
+        prepared = self.tracker.prepare(seen.flatten(0, 1)).unflatten(0, shape)  # (B, T, C, S, S)
+        resized = nn.functional.interpolate(masks.float(), (side, side), mode="nearest-exact").to(torch.uint8)
+        return prepared.transpose(0, 1), resized.transpose(0, 1)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW or Muon, cosine to a fraction of each group's rate over the whole run, stepwise."""
+        settings = self.optimizer_settings
+        groups = parameter_groups(
+            self.tracker.network,
+            lr=settings.lr,
+            encoder_lr=settings.encoder_lr,
+            layer_decay=settings.layer_decay,
+            weight_decay=settings.weight_decay,
+        )
+        for group in groups:
+            del group["names"]  # checkpoints hold plain values, and these are many
+        optimizer = torch.optim.AdamW(groups) if settings.muon is None else MuonAdamW(groups, factor=settings.muon)
+        schedule = CosineToFraction(self._total_steps(), settings.final_fraction, settings.warmup_steps)
+        # as a function: LambdaLR restores the attributes of an object, and with them the length of a run that goes on
+        factor = LambdaLR(optimizer, lambda step: schedule(step))
+        scheduler: LRSchedulerConfigType = {"scheduler": factor, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def _total_steps(self) -> int:
+        """Optimiser steps of the whole run.
+
+        `trainer.estimated_stepping_batches` would set up the loader before its state is restored, and Lightning then
+        drops that state (2.6): a resumed run would begin its epoch anew.
+        """
+        trainer: Any = self.trainer
+        if trainer.max_steps > 0:
+            return int(trainer.max_steps)
+        if trainer.max_epochs is None or trainer.max_epochs < 1:
+            raise ConfigError("the cosine needs an end: set trainer.max_epochs or trainer.max_steps.")
+        batches = trainer.datamodule.clips_per_epoch // (trainer.datamodule.batch_size * trainer.world_size)
+        return int(trainer.max_epochs * max(1, -(-batches // trainer.accumulate_grad_batches)))
+
+    # ------------------------------------------------------------------ validation
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last round's scores; with several sources, each gets a Dice of its own (is the old one kept?)."""
+        self.metrics.reset()
+        samples = getattr(self.trainer.datamodule, "samples", {})  # type: ignore[attr-defined]
+        names = [name for name, group in samples.items() if any(sample.split == "val" for sample in group)]
+        self.source_dice = {name: MeanMetric().to(self.device) for name in names} if len(names) > 1 else {}
+
+    def validation_step(self, batch: ValidationItem, batch_idx: int) -> None:
+        """Segment one tomogram as prediction would, and score it."""
+        if batch.number < 0:  # this process has none left while others work
+            return
+        result = self.validator(self.tracker, batch)
+        for name in ("dice", "iou", "precision", "recall"):
+            self.metrics[name].update(getattr(result, name))
+        if batch.source in self.source_dice:
+            self.source_dice[batch.source].update(result.dice)
+        if self.on_validated is not None:
+            self.on_validated(batch, result)
+
+    def on_validation_epoch_end(self) -> None:
+        """Mean over the tomograms of all processes."""
+        # synchronised already by torchmetrics; sync_dist only keeps Lightning from recommending it
+        self.log_dict(self.metrics.compute(), prog_bar=True, sync_dist=True)
+        by_source = {f"val/dice_{name}": metric.compute() for name, metric in self.source_dice.items()}
+        self.log_dict(by_source, sync_dist=True)
+
+
+class CosineToFraction:
+    """Factor of the learning rate: linear warm-up, then half a cosine from 1 to `fraction` at step `total`."""
+
+    def __init__(self, total: int, fraction: float, warmup: int = 0) -> None:
+        self.total, self.fraction, self.warmup = max(total, 1), fraction, warmup
+
+    def __call__(self, step: int) -> float:
+        """Factor at optimiser step `step`."""
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        done = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
+        return float(self.fraction + (1 - self.fraction) * 0.5 * (1 + np.cos(np.pi * done)))
+
+
+def _mix(*numbers: int) -> int:
+    """One 32-bit seed of several numbers."""
+    return int(np.random.SeedSequence([number & 0xFFFFFFFF for number in numbers]).generate_state(1)[0])

@@ -1,0 +1,220 @@
+"""A tomogram that stays on disk: slices along Z on request, with voxel size and origin."""
+
+import difflib
+import logging
+import operator
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from etsam.errors import InputError
+from etsam.volume.location import PLAIN_SUFFIXES, Location, Url, is_zarr, locate
+from etsam.volume.mrc_header import MrcHeader
+from etsam.volume.mrc_reader import MrcSource, open_mrc
+
+_log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Where the voxels of a volume come from; one class a format. Pickled with its volume."""
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    voxel_size_angstrom: tuple[float, float, float] | None
+    origin_angstrom: tuple[float, float, float]
+    start: tuple[int, int, int]
+    remarks: tuple[str, ...]
+    """What is odd about the file, for the log."""
+
+    def plane(self, z: int) -> np.ndarray:
+        """Slice `z`, 0 <= z < Z, (Y, X): a new array of `dtype`, in the machine's byte order."""
+        ...
+
+    def read(self) -> np.ndarray:
+        """Everything, (Z, Y, X), a new array."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is held beside the file."""
+        ...
+
+
+class _Array:
+    """A source in memory."""
+
+    def __init__(self, array: np.ndarray, voxel_size_angstrom: tuple[float, float, float] | None) -> None:
+        self._array = array
+        self.shape = (array.shape[0], array.shape[1], array.shape[2])
+        self.dtype = array.dtype.newbyteorder("=")
+        self.voxel_size_angstrom = voxel_size_angstrom
+        self.origin_angstrom, self.start = (0.0, 0.0, 0.0), (0, 0, 0)
+        self.remarks: tuple[str, ...] = ()
+
+    def plane(self, z: int) -> np.ndarray:
+        return np.array(self._array[z], dtype=self.dtype)
+
+    def read(self) -> np.ndarray:
+        return np.array(self._array, dtype=self.dtype)
+
+    def close(self) -> None:
+        pass
+
+
+class Volume:
+    """A volume (Z, Y, X) that gives out one Z slice at a time; made by `read_volume` or `Volume.from_array`.
+
+    `volume[z]` is a new array (Y, X) in the file's dtype and the machine's byte order; `len(volume)` is Z; iterating
+    goes slice by slice. Volumes can be pickled; a copy of a compressed one lives only as long as the original, which
+    owns the unpacked file.
+
+    Attributes
+    ----------
+    path
+        The file, Zarr folder or URL as it was given; None for an array in memory.
+    shape
+        (Z, Y, X).
+    dtype
+        Of the slices, in the machine's byte order.
+    voxel_size_angstrom
+        (z, y, x) in Å; None if unknown.
+    origin_angstrom
+        (z, y, x) in Å.
+    start
+        (z, y, x) in voxels: where this volume begins in a larger one. OME-Zarr has no such thing: (0, 0, 0).
+    header
+        What an MRC file said; None for anything else.
+    """
+
+    def __init__(self, source: Source, path: Location | None = None) -> None:
+        self._source = source
+        self.path = path
+        self.shape, self.dtype = source.shape, source.dtype
+        self.voxel_size_angstrom = source.voxel_size_angstrom
+        self.origin_angstrom, self.start = source.origin_angstrom, source.start
+        self.header: MrcHeader | None = source.header if isinstance(source, MrcSource) else None
+
+    @classmethod
+    def from_array(cls, array: np.ndarray, voxel_size_angstrom: tuple[float, float, float] | None = None) -> "Volume":
+        """Wrap an array in memory, without copying it.
+
+        Parameters
+        ----------
+        array
+            (Z, Y, X); bool, integer or floating-point.
+        voxel_size_angstrom
+            (z, y, x) in Å; None if unknown.
+
+        Raises
+        ------
+        InputError
+            If the array is empty, not three-dimensional, or holds complex numbers or something that is no number; if
+            the voxel size is not three positive numbers.
+        """
+        array = np.asarray(array)
+        if array.ndim != 3 or array.size == 0:
+            raise InputError(f"array of shape {array.shape}: a volume has three axes (Z, Y, X), none of them empty")
+        if array.dtype.kind not in "biuf":
+            raise InputError(f"array of {array.dtype}: a volume holds booleans, integers or real numbers")
+        if voxel_size_angstrom is not None:
+            sizes = tuple(float(size) for size in voxel_size_angstrom)
+            if len(sizes) != 3 or not all(0 < size < float("inf") for size in sizes):
+                raise InputError(f"voxel size {voxel_size_angstrom}: three positive numbers (z, y, x) in Å are needed")
+            voxel_size_angstrom = (sizes[0], sizes[1], sizes[2])
+        return cls(_Array(array, voxel_size_angstrom))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, z: int) -> np.ndarray:
+        index = operator.index(z)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"slice {index} of a volume with {len(self)} slices")
+        return self._source.plane(index % len(self))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[z] for z in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Volume({str(self.path or 'in memory')!r}, shape={self.shape}, dtype={self.dtype})"
+
+    def read(self) -> np.ndarray:
+        """Read the whole volume (Z, Y, X) into a new array; needs all its memory at once."""
+        return self._source.read()
+
+    def close(self) -> None:
+        """Remove the unpacked copy of a compressed file, which is then unreadable; let go of chunks of a Zarr."""
+        self._source.close()
+
+    def __enter__(self) -> "Volume":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def read_volume(
+    path: str | os.PathLike[str], scratch_dir: str | os.PathLike[str] | None = None, *, warn: bool = True
+) -> Volume:
+    """Open a tomogram in MRC format (also gzip- or bzip2-compressed) or in OME-Zarr, without reading its slices.
+
+    What a file is, is decided by its content; the suffix decides only what to say about something unreadable.
+
+    Parameters
+    ----------
+    path
+        A file with one of `TOMOGRAM_SUFFIXES`, or any other whose content is MRC; or an OME-Zarr: a folder, or an
+        address http://, https:// or s3:// (anonymous), followed by `/LEVEL` for another scale level than the first
+        (see `etsam.volume.zarr_reader`).
+    scratch_dir
+        Folder for the unpacked copy of a compressed file; by default the system's (`TMPDIR`). The copy is removed
+        with the volume.
+    warn
+        Whether to log what is odd about the header.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it cannot be read, is damaged, or holds something else than one real-space volume.
+    OutputError
+        If the unpacked copy does not fit into `scratch_dir`.
+
+    Warns
+    -----
+    One line in the log, if the header is poor or the name is that of a tilt series.
+    """
+    given = locate(path)
+    source: Source
+    try:
+        if isinstance(given, Url) or is_zarr(given):
+            from etsam.volume.zarr_reader import open_zarr
+
+            source = open_zarr(given)
+        else:
+            _refuse_what_is_no_file(given)
+            source = open_mrc(given, scratch_dir)
+    except OSError as error:
+        raise InputError(f"{given}: cannot be read: {error.strerror or error}") from error
+    if source.remarks and warn:
+        _log.warning("%s: %s", given, "; ".join(source.remarks))
+    return Volume(source, given)
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a folder; name one tomogram in it ({', '.join(PLAIN_SUFFIXES)})")
+    if os.path.isfile(path):
+        return
+    if os.path.lexists(path):
+        raise InputError(f"{path}: is no ordinary file, or a link to nothing; give a tomogram in MRC format")
+    if not os.path.isdir(path.parent):
+        raise InputError(f"{path}: no such file, and no folder {path.parent}; check the path")
+    names: list[str] = []
+    with suppress(OSError):
+        names = os.listdir(path.parent)
+    similar = difflib.get_close_matches(path.name, [name for name in names if not name.startswith(".")])
+    hint = f"did you mean {', '.join(similar)}?" if similar else "check the path"
+    raise InputError(f"{path}: no such file; {hint}")
