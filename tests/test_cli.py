@@ -138,7 +138,7 @@ def test_a_name_that_would_be_a_formula_or_has_no_glyph_does_not_hurt_the_previe
 def test_help_comes_at_once_and_needs_neither_torch_nor_hydra():
     code = (
         "import sys, etsam.cli.main\n"
-        "try: etsam.cli.main(['--help'])\n"
+        "try: etsam.cli.main.main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert not {'torch', 'hydra', 'omegaconf', 'numpy', 'lightning'} & set(sys.modules)\n"
     )

@@ -43,7 +43,7 @@ def test_building_a_network_keeps_the_hydra_of_the_caller():
     "module", ["etsam.inference.two_stage", "etsam.network.build", "etsam.normalize", "etsam.volume"]
 )
 def test_plain_inference_needs_no_lightning(module):
-    assert run(f"import etsam.{module}, sys; print('lightning' in sys.modules)")[1] == "False"
+    assert run(f"import {module}, sys; print('lightning' in sys.modules)")[1] == "False"
 
 
 def test_only_the_builder_names_sam2():
