@@ -1,8 +1,8 @@
 """Severs short misconnections between membranes in one slice.
 
-Two membranes that run side by side are sometimes joined by short rungs in the mask. In the skeleton of the mask a rung
+Two membranes that run side by side are sometimes joined by short bridges in the mask. In the mask's skeleton a bridge
 is a short segment between two junctions. It is cut out at its full width: every membrane pixel that is nearer to the
-rung than to any other part of the skeleton goes.
+bridge than to any other part of the skeleton goes.
 """
 
 import math
@@ -17,12 +17,12 @@ _NEIGHBOURS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, d
 
 
 def sever_misconnections(mask: np.ndarray, max_bridge_len: int, max_spur_len: int = 0) -> np.ndarray:
-    """Cut short rungs, and optionally short dead ends, out of one slice of a mask.
+    """Cut short bridges, and optionally short dead ends, out of one slice of a mask.
 
     The skeleton is that of `skimage.morphology.skeletonize` (Zhang and Suen 1984). A skeleton pixel with three or more
     of its eight neighbours in the skeleton belongs to a junction; what lies between junctions are segments. Removed is
 
-    - a *rung*: a segment of at most `max_bridge_len` pixels that touches two different junctions or more;
+    - a *bridge*: a segment of at most `max_bridge_len` pixels that touches two different junctions or more;
     - a *spur*: a segment of at most `max_spur_len` pixels that touches one junction and has a free end.
 
     With each goes the membrane around it: the pixels whose nearest skeleton pixel (Euclidean) lies in that segment. Of
@@ -33,7 +33,7 @@ def sever_misconnections(mask: np.ndarray, max_bridge_len: int, max_spur_len: in
     mask
         Shape (Y, X), bool.
     max_bridge_len
-        Longest rung to cut, in skeleton pixels; 0 cuts none.
+        Longest bridge to cut, in skeleton pixels; 0 cuts none.
     max_spur_len
         Longest spur to cut, in skeleton pixels; 0 cuts none.
 
@@ -84,9 +84,9 @@ def _segments_to_cut(skeleton: np.ndarray, max_bridge_len: int, max_spur_len: in
     n_junctions = np.bincount(pairs // n_parts, minlength=n_parts)  # (parts,): junctions that a segment touches
     length = np.bincount(part, minlength=n_parts)
     has_free_end = np.bincount(part[degree == 1], minlength=n_parts) > 0
-    rung = (n_junctions >= 2) & (length <= max_bridge_len)
+    bridge = (n_junctions >= 2) & (length <= max_bridge_len)
     spur = (n_junctions == 1) & (length <= max_spur_len) & has_free_end
-    chosen = (rung | spur)[part]
+    chosen = (bridge | spur)[part]
     return pixels[chosen], part[chosen]
 
 

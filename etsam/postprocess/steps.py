@@ -25,14 +25,29 @@ from etsam.volume import read_volume, volume_writer
 from etsam.volume.location import Location, display_name
 from etsam.volume.slices import FilteredSlices, ReadAhead, Slices
 
+log = logging.getLogger(__name__)
+
 
 class Step(Protocol):
-    """What `apply_steps` applies: a filter of masks."""
+    """Filter of masks, as `apply_steps` applies it."""
 
     def __call__(self, mask: Slices, *, progress: Progress | None = None, workers: int | None = None) -> Slices:
-        """Filter a mask (Z, Y, X); `progress(done, total)` is called per slice of a first pass, if there is one.
+        """Filter a mask.
 
-        `workers` threads at most, as of `etsam.threads.worker_count`.
+        Parameters
+        ----------
+        mask
+            Shape (Z, Y, X); membrane is everything above 0.
+        progress
+            Called as `progress(done, total)` after each slice of a first pass, if the step has one.
+        workers
+            Threads that compute slices ahead while the result is read in order, as of `etsam.threads.worker_count`;
+            steps that label components use one, because labelling keeps Python's lock.
+
+        Returns
+        -------
+        Slices
+            Shape (Z, Y, X), uint8 0/1.
         """
         ...
 
@@ -65,22 +80,6 @@ class RemoveThinNoise:
         _check_whole("min_slices", self.min_slices, 1)
 
     def __call__(self, mask: Slices, *, progress: Progress | None = None, workers: int | None = None) -> Slices:
-        """Filter a mask.
-
-        Parameters
-        ----------
-        mask
-            Shape (Z, Y, X); membrane is everything above 0.
-        progress
-            Called as `progress(done, total)` after each slice of the first pass.
-        workers
-            Not used: labelling keeps Python's lock, so threads would wait for each other.
-
-        Returns
-        -------
-        Slices
-            Shape (Z, Y, X), uint8 0/1.
-        """
         components = StreamedComponents(mask, progress=progress)
         return _select(components, components.z_span >= self.min_slices)
 
@@ -116,22 +115,6 @@ class RemoveSmallComponents:
         check_connectivity(self.connectivity)
 
     def __call__(self, mask: Slices, *, progress: Progress | None = None, workers: int | None = None) -> Slices:
-        """Filter a mask.
-
-        Parameters
-        ----------
-        mask
-            Shape (Z, Y, X); membrane is everything above 0.
-        progress
-            Called as `progress(done, total)` after each slice of the first pass.
-        workers
-            Not used: labelling keeps Python's lock, so threads would wait for each other.
-
-        Returns
-        -------
-        Slices
-            Shape (Z, Y, X), uint8 0/1.
-        """
         components = StreamedComponents(mask, self.connectivity, progress=progress)
         return _select(components, components.voxels >= self.min_voxels)
 
@@ -140,18 +123,18 @@ class RemoveSmallComponents:
 class SeverMisconnections:
     """Cuts short misconnections between membranes, in each Z slice on its own.
 
-    What counts as a rung or a spur is said in `etsam.postprocess.misconnections`.
+    What counts as a bridge or a spur is said in `etsam.postprocess.misconnections`.
 
     Each slice is computed when it is asked for and the last one is kept; while slices are asked for in order, threads
     compute the following ones meanwhile (`ReadAhead`). A step that reads its input twice computes
     every slice twice, so removing components goes before severing where the choice is free (the published order).
-    Memory: for each worker a slice and its skeleton. Measured at 500 x 928 x 960, 4.2 % synthetic membranes with rungs,
+    Memory: for each worker a slice and its skeleton. Measured at 500 x 928 x 960, 4.2 % synthetic membranes,
     file to file: 14 s of one core, peak 18 MB with one worker.
 
     Parameters
     ----------
     max_bridge_len
-        Longest rung to cut, in pixels of its skeleton; 0 cuts none. Published: 5.
+        Longest bridge to cut, in pixels of its skeleton; 0 cuts none. Published: 5.
     max_spur_len
         Longest dead end to cut, in pixels of its skeleton; 0 cuts none. Published: 0.
 
@@ -174,23 +157,6 @@ class SeverMisconnections:
             )
 
     def __call__(self, mask: Slices, *, progress: Progress | None = None, workers: int | None = None) -> Slices:
-        """Filter a mask.
-
-        Parameters
-        ----------
-        mask
-            Shape (Z, Y, X); membrane is everything above 0.
-        progress
-            Not called: there is no first pass.
-        workers
-            Threads that compute slices ahead while the result is read in order; None: one for each core.
-
-        Returns
-        -------
-        Slices
-            Shape (Z, Y, X), uint8 0/1.
-        """
-
         def read(z: int) -> np.ndarray:
             return foreground(mask, z)
 
@@ -203,7 +169,7 @@ class SeverMisconnections:
 
 @dataclass(frozen=True)
 class InstanceLabels:
-    """Numbers the 3D components of a mask, for an extra output beside it; 1 is the largest.
+    """Numbers the 3D components of a mask, for an extra output beside it: uint16, 0 background, 1 the largest.
 
     The numbers are uint16, the widest integers that MRC knows (mode 6). The mask is read twice, once by the call and
     once by reading the result. Memory: a few slices and a table of the 2D components (see `StreamedComponents`).
@@ -218,6 +184,8 @@ class InstanceLabels:
     ------
     ConfigError
         `connectivity` is not 6, 18 or 26.
+    InputError
+        From a call: the mask has more than 65535 components.
     """
 
     connectivity: int = 26
@@ -226,27 +194,6 @@ class InstanceLabels:
         check_connectivity(self.connectivity)
 
     def __call__(self, mask: Slices, *, progress: Progress | None = None, workers: int | None = None) -> Slices:
-        """Label a mask.
-
-        Parameters
-        ----------
-        mask
-            Shape (Z, Y, X); membrane is everything above 0.
-        progress
-            Called as `progress(done, total)` after each slice of the first pass.
-        workers
-            Not used: labelling keeps Python's lock, so threads would wait for each other.
-
-        Returns
-        -------
-        Slices
-            Shape (Z, Y, X), uint16: 0 for background, components from 1 by decreasing number of voxels.
-
-        Raises
-        ------
-        InputError
-            The mask has more than 65535 components.
-        """
         components = StreamedComponents(mask, self.connectivity, progress=progress)
         limit = np.iinfo(np.uint16).max
         if components.count > limit:
@@ -315,9 +262,6 @@ def _select(components: StreamedComponents, keep: np.ndarray) -> Slices:
 def _check_whole(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ConfigError(f"{name} is {value!r}; allowed are whole numbers of at least {least}")
-
-
-log = logging.getLogger(__name__)
 
 
 def postprocess_file(
