@@ -23,9 +23,9 @@ def run(cfg: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from etsam.evaluation.run import check_outputs, finish, result_store, score
-    from etsam.weights_store import provide
+    from etsam.weights.store import ensure_weights
 
-    provide(cfg.weights)
+    ensure_weights(cfg.weights)
     data, metrics, store = instantiate(cfg.data), instantiate(cfg.scores), result_store(cfg)
     if cfg.benchmark:
         from etsam.evaluation.speed_stages import benchmark_stages

@@ -76,7 +76,7 @@ def segment(
     from etsam.errors import InputError, OutputError
     from etsam.inference.two_stage import Mask
     from etsam.volume import Volume, read_volume, volume_writer
-    from etsam.weights_store import provide
+    from etsam.weights.store import ensure_weights
 
     if isinstance(tomogram, np.ndarray):
         volume = Volume.from_array(tomogram, voxel_size)
@@ -88,7 +88,7 @@ def segment(
     with config_error():
         cfg = compose_config("predict", overrides)
         check_values(cfg, "predict")
-        provide(cfg.weights)
+        ensure_weights(cfg.weights)
         cfg.segmenter.scratch_folder = None if output_path is None else str(Path(output_path).absolute().parent)
         segmenter = instantiate(cfg.segmenter).to(target)
     segmenter.progress = progress

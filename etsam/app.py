@@ -83,7 +83,7 @@ def quiet() -> None:
         "lightning.pytorch.trainer.connectors.signal_connector",
         "lightning.fabric.utilities.distributed",
         "torch.distributed",
-        "urllib3.connectionpool",  # each of its attempts; what came of them is told by etsam/io/web.py
+        "urllib3.connectionpool",  # each of its attempts; what came of them is told by etsam/download.py
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
     # one path a batch, read lazily: more loader workers would do nothing, and the writer needs no batch indices

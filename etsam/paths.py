@@ -1,6 +1,7 @@
 """Where the files that belong to the program lie, in the installed package or beside it in a checkout; checksums."""
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -26,8 +27,14 @@ def share(*parts: str) -> Path:
     return found[0]
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal, read in pieces of 1 MiB."""
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal; computed once a process while size and time stamp of the file stay."""
+    stat = path.stat()
+    return _sha256(path.absolute(), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):

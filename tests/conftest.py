@@ -142,7 +142,7 @@ def refused(predict):
 @pytest.fixture
 def no_pauses(monkeypatch):
     """Downloads that fail are tried again at once."""
-    monkeypatch.setattr("etsam.io.web.BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr("etsam.download.BACKOFF_SECONDS", 0.001)
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from etsam import weights as weights_module
 from etsam.app import compose_config
+from etsam.download import record_path
 from etsam.errors import CheckpointError, ConfigError, DownloadError
-from etsam.io.download import record_path
 from etsam.network.build import build_network, build_tracker
-from etsam.weights import REGISTRY, StageWeights, weights_folder
-from etsam.weights_store import fetch_weights, provide
+from etsam.weights import registry
+from etsam.weights.registry import REGISTRY, StageWeights, weights_folder
+from etsam.weights.store import ensure_weights, fetch_weights, original_url
 
 STAGES = ["etsam_stage1_v1.pt", "etsam_stage2_v1.pt"]
 RECORD = "/api/records/17571925"
@@ -22,7 +22,7 @@ RECORD = "/api/records/17571925"
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch, no_pauses):
     """A cache of our own, an empty current folder, no weights beside the program, and no address but the test's."""
-    monkeypatch.setattr(weights_module, "find_share", lambda *parts: [])
+    monkeypatch.setattr(registry, "find_share", lambda *parts: [])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("ETSAM_ZENODO_URL", "http://127.0.0.1:9")
     for name in ("ETSAM_CHECKPOINT_DIR", "ETSAM_WEIGHTS_MIRRORS", "ETSAM_OFFLINE"):
@@ -101,7 +101,7 @@ def test_a_name_finds_its_file_in_the_cache_and_in_checkpoints(cache, name, file
 
 def test_weights_that_come_with_the_program_are_found_last(cache, monkeypatch, tmp_path):
     shipped = put(tmp_path / "program" / "checkpoints", "nano_stage1.safetensors")
-    monkeypatch.setattr(weights_module, "find_share", lambda *parts: [tmp_path.joinpath("program", *parts)])
+    monkeypatch.setattr(registry, "find_share", lambda *parts: [tmp_path.joinpath("program", *parts)])
     assert StageWeights.resolve("checkpoints/nano_stage1.safetensors").path == shipped
     in_cache = put(cache, "nano_stage1.safetensors")
     assert StageWeights.resolve("nano_stage1").path == in_cache
@@ -169,10 +169,10 @@ def test_prediction_downloads_when_it_is_asked_to(predict, tomogram, zenodo, cac
 
 def test_the_switch_is_true_or_false_and_for_named_weights_only():
     with pytest.raises(ConfigError, match=r"weights\.download=yes does not fit; allowed: true or false"):
-        provide({"name": "etsam_v1", "download": "yes"})
+        ensure_weights({"name": "etsam_v1", "download": "yes"})
     with pytest.raises(ConfigError, match="does not fit weights=files"):
-        provide({"name": "files", "download": True})
-    provide({"name": "nano (random)"})
+        ensure_weights({"name": "files", "download": True})
+    ensure_weights({"name": "nano (random)"})
 
 
 def test_a_download_is_verified_recorded_and_done_once(etsam, zenodo, cache, checkpoints):
@@ -304,11 +304,9 @@ def test_verify_reads_every_file_that_is_there(capsys, zenodo, cache, checkpoint
 
 
 def test_the_published_addresses_are_those_of_the_registry(monkeypatch):
-    from etsam.weights_store import _original_url
-
     monkeypatch.delenv("ETSAM_ZENODO_URL")
     urls = [
-        _original_url(weights, file_name)
+        original_url(weights, file_name)
         for weights in REGISTRY.values()
         if weights.page
         for file_name in weights.files

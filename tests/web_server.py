@@ -3,7 +3,6 @@
 import hashlib
 import sys
 import threading
-import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,9 +28,11 @@ class Page:
     length: bool = True
     kind: str = "application/octet-stream"
     headers: dict = field(default_factory=dict)
-    slow_seconds: float = 0.0  # before each 64 KiB
+    waits: bool = False  # after 64 KiB until `go_on` is set, and sets `waiting`
     redirect: str | None = None
     answer: object = None
+    waiting: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
 
     def tag(self):
         return f'"{hashlib.md5(self.body).hexdigest()}"' if self.etag == "auto" else self.etag
@@ -133,8 +134,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         rest = body[start : None if cut is None else start + cut]
         for place in range(0, len(rest), 1 << 16):
-            if page.slow_seconds:
-                time.sleep(page.slow_seconds)
+            if page.waits and place:
+                page.waiting.set()
+                page.go_on.wait(60)
             try:
                 self.wfile.write(rest[place : place + (1 << 16)])
             except OSError:

@@ -10,20 +10,33 @@ from typing import Any
 from etsam.cli import (
     benchmark,
     check,
-    collect,
     compare,
     copick_store,
+    download,
     inspect,
     manifest,
     points,
     robustness,
     simulate,
     simulate_polnet,
-    weights,
 )
 
-DATA_COMMANDS: tuple[Any, ...] = (collect, simulate, simulate_polnet, manifest, check, copick_store)
-"""Modules of `etsam data ...`."""
+DATA_COMMANDS: tuple[Any, ...] = (
+    download.add_collect,
+    simulate.add,
+    simulate_polnet.add,
+    manifest.add,
+    check.add,
+    copick_store.add,
+)
+"""What adds the parsers of `etsam data ...`."""
 
-OTHER_COMMANDS: tuple[Any, ...] = (inspect, weights, compare, points, benchmark, robustness)
-"""Modules of further commands of `etsam`."""
+OTHER_COMMANDS: tuple[Any, ...] = (
+    inspect.add,
+    download.add_weights,
+    compare.add,
+    points.add,
+    benchmark.add,
+    robustness.add,
+)
+"""What adds those of further commands of `etsam`."""

@@ -188,10 +188,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="tomograms and masks: download, simulate, list, check")
     data_commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
-    for module in DATA_COMMANDS:
-        module.add(data_commands)
-    for module in OTHER_COMMANDS:
-        module.add(commands)
+    for add in DATA_COMMANDS:
+        add(data_commands)
+    for add in OTHER_COMMANDS:
+        add(commands)
     return parser
 
 

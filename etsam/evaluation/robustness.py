@@ -82,7 +82,7 @@ def run(by_method: Mapping[str, DictConfig], progress: Callable[[int, int], None
     """
     from hydra.utils import instantiate
 
-    from etsam.weights_store import provide
+    from etsam.weights.store import ensure_weights
 
     cfg = next(iter(by_method.values()))
     for own in by_method.values():
@@ -90,7 +90,7 @@ def run(by_method: Mapping[str, DictConfig], progress: Callable[[int, int], None
         check_values(own, "robustness")
         if (own.trainer.devices, own.trainer.num_nodes) != (1, 1):
             raise ConfigError(f"trainer.devices={own.trainer.devices} does not fit; this command uses one device.")
-        provide(own.weights)
+        ensure_weights(own.weights)
     if len(by_method) > 1 and (cfg.write_predictions or cfg.predictions is not None):
         raise ConfigError("write_predictions and predictions are for one method; leave them out, or --method.")
     paired: PairedSimulator = instantiate(cfg.paired)

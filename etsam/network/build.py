@@ -21,7 +21,7 @@ from etsam.network.checkpoint import load_weights
 from etsam.network.fast.window_order import WindowOrder
 from etsam.network.images import IMAGENET_MEAN, IMAGENET_STD, RGB
 from etsam.network.tracker import SliceTracker
-from etsam.weights import StageWeights
+from etsam.weights.registry import StageWeights
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base

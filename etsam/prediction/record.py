@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from etsam._version import __version__
 from etsam.errors import OutputError
 from etsam.volume import atomic_path
-from etsam.weights import StageWeights
+from etsam.weights.registry import StageWeights
 
 _PACKAGES = ("torch", "sam2", "lightning", "numpy", "mrcfile")
 

@@ -33,11 +33,11 @@ def run(cfg: DictConfig) -> list[Path]:
     from hydra.utils import instantiate
 
     from etsam.prediction.record import settings_of
-    from etsam.weights_store import provide
+    from etsam.weights.store import ensure_weights
 
     inputs = instantiate(cfg.inputs)
     writer = instantiate(cfg.writer)
-    provide(cfg.weights)
+    ensure_weights(cfg.weights)
     writer.settings = settings_of(cfg)
     if is_first_process():  # before the networks are built, and once for all processes
         writer.check(inputs.check())

@@ -172,7 +172,7 @@ def stage1_logits(
     from omegaconf import OmegaConf
 
     from etsam.network.build import tile_voxels
-    from etsam.weights import StageWeights
+    from etsam.weights.registry import StageWeights
 
     def plain(config: Any) -> Any:  # the same settings give the same name, whichever way they came
         return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from etsam.errors import InputError
-from etsam.paths import file_sha256
+from etsam.paths import sha256
 
 PLAIN_SUFFIXES = (".mrc", ".rec", ".map", ".mrcs", ".st", ".ali", ".ccp4")
 PACKED_SUFFIXES = (".gz", ".bz2")
@@ -154,10 +154,10 @@ def checksum_of(location: Location) -> tuple[str, str]:
     if isinstance(location, Url):
         return _remote_checksum(location), "metadata"
     if location.is_file():
-        return file_sha256(location), "file"
+        return sha256(location), "file"
     digest = hashlib.sha256()
     for path in _files(location):
-        digest.update(f"{path.relative_to(location).as_posix()} {file_sha256(path)}\n".encode())
+        digest.update(f"{path.relative_to(location).as_posix()} {sha256(path)}\n".encode())
     return digest.hexdigest(), "files"
 
 

@@ -2,16 +2,15 @@
 
 The config group `weights` names a file for each stage, or a seed for random weights; `start` of training names one
 file. This module is plain Python, so that a missing file is found before the heavy libraries are imported.
-`etsam/weights_store.py` downloads and verifies.
 """
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
+from etsam.download import read_record
 from etsam.errors import CheckpointError
-from etsam.paths import file_sha256, find_share
+from etsam.paths import find_share, sha256
 
 PUBLISHED_WEIGHTS_URL = "https://zenodo.org/records/17571925"
 """The published ETSAM v1 weights of both stages (Zenodo record 17571925)."""
@@ -149,7 +148,7 @@ class StageWeights:
 
     def sha256(self) -> str | None:
         """Checksum of the file, None for random weights."""
-        return sha256_of(self.path) if self.path else None
+        return sha256(self.path) if self.path else None
 
 
 def _missing(path: str, named: NamedWeights | None, candidates: list[Path]) -> str:
@@ -165,23 +164,10 @@ def _missing(path: str, named: NamedWeights | None, candidates: list[Path]) -> s
     return f"no weights {path} at {places}; {remedy}."
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, computed once a process while the file stays as it is."""
-    stat = path.stat()
-    return _sha256(path.absolute(), stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    return file_sha256(path)
-
-
 def _compare_with_record(path: Path) -> None:
-    from etsam.io.download import read_record
-
     record = read_record(path)
-    if record is not None and sha256_of(path) != record.checksums["sha256"]:
+    if record is not None and sha256(path) != record.checksums["sha256"]:
         raise CheckpointError(
-            f"{path} is not what was downloaded from {record.url}: SHA-256 {sha256_of(path)}, recorded "
+            f"{path} is not what was downloaded from {record.url}: SHA-256 {sha256(path)}, recorded "
             f"{record.checksums['sha256']}; remove it and download it again with `etsam weights download`."
         )

@@ -1,19 +1,25 @@
 """`etsam data collect` brings every file whole to its place, lists the pairs, and goes on where it stopped."""
 
+import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import SHAPE, write_mrc
-from published_servers import NAMES, SPLITS, files, mask, volume, write_list
+from published_servers import DATASET_PATH, NAMES, SPLITS, files, mask, volume, write_list
 
 from etsam.data.checks import check_samples
 from etsam.data.manifest import read_manifest
+from etsam.errors import DownloadError, InputError
+from etsam.paths import share
+from etsam.sources.collection.lists import find_list, read_list
+from etsam.sources.collection.portal import choose_tomogram
 
 COMMAND = Path(sys.executable).parent / "etsam"
 FILES = [
@@ -256,3 +262,199 @@ def test_ctrl_c_keeps_parts_and_the_same_command_goes_on(published, collect):
     assert Path("out/emdb/1/tomogram/big.mrc").read_bytes() == big.body
     assert site.bytes_sent[f"/store/{1000 + len(published.files) - 2}"] < 2 * len(big.body)
     assert [path.name for path in Path("out").rglob("*.part*")] == []
+
+
+# Lists and arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--what", "mask"], "--what mask does not fit; allowed: tomograms, masks"),
+        (["--jobs", "0"], "--jobs 0 does not fit"),
+        (["--format", "tiff"], "invalid choice: 'tiff'"),
+        (["--csv", "no.csv"], "no.csv: no such list; give a CSV file or one of dataset, testset, robustness"),
+        (["surplus"], "unknown argument surplus"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(work, etsam, arguments, part):
+    outcome = etsam("data", "collect", *arguments)
+    assert outcome.status == 1
+    assert part in outcome.message
+    assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("dataset_id,run_id\n1,2\n", "lacks the columns split"),
+        ("dataset_id,run_id,split\n", "names no tomogram"),
+        ("dataset_id,run_id,split\n../x,2,test\n", "line 2: dataset_id '../x' is no name"),
+        ("dataset_id,run_id,split\n1,2,test\n1,2,test\n", "line 3: 1/2 is listed twice"),
+        ("dataset_id,run_id,split\n1,ts,test\n", "run_id 'ts' of the portal's dataset 1 is no number"),
+        ("dataset_id,run_id,split,voxel_size\n1,2,test,big\n", "voxel_size 'big' is no positive number"),
+    ],
+)
+def test_a_malformed_list_is_told(work, text, part):
+    Path("list.csv").write_text(text)
+    with pytest.raises(InputError, match=re.escape(part)):
+        read_list(Path("list.csv"))
+
+
+def test_the_shipped_lists_are_found_by_name_and_know_voxel_sizes_and_shapes(work):
+    assert share("data", "testset.csv") == find_list("testset") == find_list("data/testset.csv")
+    test = read_list(find_list("testset"))
+    assert len(test) == 17
+    assert all(row.split == "test" and row.voxel_size_angstrom and row.shape for row in test)
+    assert sum(row.on_portal for row in test) == 11
+    rows = {row.name: row for row in read_list(find_list("dataset"))}
+    assert len(rows) == 128
+    assert (rows["10010/12000"].voxel_size_angstrom, rows["10010/12000"].shape) == (28.4, (250, 464, 480))
+    assert [row.has_mask for row in read_list(find_list("robustness"))] == [False] * 5
+    assert share("data", "polnet_config", "polnet_data_2", "sample_config.yaml").is_file()
+
+
+def test_without_the_portals_package_the_command_says_what_to_install(published, collect, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryoet_data_portal", None)
+    outcome = collect()
+    assert outcome.status == 1
+    assert "pip install 'etsam[data]'" in outcome.message
+
+
+# Which tomogram is taken
+
+
+def test_of_several_tomograms_that_of_the_rows_voxel_size_and_shape_is_taken(published, collect):
+    coarse = volume(8, (3, 20, 28))
+    published.reconstruct(10000, 245, 7, coarse, spacing=8.0)
+    published.reconstruct(10000, 245, 8, volume(9, (7, 40, 56)))
+    published.tomograms.reverse()
+    assert collect().status == 0
+    assert "10000/245/tomogram/1.mrc" in files()
+
+
+def test_an_ambiguous_choice_is_an_error_that_lists_the_choices(published, collect):
+    published.reconstruct(10000, 245, 7, volume(8), processing="denoised", isVisualizationDefault=True)
+    outcome = collect()
+    assert outcome.status == 1
+    assert "10000/245 tomogram: the portal has 2 tomograms of 4 Å, 6 x 40 x 56 in this run: " in outcome.message
+    assert (
+        "1 (4 Å, 6 x 40 x 56, WBP, raw); 7 (4 Å, 6 x 40 x 56, WBP, denoised, shown by the portal); " in outcome.message
+    )
+    assert "add a column tomogram_id to the list, or --if-several default" in outcome.message
+    assert [one.name for one in read_manifest("out/manifest.csv")] == NAMES[1:]
+    assert collect("--if-several", "default").status == 0
+    assert "10000/245/tomogram/7.mrc" in files()
+
+
+def test_the_list_may_name_the_tomogram(published, collect):
+    published.reconstruct(10000, 245, 7, volume(8))
+    columns = ("voxel_size", "shape", "tomogram_id")
+    write_list([NAMES[0].split("/")], columns=columns, values=("4.0", str(SHAPE), "7"))
+    assert collect().status == 0
+    assert files()[:2] == ["10000/245/target_mask/mask.mrc", "10000/245/tomogram/7.mrc"]
+
+
+def tomograms(*entries):
+    return [
+        PortalTomogram(number, size, shape, "raw", "WBP", shown, "u", "", "") for number, size, shape, shown in entries
+    ]
+
+
+A, B = (6, 40, 56), (3, 20, 28)
+
+
+@pytest.mark.parametrize(
+    ("settings", "number"),
+    [
+        ({"voxel_size_angstrom": 4.03}, 1),
+        ({"voxel_size_angstrom": 8.0, "shape": A}, 4),
+        ({"shape": B, "if_several": "first"}, 2),
+        ({"voxel_size_angstrom": 8.0, "if_several": "default"}, 3),
+        ({"tomogram_id": 4, "voxel_size_angstrom": 4.0}, 4),
+    ],
+)
+def test_the_rule_for_choosing(settings, number):
+    listed = tomograms((1, 4.0, A, False), (2, 8.0, B, False), (3, 8.0, B, True), (4, 8.0, A, False))
+    assert choose_tomogram(listed, **settings).id == number
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"voxel_size_angstrom": 5.0}, "has no tomogram of 5 Å in this run, but 1 (4 Å, 6 x 40 x 56, WBP, raw); 2 (8"),
+        ({"voxel_size_angstrom": 4.0, "shape": B}, "has no tomogram of 4 Å, 3 x 20 x 28 in this run"),
+        ({"tomogram_id": 9}, "has no tomogram of tomogram_id 9"),
+        ({}, "has 3 tomograms in this run: 1 (4 Å"),
+        ({"shape": B, "if_several": "default"}, "has 2 tomograms of 3 x 20 x 28"),
+    ],
+)
+def test_what_the_rule_cannot_choose(settings, part):
+    listed = tomograms((1, 4.0, A, False), (2, 8.0, B, True), (3, 8.0, B, True))
+    with pytest.raises(DownloadError, match=re.escape(part)):
+        choose_tomogram(listed, **settings)
+
+
+# What the servers do not have
+
+
+def test_a_run_that_the_portal_does_not_have_or_that_moved_is_named(published, collect):
+    published.runs[0]["datasetId"] = 10999
+    del published.runs[1]
+    message = collect().message
+    assert "10000/245 tomogram: run 245 of the portal belongs to dataset 10999, not 10000" in message
+    assert "10001/258 tomogram: the portal has no run 258; its numbers may have changed" in message
+
+
+def test_a_tomogram_that_the_portal_lost_is_taken_from_dataverse_if_it_has_a_copy(published, collect, caplog):
+    del published.runs[0]
+    published.deposit("10000/245/tomogram", "copy.mrc", volume(1))
+    outcome = collect()
+    assert outcome.status == 0
+    assert "10000/245 tomogram: taken from Dataverse, because the portal has no run 245" in caplog.text
+    assert "10000/245/tomogram/copy.mrc" in files()
+
+
+def test_a_mask_that_is_missing_or_restricted_in_dataverse_is_named(published, collect):
+    published.files[2]["restricted"] = True
+    del published.files[3]
+    message = collect().message
+    assert "10000/245 mask:" in message
+    assert "its owner restricts it" in message
+    assert (
+        "10001/258 mask: Dataverse (doi:10.7910/DVN/K4JKCW) has to have one volume in 10001/258/target_mask" in message
+    )
+
+
+def test_a_mask_of_another_shape_is_no_row(published, collect):
+    published.files.pop(4)
+    published.deposit("emdb/4603/target_mask", "mask.mrc", mask(0, (6, 40, 57)))
+    message = collect().message
+    assert "emdb/4603: the mask has the shape (6, 40, 57), the tomogram (6, 40, 56)" in message
+    assert NAMES[2] not in [one.name for one in read_manifest("out/manifest.csv")]
+
+
+# What the servers refuse
+
+
+def test_without_dataverse_nothing_begins(published, collect):
+    published.site.pages[DATASET_PATH].answer = lambda *_: (404, b'{"status":"ERROR","message":"no such dataset"}')
+    outcome = collect()
+    assert outcome.status == 1
+    assert "404 Not Found (no such dataset)" in outcome.message
+    assert files() == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "part"),
+    [(b'{"status":"OK","data":{}}', "answers in a form this program does not know"), (b"<html>", "expected JSON, got")],
+)
+def test_an_unknown_answer_of_dataverse_is_told(published, collect, answer, part):
+    published.site.pages[DATASET_PATH].answer = lambda *_: (200, answer)
+    assert part in collect().message
+
+
+def test_a_refusal_of_the_portal_is_told(published, collect):
+    refusal = json.dumps({"errors": [{"message": "query too complex"}], "data": None}).encode()
+    published.site.pages["/graphql"].answer = lambda *_: (200, refusal)
+    assert "query too complex" in collect().message

@@ -5,12 +5,12 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from etsam.data.collection_plan import FOLDERS, KINDS, Wanted, zarr_part
 from etsam.data.manifest import Sample, read_manifest, write_manifest
-from etsam.data.published import PublishedRow
+from etsam.download import Progress, fetch_all, missing_bytes
 from etsam.errors import EtsamError, InputError, OutputError
-from etsam.io.download import Progress, download_all, missing_bytes
-from etsam.io.web import Web
+from etsam.sources.collection.lists import PublishedRow
+from etsam.sources.collection.plan import FOLDERS, KINDS, Wanted, zarr_part
+from etsam.sources.collection.portal import shape_of
 from etsam.volume import TOMOGRAM_SUFFIXES, read_volume
 from etsam.volume.atomic import output_error
 
@@ -18,12 +18,7 @@ _SPARE_BYTES = 1 << 30  # left free on the disk
 
 
 def collect(
-    wanted: Sequence[Wanted],
-    output_dir: Path,
-    *,
-    jobs: int = 4,
-    web: Web | None = None,
-    progress: Progress | None = None,
+    wanted: Sequence[Wanted], output_dir: Path, *, threads: int = 4, progress: Progress | None = None
 ) -> list[str]:
     """Download what a plan names, then write `manifest.csv` for the rows that are complete.
 
@@ -33,10 +28,8 @@ def collect(
         From `plan`.
     output_dir
         Of the collection. Rows of its manifest whose files are there stay, whatever this plan is about.
-    jobs
-        Downloads at the same time.
-    web, progress
-        As for `etsam.io.download.download_all`.
+    threads, progress
+        As for `etsam.download.fetch_all`.
 
     Returns
     -------
@@ -50,20 +43,19 @@ def collect(
     """
     manifest = output_dir / "manifest.csv"
     before = read_manifest(manifest) if manifest.exists() else []
-    downloads = [item for one in wanted if not one.fault for item in one.downloads]
+    jobs = [job for one in wanted if not one.fault for job in one.jobs]
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error(error, manifest) from error
-    _require_room(output_dir, missing_bytes(downloads))
-    owner = {id(item): one for one in wanted for item in one.downloads}
-    for item, failure in download_all(downloads, jobs=jobs, web=web, progress=progress):
-        one = owner[id(item)]
+    _require_room(output_dir, missing_bytes(jobs))
+    owner = {job.target: one for one in wanted for job in one.jobs}
+    for job, failure in fetch_all(jobs, threads=threads, progress=progress):
+        one = owner[job.target]
         one.fault = one.fault or str(failure)  # of an OME-Zarr folder the first object that failed
     for one in wanted:
-        if one.is_folder and not one.fault and not one.is_there and one.target is not None:
+        if one.is_zarr and not one.fault and not one.is_there and one.target is not None:
             os.rename(zarr_part(one.target), one.target)
-    faults = [f"{one.name}: {one.fault}" for one in wanted if one.fault]
     samples, misfits = _complete_samples(wanted, output_dir)
     settled = {sample.name for sample in samples} | set(misfits)
     kept = [
@@ -75,7 +67,8 @@ def collect(
         write_manifest(manifest, [*kept, *samples], overwrite=True)
     elif before:
         manifest.unlink()  # none of its rows is complete any more
-    return [*faults, *(f"{name}: {fault}" for name, fault in misfits.items())]
+    faults = {one.name: one.fault for one in wanted if one.fault}
+    return [f"{name}: {fault}" for name, fault in (faults | misfits).items()]
 
 
 def _require_room(folder: Path, needed: int) -> None:
@@ -132,8 +125,8 @@ def _sample(row: PublishedRow, tomogram: Path | None, mask: Path | None, source:
 
 def _measure(path: Path, source: Wanted | None) -> tuple[tuple[int, int, int], float | None]:
     """(shape, voxel size in Å) as the file says, of OME-Zarr as the portal does."""
-    if path.suffix == ".zarr" and source is not None and source.portal is not None:
-        return source.portal.shape, source.portal.voxel_size_angstrom
+    if path.suffix == ".zarr" and source is not None and source.tomogram is not None:
+        return shape_of(source.tomogram), source.tomogram.voxel_spacing
     with read_volume(path, warn=False) as volume:
         size = volume.voxel_size_angstrom
         return volume.shape, None if size is None else size[2]
