@@ -62,6 +62,10 @@ _STATUS_ADVICE = {
 }
 
 
+# how web pages, errors of S3 and messages of Dataverse and Zenodo begin
+_PAGE = re.compile(rb'\s*(<!doctype html|<html|<\?xml|<error|\{"(status|message|error)")', re.IGNORECASE)
+
+
 class Stopped(Exception):  # noqa: N818 - not an error
     """End of all downloads that was asked for; not an error of this file."""
 
@@ -344,15 +348,12 @@ def fetch(
 @contextmanager
 def _locked(part: Path, stop: Stop) -> Iterator[None]:
     """Keep other processes away from a part, which vanishes at the end if it is empty."""
-    told = False
     while True:
         file = part.open("ab")
         if _lock(file, part):
             break
         file.close()
-        if not told:
-            log.info("%s: another process is at it; waiting", part)
-            told = True
+        log.debug("%s: waiting for another process", part)
         stop.check(_LOCK_POLL_SECONDS)
     if fcntl is None:
         file.close()  # Windows does not rename open files
@@ -390,20 +391,18 @@ def _complete_part(job: DownloadJob, stop: Stop, tell: Callable[[int, int | None
     for url in job.urls:
         resume = ResumingDownloader(job.size, verifiable=bool(expected), stop=stop, tell=tell)
         try:
-            resume(url, job.part)
-            found = _digests(job.part, {"sha256", *expected}, stop)
-            if resume.joined and any(found[name] != digest for name, digest in expected.items()):
-                _discard(job.part)  # pieces of two files, perhaps: once more, from the first byte
+            while True:
                 resume(url, job.part)
                 found = _digests(job.part, {"sha256", *expected}, stop)
-            for name, digest in expected.items():
-                if found[name] != digest:
-                    _discard(job.part)
+                wrong = [name for name, digest in expected.items() if found[name] != digest]
+                if not wrong:
+                    return url, found
+                _discard(job.part)
+                if not resume.joined:  # else pieces of two files, perhaps: once more, from the first byte
                     raise DownloadError(
-                        f"{url}: came damaged or is another file: {name} {found[name]}, expected {digest}; it was "
-                        "removed, try again later."
+                        f"{url}: came damaged or is another file: {wrong[0]} {found[wrong[0]]}, expected "
+                        f"{expected[wrong[0]]}; it was removed, try again later."
                     )
-            return url, found
         except DownloadError as fault:
             faults.append(str(fault))
     raise DownloadError(" | ".join(faults))
@@ -463,18 +462,11 @@ class ResumingDownloader:
         OutputError
             If the disk has no room for it.
         """
-        part = Path(output_file)
-        with part.open("ab", buffering=0) as self._file:
-            self._url, self._part, self._have = url, part, self._file.tell()
+        self.joined, self._url, self._part = False, url, Path(output_file)
+        with self._part.open("ab", buffering=0) as self._file:
+            self._have = self._file.tell()
             _persist(url, self._attempt, self._stop, lambda: self._have)
-            if self._size not in (None, self._have):
-                self._start_anew()
-                raise DownloadError(f"{url}: what came has not the {self._size} bytes that are expected.")
             os.fsync(self._file.fileno())  # else a crash of the machine can leave the new name with no content
-
-    def _start_anew(self) -> None:
-        _discard(self._part)
-        self._have = 0
 
     def _attempt(self) -> None:
         from pooch import HTTPDownloader
@@ -486,72 +478,77 @@ class ResumingDownloader:
             self._start_anew()
         if self._said is not None and self._said[1] == self._have:
             return  # it is whole
+        self._answer: requests.Response | None = None
         headers = {**_HEADERS, "Range": f"bytes={self._have}-"} if self._have else _HEADERS
-        fetch = HTTPDownloader(
-            chunk_size=_PIECE_BYTES, headers=headers, timeout=_TIMEOUTS_SECONDS, hooks={"response": self._begin}
-        )
-        self._response: requests.Response | None = None
+        hooks = {"response": self._begin}
+        fetch = HTTPDownloader(chunk_size=_PIECE_BYTES, headers=headers, timeout=_TIMEOUTS_SECONDS, hooks=hooks)
         try:
             with _faults_told(self._url, self._stop):
                 fetch(self._url, self, None)
         finally:
-            if self._response is not None:
-                self._stop.waiting.discard(self._response)
-                self._response.close()
+            if self._answer is not None:
+                self._stop.waiting.discard(self._answer)
+                self._answer.close()
+        if self._size not in (None, self._have):
+            came = self._have
+            self._start_anew()
+            raise DownloadError(f"{self._url}: {came} bytes came, expected are {self._size}.")
 
-    def _begin(self, response: "requests.Response", **_: Any) -> None:
-        """Look at status and headers, before the body comes; discard the part if the answer does not go on from it."""
-        if response.is_redirect:
+    def _start_anew(self) -> None:
+        _discard(self._part)
+        self._have = 0
+
+    def _begin(self, answer: "requests.Response", **_: Any) -> None:
+        """Look at an answer before its body comes; discard the part if it does not go on from there."""
+        if answer.is_redirect:
             return
-        self._response = response
-        self._stop.waiting.add(response)
+        self._answer = answer
+        self._stop.waiting.add(answer)
         self._stop.check()
-        url, headers = self._url, response.headers
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
-        length = headers.get("Content-Length", "")
-        total = int(found[2]) if found else int(length) if length.isdigit() else None
-        etag = headers.get("ETag", "W/")
+        # the bytes as sent, not decoded: a .gz that is sent as `Content-Encoding: gzip` has to stay one
+        answer.raw.headers.pop("Content-Encoding", None)
+        length, etag = answer.headers.get("Content-Length", ""), answer.headers.get("ETag", "W/")
+        place = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+        self._total = int(place[2]) if place else int(length) if length.isdigit() else None
         # RFC 9110 8.8.1: equal weak tags do not mean equal bytes
-        tag = headers.get("Last-Modified", "") if etag.startswith("W/") else etag
-        now = [url, total, tag]
-        if response.status_code in (206, 416):
-            same = (
-                self._said is not None and self._said[1] == total and (self._verifiable or (tag and self._said == now))
-            )
-            if not (found and same and int(found[1]) == self._have):
+        tag = answer.headers.get("Last-Modified", "") if etag.startswith("W/") else etag
+        now = [self._url, self._total, tag]
+        if answer.status_code in (206, 416):
+            same = (now == self._said and tag) or (self._verifiable and self._said and self._said[1] == self._total)
+            if not (same and place and int(place[1]) == self._have):
                 self._start_anew()
                 raise _TransientError("the file on the server has changed since the download began", 0.0)
             self.joined = True
         else:
-            _refuse_status(response)
+            _refuse_status(answer)
             self._start_anew()
-            chunked = "chunked" in headers.get("Transfer-Encoding", "")
-            if total is None and not chunked and self._size is None and not self._verifiable:
-                raise DownloadError(
-                    f"{url}: the server does not say how long the file is, so that a cut would not be noticed; use "
-                    "another address."
-                )
-        self._refuse_page(b"")
-        if self._size is not None and total not in (None, self._size):
+        ends = self._total is not None or "chunked" in answer.headers.get("Transfer-Encoding", "")
+        if not ends and self._size is None and not self._verifiable:
+            raise DownloadError(
+                f"{self._url}: the server does not say how long the file is, so that a cut would not be noticed; use "
+                "another address."
+            )
+        if self._size is not None and self._total not in (None, self._size):
             self._start_anew()
-            raise DownloadError(f"{url}: the server announces {total} bytes, expected are {self._size}.")
-        free = shutil.disk_usage(self._part.parent).free
-        if total is not None and total - self._have + _SPARE_BYTES > free:
+            raise DownloadError(f"{self._url}: the server announces {self._total} bytes, expected are {self._size}.")
+        needed, free = (self._total or 0) - self._have, shutil.disk_usage(self._part.parent).free
+        if needed + _SPARE_BYTES > free:
             raise OutputError(
-                f"{self._part.with_suffix('')}: needs {total - self._have} bytes more, {free} are free in "
-                f"{self._part.parent}; free some space or choose another folder."
+                f"{self._part.with_suffix('')}: needs {needed} bytes more, {free} are free in {self._part.parent}; "
+                "free some space or choose another folder."
             )
         _said_path(self._part).write_text(json.dumps(now), encoding="utf-8")
-        self._total = total
-        self._tell(self._have, total)
-        # the bytes as sent, not decoded: a .gz that is sent as `Content-Encoding: gzip` has to stay one
-        response.raw.headers.pop("Content-Encoding", None)
+        self._tell(self._have, self._total)
 
     def write(self, piece: bytes) -> None:
         """Take a piece of the body from pooch."""
         self._stop.check()
-        if self._have == 0:
-            self._refuse_page(piece)
+        if self._have == 0 and _PAGE.match(piece):
+            raise DownloadError(
+                f"{self._url}: a web page or an error message came instead of the file "
+                f"({' '.join(piece.decode('utf-8', 'replace').split())[:80]}); the address may have changed, or the "
+                "network wants a login."
+            )
         rest = memoryview(piece)
         while rest:
             written = self._file.write(rest)
@@ -560,22 +557,6 @@ class ResumingDownloader:
 
     def flush(self) -> None:
         """Do nothing: nothing is held back."""
-
-    def _refuse_page(self, first: bytes) -> None:
-        """Raise if a web page or an error message comes instead of the file."""
-        assert self._response is not None
-        kind = self._response.headers.get("Content-Type", "")
-        head = first[:200].lstrip().lower()
-        name = self._part.name.removesuffix(".part")
-        page = "html" in kind or head.startswith((b"<!doctype html", b"<html", b"<?xml", b"<error"))
-        message = "application/json" in kind or head.startswith((b'{"status"', b'{"message"', b'{"error"'))
-        is_json = name.endswith((".json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"))
-        if (page and not name.endswith((".html", ".xml"))) or (message and not is_json):
-            said = " ".join((first or self._response.raw.read(200)).decode("utf-8", "replace").split())[:100]
-            raise DownloadError(
-                f"{self._url}: a web page or an error message came instead of the file ({said}); the address may have "
-                "changed, or the network wants a login."
-            )
 
 
 # Requests
@@ -688,4 +669,4 @@ def _reason(error: BaseException) -> str:
     while deeper := next((a for a in (getattr(inner, "reason", None), *inner.args) if isinstance(a, Exception)), None):
         inner = deeper
     text = " ".join(str(inner).split())
-    return text.rpartition(">: ")[2][:160] or type(inner).__name__
+    return re.sub(r"^(<.*>|\w*Connection\w*\(.*?\)): ", "", text)[:160] or type(inner).__name__

@@ -94,10 +94,9 @@ def test_what_fails_is_named_and_a_second_run_completes_it(published, collect):
     site.pages["/store/1003"].body = whole[:-1] + b"\7"
     outcome = collect()
     assert outcome.status == 1
-    assert outcome.message.startswith("3 of 8 files are not there or do not fit, the others are; the same command")
-    assert f"10000/245 tomogram: {site.url}/10000/TS_1/1.mrc: the server answered 500" in outcome.message
-    assert f"emdb/4603 tomogram: {site.url}/api/access/datafile/1000: a web page came" in outcome.message
-    assert f"10001/258 mask: {site.url}/api/access/datafile/1003: came damaged or is another file" in outcome.message
+    for failed in ("10000/TS_1/1.mrc", "api/access/datafile/1000", "api/access/datafile/1003"):
+        assert f"{site.url}/{failed}" in outcome.message
+    assert all(name in outcome.message for name in ("10000/245 tomogram", "emdb/4603 tomogram", "10001/258 mask"))
     missing = {"10000/245/tomogram/1.mrc", "10001/258/target_mask/mask.mrc", "emdb/4603/tomogram/emd.map"}
     assert files() == sorted(set(FILES) - missing)
     assert [one.name for one in read_manifest("out/manifest.csv")] == NAMES[3:]
@@ -135,7 +134,7 @@ def test_a_dry_run_fails_when_something_cannot_be_had(published, collect):
     del published.runs[1]
     outcome = collect("--dry-run")
     assert outcome.status == 1
-    assert outcome.message.startswith("1 of 8 files cannot be had: 10001/258 tomogram: the portal has no run 258")
+    assert "10001/258 tomogram" in outcome.message
     assert files() == []
 
 
@@ -161,8 +160,8 @@ def test_rows_stay_in_the_manifest_when_a_server_is_away(published, collect):
     published.site.pages["/graphql"].answer = lambda *_: (500, b"down")
     outcome = collect()
     assert outcome.status == 1
-    assert "10000/245 tomogram: the CryoET Data Portal at" in outcome.message
-    assert "10001/258 tomogram: the CryoET Data Portal at" in outcome.message
+    assert "10000/245 tomogram" in outcome.message
+    assert "10001/258 tomogram" in outcome.message
     assert sorted(one.name for one in read_manifest("out/manifest.csv")) == sorted(NAMES)
     shutil.rmtree("out/10000")
     collect()
@@ -175,7 +174,7 @@ def test_tomograms_without_ground_truth_come_without_mask(published, collect, ca
     Path("list.csv").write_text(Path("list.csv").read_text().replace("train", "robustness"))
     outcome = collect()
     assert outcome.status == 0
-    assert "without published mask, so not in the manifest: 10000/245" in caplog.text
+    assert "10000/245" in caplog.text
     assert files() == ["10000/245/tomogram/1.mrc"]
 
 
@@ -184,7 +183,7 @@ def test_a_file_of_unknown_content_is_not_replaced(published, collect):
     mine = Path("out/emdb/4603/tomogram/emd.map").read_bytes()
     outcome = collect()
     assert outcome.status == 1
-    assert "out/emdb/4603/tomogram/emd.map: is there, but has md5" in outcome.message
+    assert "out/emdb/4603/tomogram/emd.map" in outcome.message
     assert Path("out/emdb/4603/tomogram/emd.map").read_bytes() == mine
 
 
@@ -204,14 +203,15 @@ def test_a_piece_of_a_tomogram_is_not_taken_for_whole(published, collect):
     path = write_mrc("out/10000/245/tomogram/1.mrc", volume(1))
     path.write_bytes(path.read_bytes()[:-100])
     message = collect().message
-    assert "out/10000/245/tomogram/1.mrc: is there, but has 54684 bytes, the file on the server 54784" in message
+    assert "out/10000/245/tomogram/1.mrc" in message
+    assert "54684" in message
+    assert path.stat().st_size == 54684
 
 
 def test_no_room_is_told_before_anything_is_downloaded(published, collect, monkeypatch):
     usage = shutil._ntuple_diskusage(10**9, 10**9, 10**8)
-    monkeypatch.setattr("etsam.data.collect.shutil.disk_usage", lambda _: usage)
-    outcome = collect()
-    assert "only 0.1 GB are; free some space or choose another --output-dir" in outcome.message
+    monkeypatch.setattr("etsam.sources.collection.collect.shutil.disk_usage", lambda _: usage)
+    assert "--output-dir" in collect().message
     assert published.site.bytes_sent == {}
 
 
@@ -219,7 +219,7 @@ def test_an_ome_zarr_folder_gets_its_name_when_it_is_complete(bucket, collect):
     bucket.pages["/10000/TS_1/1.zarr/0/0/0/0"].faults = ["500!"]
     outcome = collect("--format", "zarr")
     assert outcome.status == 1
-    assert "/10000/TS_1/1.zarr/0/0/0/0: the server answered 500" in outcome.message
+    assert "/10000/TS_1/1.zarr/0/0/0/0" in outcome.message
     folder = Path("out/10000/245/tomogram")
     assert [path.name for path in folder.iterdir()] == ["1.zarr.part"]
     bucket.pages["/10000/TS_1/1.zarr/0/0/0/0"].faults = []
@@ -241,26 +241,25 @@ def test_ctrl_c_keeps_parts_and_the_same_command_goes_on(published, collect):
     site = published.site
     big = published.deposit("emdb/1/tomogram", "big.mrc", volume(5, (40, 100, 100)))
     published.deposit("emdb/1/target_mask", "mask.mrc", mask(5, (40, 100, 100)))
-    big.slow_seconds = 0.3
+    big.waits = True
     write_list([["emdb", "1"]], values=("4.0", "(40, 100, 100)"))
     command = [COMMAND, "data", "collect", "--csv", "list.csv", "--output-dir", "out"]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert big.waiting.wait(60)
     part = Path("out/emdb/1/tomogram/big.mrc.part")
-    deadline = time.monotonic() + 60
-    while not (part.exists() and part.stat().st_size):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    while part.stat().st_size == 0:  # what was sent is on its way
+        assert running.poll() is None
     running.send_signal(signal.SIGINT)
     _, stderr = running.communicate(timeout=30)
     assert running.returncode == 130
-    assert [line for line in stderr.splitlines() if not line.startswith("INFO")] == [
-        "etsam: error: interrupted; what came is kept in .part files, and the same command goes on from there."
-    ]
+    lines = [line for line in stderr.splitlines() if not line.startswith("INFO")]
+    assert len(lines) == 1
+    assert ".part" in lines[0]
     assert not Path("out/emdb/1/tomogram/big.mrc").exists()
-    big.slow_seconds = 0
+    big.waits = False
     assert collect().status == 0
     assert Path("out/emdb/1/tomogram/big.mrc").read_bytes() == big.body
-    assert site.bytes_sent[f"/store/{1000 + len(published.files) - 2}"] < 2 * len(big.body)
+    assert site.asked(f"/store/{1000 + len(published.files) - 2}")[-1][2].startswith("bytes=")
     assert [path.name for path in Path("out").rglob("*.part*")] == []
 
 
@@ -270,11 +269,11 @@ def test_ctrl_c_keeps_parts_and_the_same_command_goes_on(published, collect):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--what", "mask"], "--what mask does not fit; allowed: tomograms, masks"),
-        (["--jobs", "0"], "--jobs 0 does not fit"),
-        (["--format", "tiff"], "invalid choice: 'tiff'"),
-        (["--csv", "no.csv"], "no.csv: no such list; give a CSV file or one of dataset, testset, robustness"),
-        (["surplus"], "unknown argument surplus"),
+        (["--what", "mask"], "--what"),
+        (["--jobs", "0"], "--jobs"),
+        (["--format", "tiff"], "tiff"),
+        (["--csv", "no.csv"], "no.csv"),
+        (["surplus"], "surplus"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(work, etsam, arguments, part):
@@ -287,12 +286,12 @@ def test_arguments_that_do_not_fit_are_refused(work, etsam, arguments, part):
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("dataset_id,run_id\n1,2\n", "lacks the columns split"),
-        ("dataset_id,run_id,split\n", "names no tomogram"),
-        ("dataset_id,run_id,split\n../x,2,test\n", "line 2: dataset_id '../x' is no name"),
-        ("dataset_id,run_id,split\n1,2,test\n1,2,test\n", "line 3: 1/2 is listed twice"),
-        ("dataset_id,run_id,split\n1,ts,test\n", "run_id 'ts' of the portal's dataset 1 is no number"),
-        ("dataset_id,run_id,split,voxel_size\n1,2,test,big\n", "voxel_size 'big' is no positive number"),
+        ("dataset_id,run_id\n1,2\n", "split"),
+        ("dataset_id,run_id,split\n", "list.csv"),
+        ("dataset_id,run_id,split\n../x,2,test\n", "../x"),
+        ("dataset_id,run_id,split\n1,2,test\n1,2,test\n", "line 3"),
+        ("dataset_id,run_id,split\n1,ts,test\n", "run_id"),
+        ("dataset_id,run_id,split,voxel_size\n1,2,test,big\n", "voxel_size"),
     ],
 )
 def test_a_malformed_list_is_told(work, text, part):
@@ -318,7 +317,7 @@ def test_without_the_portals_package_the_command_says_what_to_install(published,
     monkeypatch.setitem(sys.modules, "cryoet_data_portal", None)
     outcome = collect()
     assert outcome.status == 1
-    assert "pip install 'etsam[data]'" in outcome.message
+    assert "etsam[data]" in outcome.message
 
 
 # Which tomogram is taken
@@ -337,11 +336,9 @@ def test_an_ambiguous_choice_is_an_error_that_lists_the_choices(published, colle
     published.reconstruct(10000, 245, 7, volume(8), processing="denoised", isVisualizationDefault=True)
     outcome = collect()
     assert outcome.status == 1
-    assert "10000/245 tomogram: the portal has 2 tomograms of 4 Å, 6 x 40 x 56 in this run: " in outcome.message
-    assert (
-        "1 (4 Å, 6 x 40 x 56, WBP, raw); 7 (4 Å, 6 x 40 x 56, WBP, denoised, shown by the portal); " in outcome.message
-    )
-    assert "add a column tomogram_id to the list, or --if-several default" in outcome.message
+    assert "10000/245 tomogram" in outcome.message
+    assert "tomogram_id" in outcome.message
+    assert "denoised" in outcome.message
     assert [one.name for one in read_manifest("out/manifest.csv")] == NAMES[1:]
     assert collect("--if-several", "default").status == 0
     assert "10000/245/tomogram/7.mrc" in files()
@@ -357,8 +354,12 @@ def test_the_list_may_name_the_tomogram(published, collect):
 
 def tomograms(*entries):
     return [
-        PortalTomogram(number, size, shape, "raw", "WBP", shown, "u", "", "") for number, size, shape, shown in entries
-    ]
+        SimpleNamespace(
+            id=number, voxel_spacing=spacing, size_z=shape[0], size_y=shape[1], size_x=shape[2], processing="raw",
+            reconstruction_method="WBP", is_visualization_default=shown,
+        )
+        for number, spacing, shape, shown in entries
+    ]  # fmt: skip
 
 
 A, B = (6, 40, 56), (3, 20, 28)
@@ -382,11 +383,11 @@ def test_the_rule_for_choosing(settings, number):
 @pytest.mark.parametrize(
     ("settings", "part"),
     [
-        ({"voxel_size_angstrom": 5.0}, "has no tomogram of 5 Å in this run, but 1 (4 Å, 6 x 40 x 56, WBP, raw); 2 (8"),
-        ({"voxel_size_angstrom": 4.0, "shape": B}, "has no tomogram of 4 Å, 3 x 20 x 28 in this run"),
-        ({"tomogram_id": 9}, "has no tomogram of tomogram_id 9"),
-        ({}, "has 3 tomograms in this run: 1 (4 Å"),
-        ({"shape": B, "if_several": "default"}, "has 2 tomograms of 3 x 20 x 28"),
+        ({"voxel_size_angstrom": 5.0}, "5 Å"),
+        ({"voxel_size_angstrom": 4.0, "shape": B}, "4 Å, 3 x 20 x 28"),
+        ({"tomogram_id": 9}, "tomogram_id 9"),
+        ({}, "1 (4 Å, 6 x 40 x 56"),
+        ({"shape": B, "if_several": "default"}, "3 x 20 x 28"),
     ],
 )
 def test_what_the_rule_cannot_choose(settings, part):
@@ -402,8 +403,8 @@ def test_a_run_that_the_portal_does_not_have_or_that_moved_is_named(published, c
     published.runs[0]["datasetId"] = 10999
     del published.runs[1]
     message = collect().message
-    assert "10000/245 tomogram: run 245 of the portal belongs to dataset 10999, not 10000" in message
-    assert "10001/258 tomogram: the portal has no run 258; its numbers may have changed" in message
+    assert "10999" in message
+    assert "10001/258 tomogram" in message
 
 
 def test_a_tomogram_that_the_portal_lost_is_taken_from_dataverse_if_it_has_a_copy(published, collect, caplog):
@@ -411,7 +412,7 @@ def test_a_tomogram_that_the_portal_lost_is_taken_from_dataverse_if_it_has_a_cop
     published.deposit("10000/245/tomogram", "copy.mrc", volume(1))
     outcome = collect()
     assert outcome.status == 0
-    assert "10000/245 tomogram: taken from Dataverse, because the portal has no run 245" in caplog.text
+    assert "10000/245 tomogram" in caplog.text
     assert "10000/245/tomogram/copy.mrc" in files()
 
 
@@ -419,18 +420,16 @@ def test_a_mask_that_is_missing_or_restricted_in_dataverse_is_named(published, c
     published.files[2]["restricted"] = True
     del published.files[3]
     message = collect().message
-    assert "10000/245 mask:" in message
-    assert "its owner restricts it" in message
-    assert (
-        "10001/258 mask: Dataverse (doi:10.7910/DVN/K4JKCW) has to have one volume in 10001/258/target_mask" in message
-    )
+    assert "10000/245 mask" in message
+    assert "10001/258/target_mask" in message
+    assert "10000/245/target_mask/mask.mrc" not in files()
 
 
 def test_a_mask_of_another_shape_is_no_row(published, collect):
     published.files.pop(4)
     published.deposit("emdb/4603/target_mask", "mask.mrc", mask(0, (6, 40, 57)))
     message = collect().message
-    assert "emdb/4603: the mask has the shape (6, 40, 57), the tomogram (6, 40, 56)" in message
+    assert "(6, 40, 57)" in message
     assert NAMES[2] not in [one.name for one in read_manifest("out/manifest.csv")]
 
 
@@ -441,17 +440,22 @@ def test_without_dataverse_nothing_begins(published, collect):
     published.site.pages[DATASET_PATH].answer = lambda *_: (404, b'{"status":"ERROR","message":"no such dataset"}')
     outcome = collect()
     assert outcome.status == 1
-    assert "404 Not Found (no such dataset)" in outcome.message
+    assert "no such dataset" in outcome.message
     assert files() == []
 
 
 @pytest.mark.parametrize(
-    ("answer", "part"),
-    [(b'{"status":"OK","data":{}}', "answers in a form this program does not know"), (b"<html>", "expected JSON, got")],
+    "answer", [b'{"status":"OK","data":{}}', b"<html>", b"[]", b'{"data":{"latestVersion":{"files":[{}]}}}']
 )
-def test_an_unknown_answer_of_dataverse_is_told(published, collect, answer, part):
+def test_an_unknown_answer_of_dataverse_is_told(published, collect, answer):
     published.site.pages[DATASET_PATH].answer = lambda *_: (200, answer)
-    assert part in collect().message
+    assert DATASET_PATH in collect().message
+
+
+def test_offline_no_server_is_asked(published, collect, monkeypatch):
+    monkeypatch.setenv("ETSAM_OFFLINE", "1")
+    assert "ETSAM_OFFLINE" in collect().message
+    assert published.site.requests == []
 
 
 def test_a_refusal_of_the_portal_is_told(published, collect):

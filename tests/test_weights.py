@@ -32,9 +32,10 @@ def cache(tmp_path, monkeypatch, no_pauses):
     return tmp_path / "cache" / "etsam"
 
 
-@pytest.fixture
-def checkpoints(tmp_path):
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
     """Weights of the toy network, as the published files hold them: bytes by name."""
+    tmp_path = tmp_path_factory.mktemp("toy")
     bodies = {}
     for seed, name in enumerate(STAGES):
         torch.manual_seed(seed)
@@ -119,17 +120,11 @@ def test_a_path_is_taken_as_given_and_never_for_another_file_of_that_name(cache)
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("sam2.1_hiera_large", "`etsam weights download sam2.1_hiera_large` gets them"),
-        (
-            "checkpoints/etsam_stage1_v1.pt",
-            "`etsam weights download etsam_v1` gets them from https://zenodo.org/records",
-        ),
-        (
-            "etsam_v1",
-            "etsam_v1 has one file for each stage; name the one that is meant: etsam_stage1_v1 or etsam_stage2",
-        ),
-        ("nano_stage1", "this version of the program comes without them"),
-        ("sam2_large", "or a name: nano, etsam_v1, sam2.1_hiera_tiny"),
+        ("sam2.1_hiera_large", "etsam weights download sam2.1_hiera_large"),
+        ("checkpoints/etsam_stage1_v1.pt", "etsam weights download etsam_v1"),
+        ("etsam_v1", "etsam_stage2_v1"),
+        ("nano_stage1", "weights=etsam_v1"),
+        ("sam2_large", "sam2.1_hiera_tiny"),
     ],
 )
 def test_what_is_not_there_is_told_with_the_way_to_get_it(cache, name, part):
@@ -168,9 +163,9 @@ def test_prediction_downloads_when_it_is_asked_to(predict, tomogram, zenodo, cac
 
 
 def test_the_switch_is_true_or_false_and_for_named_weights_only():
-    with pytest.raises(ConfigError, match=r"weights\.download=yes does not fit; allowed: true or false"):
+    with pytest.raises(ConfigError, match=r"weights\.download=yes"):
         ensure_weights({"name": "etsam_v1", "download": "yes"})
-    with pytest.raises(ConfigError, match="does not fit weights=files"):
+    with pytest.raises(ConfigError, match="weights=files"):
         ensure_weights({"name": "files", "download": True})
     ensure_weights({"name": "nano (random)"})
 
@@ -192,17 +187,17 @@ def test_a_download_that_zenodo_describes_otherwise_is_refused(etsam, zenodo, ca
     zenodo.pages[f"/records/17571925/files/{STAGES[1]}"].body = changed
     outcome = etsam("weights", "download", "etsam_v1")
     assert outcome.status == 1
-    assert f"{STAGES[1]}?download=1: came damaged or is another file: md5" in outcome.message
+    assert f"{STAGES[1]}?download=1" in outcome.message
     assert sorted(path.name for path in cache.iterdir()) == [STAGES[0], f"{STAGES[0]}.download.json"]
 
 
 def test_without_zenodos_list_the_download_is_recorded_and_checked_from_then_on(zenodo, cache, caplog, checkpoints):
     del zenodo.pages[RECORD]
     fetch_weights(["etsam_v1"])
-    assert "no published checksums to compare with" in caplog.text
+    assert RECORD in caplog.text
     (cache / STAGES[0]).unlink()  # its record stays
     zenodo.pages[f"/records/17571925/files/{STAGES[0]}"].body = checkpoints[STAGES[1]]
-    with pytest.raises(DownloadError, match=f"sha256 {hashlib.sha256(checkpoints[STAGES[1]]).hexdigest()}, expected"):
+    with pytest.raises(DownloadError, match=hashlib.sha256(checkpoints[STAGES[1]]).hexdigest()):
         fetch_weights(["etsam_v1"])
 
 
@@ -216,7 +211,7 @@ def test_weights_that_changed_after_the_download_are_refused(zenodo, cache, etsa
     fetch_weights(["etsam_v1"])
     path = cache / STAGES[0]
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(CheckpointError, match="is not what was downloaded from"):
+    with pytest.raises(CheckpointError, match=STAGES[0]):
         StageWeights.resolve("etsam_stage1_v1")
     assert StageWeights.resolve("etsam_stage2_v1").path == cache / STAGES[1]
 
@@ -243,21 +238,23 @@ def test_a_mirror_may_be_named_on_the_command_line_or_in_the_config(etsam, predi
     assert outcome.status == 0, outcome.stderr
 
 
-def test_offline_nothing_is_asked(etsam, zenodo):
+def test_offline_nothing_is_asked(etsam, zenodo, monkeypatch):
     outcome = etsam("weights", "download", "etsam_v1", "--offline")
     assert outcome.status == 1
-    assert outcome.message.count("without network it cannot be downloaded") == 2
+    assert all(name in outcome.message for name in STAGES)
+    monkeypatch.setenv("ETSAM_OFFLINE", "1")
+    assert etsam("weights", "download", "etsam_v1").message == outcome.message
     assert zenodo.requests == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["download"], "required: NAME"),
-        (["download", "etsam_v2"], "there are no weights etsam_v2; allowed: nano, etsam_v1, sam2.1_hiera_tiny"),
-        (["download", "nano"], "nano comes with the program, but this version has no trained nano weights"),
-        (["verify", "etsam_v1"], "not as downloaded: etsam_stage1_v1.pt (missing), etsam_stage2_v1.pt (missing)"),
-        (["remove"], "invalid choice: 'remove'"),
+        (["download"], "NAME"),
+        (["download", "etsam_v2"], "etsam_v2"),
+        (["download", "nano"], "nano"),
+        (["verify", "etsam_v1"], "etsam_stage1_v1.pt (missing), etsam_stage2_v1.pt (missing)"),
+        (["remove"], "remove"),
     ],
 )
 def test_what_does_not_fit_is_refused(etsam, arguments, part):
@@ -306,10 +303,7 @@ def test_verify_reads_every_file_that_is_there(capsys, zenodo, cache, checkpoint
 def test_the_published_addresses_are_those_of_the_registry(monkeypatch):
     monkeypatch.delenv("ETSAM_ZENODO_URL")
     urls = [
-        original_url(weights, file_name)
-        for weights in REGISTRY.values()
-        if weights.page
-        for file_name in weights.files
+        original_url(weights, file_name) for weights in REGISTRY.values() if weights.page for file_name in weights.files
     ]
     assert urls == [
         "https://zenodo.org/records/17571925/files/etsam_stage1_v1.pt?download=1",

@@ -204,13 +204,18 @@ def with_bars(work: "Callable[[Progress], T]", total_bytes: int | None = None) -
     all_files = bars.add_task("all files", total=total_bytes)
     lock, next_line = threading.Lock(), time.monotonic() + _LOG_INTERVAL_SECONDS
     there: dict[str, int] = {}
+    announced: dict[str, int | None] = {}
     tasks: dict[str, TaskID] = {}
 
     def progress(name: str, done: int, total: int | None) -> None:
         nonlocal next_line
         with lock:
-            there[name] = done
-            bars.update(all_files, completed=sum(there.values()))
+            there[name], announced[name] = done, total
+            bars.update(
+                all_files,
+                completed=sum(there.values()),
+                total=total_bytes or sum(size or 0 for size in announced.values()),
+            )
             if name not in tasks and done != total and len(tasks) < _MOST_BARS:
                 tasks[name] = bars.add_task("/".join(Path(name).parts[-2:])[-50:])
             if name in tasks:
