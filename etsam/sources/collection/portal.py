@@ -1,7 +1,8 @@
 """Tomograms on the CryoET Data Portal: which there are for a run, which one is meant, what its folder holds.
 
 The portal's own client asks the questions. Its downloads (`Tomogram.download_mrcfile`, `download_omezarr`) are not
-used: version 4.9 writes whatever comes, also an error page, under the final name, and a broken file starts anew.
+used: version 4.9.0 writes whatever comes under the final name, the page of a 404 and half a file, too; a broken file
+starts anew; the objects of an OME-Zarr folder come one by one (64 of 100 kB, 50 ms each answer: 7.7 s, here 1.3 s).
 """
 
 import os
