@@ -5,10 +5,11 @@ attempt goes on from there. Only a whole, verified file gets its name. `NAME.dow
 came from and its checksums: while size and time stamp stay, the file is neither downloaded nor read again.
 
 pooch's HTTP downloader fetches the bytes. `Pooch.fetch` does not do the rest: version 1.9.0 starts a broken file anew
-(two cuts at three quarters: 2.5 times its bytes were sent, here once), replaces another file of its name without a word,
+(two cuts at three quarters: 2.5 times its bytes were sent, here once), replaces another file of its name in silence,
 and tries a 404 five times, for 10 s.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -24,11 +25,6 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
-
-try:
-    import fcntl
-except ImportError:  # Windows: two processes that download the same file are not kept apart there
-    fcntl = None  # type: ignore[assignment]
 
 from etsam._version import __version__
 from etsam.errors import DownloadError, EtsamError, OutputError
@@ -357,8 +353,6 @@ def _locked(part: Path, stop: Stop) -> Iterator[None]:
         file.close()
         log.debug("%s: waiting for another process", part)
         stop.check(_LOCK_POLL_SECONDS)
-    if fcntl is None:
-        file.close()  # Windows does not rename open files
     try:
         yield
     finally:
@@ -371,8 +365,6 @@ def _locked(part: Path, stop: Stop) -> Iterator[None]:
 
 def _lock(file: BinaryIO, part: Path) -> bool:
     """Lock an open part; False if another process has it, or had it until now and renamed or removed it."""
-    if fcntl is None:
-        return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(file.fileno()), part.stat())
