@@ -2,7 +2,6 @@
 
     python evaluate.py data.manifest=manifest.csv weights=etsam_v1
     python evaluate.py data.manifest=manifest.csv 'predictions={etsam: masks, other: other_masks}'
-    python evaluate.py data.manifest=manifest.csv weights=etsam_v1 benchmark=true
 
 Every setting is in configs/evaluate.yaml; `python evaluate.py --help` lists them.
 """
@@ -27,10 +26,6 @@ def run(cfg: DictConfig) -> None:
 
     ensure_weights(cfg.weights)
     data, metrics, store = instantiate(cfg.data), instantiate(cfg.scores), result_store(cfg)
-    if cfg.benchmark:
-        from etsam.evaluation.speed_stages import benchmark_stages
-
-        return benchmark_stages(cfg, data.jobs[0].tomogram)
     data.leave_out_complete(store)
     if is_first_process():  # before the networks are built, and once for all processes
         check_outputs(cfg, data)

@@ -1,9 +1,7 @@
-"""Time a stage beside SAM2's own video predictor, on random weights and a made volume.
+"""Time a stage beside SAM2's own video predictor: same weights, input and machine, in turns.
 
-    python benchmarks/speed.py --net sam2.1_hiera_b+ --shape 14,928,960 --repeats 3 --output-dir results/speed
-
-Both run with the same weights and input on this machine, in turns. `python evaluate.py benchmark=true` does the same
-with real weights and a real tomogram.
+python benchmarks/speed.py --net sam2.1_hiera_b+ --shape 14,928,960     # random weights, a made volume
+python benchmarks/speed.py --tomogram tomogram.mrc weights=etsam_v1     # both stages, real weights
 """
 
 import argparse
@@ -17,11 +15,17 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from speed_pairs import SpeedSettings, compare_speed, summary
 
 from etsam.app import compose_config, config_error, quiet
 from etsam.errors import EtsamError
-from etsam.evaluation.speed import SpeedSettings, compare_speed, summary
+from etsam.inference.fusion import fuse
 from etsam.network.build import build_tracker
+from etsam.normalize import normalize
+from etsam.volume import read_volume
+from etsam.weights_store import provide
 
 
 def random_weights(net: Mapping[str, Any], path: Path, seed: int = 0) -> None:
@@ -59,9 +63,11 @@ def _shape(text: str) -> tuple[int, int, int]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of the network, such as net.memory_slices=2")
-    parser.add_argument("--net", default="sam2.1_hiera_b+", help="of configs/net")
-    parser.add_argument("--shape", type=_shape, default=(14, 928, 960), metavar="Z,Y,X")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of configs/predict.yaml")
+    parser.add_argument("--tomogram", help="time both stages on it, with the weights of the settings")
+    parser.add_argument("--slices", type=int, default=16, help="of the tomogram; a memory bank is full after seven")
+    parser.add_argument("--net", default="sam2.1_hiera_b+", help="of configs/net, with random weights")
+    parser.add_argument("--shape", type=_shape, default=(14, 928, 960), metavar="Z,Y,X", help="of the made volume")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -73,31 +79,65 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
     quiet()
-    from omegaconf import OmegaConf
-
     try:
+        given = [f"input={args.tomogram}"] if args.tomogram else [f"net={args.net}", "input=x", "weights=random"]
         with config_error():
-            composed = compose_config("predict", [f"net={args.net}", "input=x", "weights=random", *args.settings])
-        net: Any = OmegaConf.to_container(composed.net)
+            cfg = compose_config("predict", [*given, *args.settings])
         with tempfile.TemporaryDirectory() as folder:
-            weights = Path(folder) / "stage.safetensors"
-            random_weights(net, weights)
-            settings = SpeedSettings(
-                net,
-                str(weights),
-                args.repeats,
-                args.device,
-                args.precision,
-                args.threads,
-                peer=not args.no_peer,
-                parts=not args.no_parts,
-                encode_batch_size=args.encode_batch_size,
-            )
-            report = compare_speed(settings, made_volume(args.shape), args.output_dir, overwrite=args.overwrite)
+            (_time_stages if args.tomogram else _time_made_volume)(args, cfg, Path(folder))
     except EtsamError as error:
         sys.exit(f"error: {error}")
+
+
+def _time_made_volume(args: argparse.Namespace, cfg: Any, folder: Path) -> None:
+    net: Any = OmegaConf.to_container(cfg.net)
+    weights = folder / "stage.safetensors"
+    random_weights(net, weights)
+    _compare(args, net, weights, made_volume(args.shape), args.output_dir)
+
+
+def _time_stages(args: argparse.Namespace, cfg: Any, folder: Path) -> None:
+    """Time each stage on its own input: the tomogram, and what stage 1 makes of it."""
+    provide(cfg.weights)
+    net: Any = OmegaConf.to_container(cfg.net, resolve=True)
+    slices = normalize(read_volume(args.tomogram), instantiate(cfg.normalize))
+    normalized = np.stack([np.asarray(slices[z], np.float32) for z in range(min(args.slices, slices.shape[0]))])
+    image = normalized
+    for stage, prompt in (("stage1", "grid_zero"), ("stage2", "zero")):
+        checkpoint = cfg[stage].tracker.checkpoint
+        if checkpoint is None:
+            checkpoint = folder / f"{stage}.safetensors"
+            random_weights(net, checkpoint, cfg[stage].tracker.seed)
+        logits = _compare(args, net, checkpoint, image, args.output_dir / stage, prompt)
+        fused = fuse(normalized, logits)
+        image = np.stack([fused[z] for z in range(len(normalized))])
+
+
+def _compare(
+    args: argparse.Namespace,
+    net: Mapping[str, Any],
+    weights: str | Path,
+    volume: np.ndarray,
+    folder: Path,
+    prompt: str = "grid_zero",
+) -> np.ndarray:
+    settings = SpeedSettings(
+        net,
+        str(weights),
+        args.repeats,
+        args.device,
+        args.precision,
+        args.threads,
+        peer=not args.no_peer,
+        parts=not args.no_parts,
+        prompt=prompt,
+        encode_batch_size=args.encode_batch_size,
+    )
+    report = compare_speed(settings, volume, folder, overwrite=args.overwrite)
     for line in summary(report):
         logging.getLogger("etsam.speed").info(line)
+    assert report.logits is not None
+    return report.logits
 
 
 if __name__ == "__main__":

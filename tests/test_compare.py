@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 
 from etsam.errors import ConfigError
-from etsam.evaluation.compare import compare, format_p
-from etsam.evaluation.statistics import bonferroni, holm, mean_interval, paired_tests
-from etsam.evaluation.tables import PUBLISHED, published_scores
+from etsam.evaluation.compare.compare import compare, format_p
+from etsam.evaluation.compare.statistics import bonferroni, holm, mean_interval, paired_tests
+from etsam.evaluation.compare.tables import PUBLISHED, published_scores
 from etsam.paths import share
 
 STAGE2, STAGE1, MEMBRAIN, TARDIS = PUBLISHED

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from etsam.evaluation.curves import dice, precision_recall, sweeps
-from etsam.evaluation.report_tables import theta_by_method
-from etsam.evaluation.results import TomogramResult
+from etsam.evaluation.metrics.curves import dice, precision_recall, sweeps
+from etsam.evaluation.metrics.results import TomogramResult
+from etsam.evaluation.report.tables import theta_by_method
 from etsam.labels import overlap_scores, stat_counts
 
 

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from etsam.app import compose_config
 from etsam.evaluation.data import EvaluationData
-from etsam.evaluation.results import SlicePicture, TomogramResult
-from etsam.evaluation.store import ResultStore
+from etsam.evaluation.metrics.results import SlicePicture, TomogramResult
+from etsam.evaluation.result_store import ResultStore
 from etsam.labels import overlap_scores, stat_counts
 from etsam.paths import share
 from etsam.volume import read_volume

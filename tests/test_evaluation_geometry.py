@@ -7,11 +7,11 @@ from scipy.spatial import KDTree
 from skimage.measure import euler_number
 from skimage.morphology import skeletonize
 
-from etsam.evaluation import surface as surface_module
-from etsam.evaluation.metrics import Metrics, Scored
-from etsam.evaluation.normals import angles_to_z, smoothed_slices, theta_counts, theta_table
-from etsam.evaluation.surface import nearest_distances, surface_voxels
-from etsam.evaluation.topology import betti_numbers, cl_dice, euler_characteristic
+from etsam.evaluation.metrics import surface as surface_module
+from etsam.evaluation.metrics.normals import angles_to_z, smoothed_slices, theta_counts, theta_table
+from etsam.evaluation.metrics.scores import Metrics, Scored
+from etsam.evaluation.metrics.surface import nearest_distances, surface_voxels
+from etsam.evaluation.metrics.topology import betti_numbers, cl_dice, euler_characteristic
 
 SHAPE = (21, 26, 30)
 VOXEL = (4.0, 3.0, 2.0)

@@ -15,7 +15,7 @@ AREA, WHOLE, LIMIT_MB = (928, 960), 500, 1500
 
 SCORE = """
 import sys
-from etsam.evaluation.metrics import Metrics, Scored
+from etsam.evaluation.metrics.scores import Metrics, Scored
 from etsam.prediction.record import peak_memory_mb
 from etsam.volume import read_volume
 truth, logits = (read_volume(path) for path in sys.argv[1:])

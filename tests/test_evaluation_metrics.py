@@ -15,11 +15,10 @@ from torchmetrics.functional.classification import (
 )
 
 from etsam.errors import ConfigError, InputError
-from etsam.evaluation.curves import area_under_curve, sweeps
-from etsam.evaluation.metrics import METRICS, Metrics, Scored
-from etsam.evaluation.packed import PackedMask
-from etsam.evaluation.results import TomogramResult
-from etsam.evaluation.thresholds import ThresholdCounter, threshold_grid
+from etsam.evaluation.metrics.curves import area_under_curve, sweeps
+from etsam.evaluation.metrics.results import TomogramResult
+from etsam.evaluation.metrics.scores import METRICS, Metrics, PackedMask, Scored
+from etsam.evaluation.metrics.thresholds import ThresholdCounter, threshold_grid
 from etsam.labels import overlap_scores, stat_counts
 
 SHAPE = (9, 14, 17)

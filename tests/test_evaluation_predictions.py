@@ -8,7 +8,7 @@ from conftest import write_mrc
 
 from etsam.data.manifest import Sample
 from etsam.errors import InputError
-from etsam.evaluation.predictions import find_predictions, kind_of_values, open_prediction
+from etsam.evaluation.stored import find_predictions, kind_of_values, open_prediction
 from etsam.volume import Volume
 
 

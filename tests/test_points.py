@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from etsam.errors import InputError
-from etsam.evaluation.points import read_points, score_points
+from etsam.evaluation.metrics.points import read_points, score_points
 
 SHAPE = (9, 14, 20)
 COLUMNS = "z_voxel,y_voxel,x_voxel"

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from etsam.errors import ConfigError, OutputError
-from etsam.evaluation.report import write_report
-from etsam.evaluation.report_page import PICTURE_BUDGET_BYTES, page
-from etsam.evaluation.report_pictures import FOUND, MISSED, WRONG, encoder, errors_image, slice_views, truth_image
-from etsam.evaluation.report_tables import build_tables
-from etsam.evaluation.results import SlicePicture, TomogramResult
-from etsam.evaluation.tables import parse_source, published_scores, read_scores, results_of_scores
+from etsam.evaluation.compare.tables import parse_source, published_scores, read_scores, results_of_scores
+from etsam.evaluation.metrics.results import SlicePicture, TomogramResult
+from etsam.evaluation.report.page import PICTURE_BUDGET_BYTES, page
+from etsam.evaluation.report.pictures import FOUND, MISSED, WRONG, encoder, errors_image, slice_views, truth_image
+from etsam.evaluation.report.report import write_report
+from etsam.evaluation.report.tables import build_tables
 
 NAMES = ["d1/t1", "d1/t2", "d2/t1", "d2/t9"]
 THRESHOLDS = np.array([-1.0, -0.25, 0.5, 2.0], np.float32)
@@ -267,7 +267,7 @@ def test_twenty_tomograms_with_large_slices_stay_below_five_megabytes():
 
 
 def test_a_page_too_small_for_all_slices_shows_some_of_each_tomogram(results, monkeypatch):
-    monkeypatch.setattr("etsam.evaluation.report_page.PICTURE_BUDGET_BYTES", 60_000)
+    monkeypatch.setattr("etsam.evaluation.report.page.PICTURE_BUDGET_BYTES", 60_000)
     shortened = [replace(r, thresholds=THRESHOLDS[:0], theta=()) for r in results]
     text = page("t", build_tables(shortened), shortened, [], {}, {})
     shown = re.findall(r"<h3>(d\d/t\d)</h3>", text)
@@ -305,7 +305,7 @@ def test_pictures_stand_upright_and_count_pixels(html):
 
 
 def test_wandb_gets_tables_curves_slices_and_means(results, tmp_path, wandb_apart):
-    from etsam.evaluation.wandb_log import log_to_wandb
+    from etsam.evaluation.report.wandb import log_to_wandb
 
     folder = log_to_wandb(results, SETTINGS, project="test", name="look", offline=True, save_dir=tmp_path)
     assert folder.startswith(str(tmp_path))
@@ -329,7 +329,8 @@ def test_reports_do_not_import_wandb():
     import sys
 
     code = (
-        "import sys, etsam.evaluation.report, etsam.evaluation.wandb_log; print({'wandb', 'torch'} & set(sys.modules))"
+        "import sys, etsam.evaluation.report.report, etsam.evaluation.report.wandb;"
+        "print({'wandb', 'torch'} & set(sys.modules))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "set()"

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from etsam.errors import ConfigError
-from etsam.evaluation.results import TomogramResult
-from etsam.evaluation.robustness import curve_table, tomogram_table
-from etsam.evaluation.statistics import mean_interval
+from etsam.evaluation.compare.statistics import mean_interval
+from etsam.evaluation.metrics.results import TomogramResult
+from etsam.evaluation.robustness.run import curve_table, tomogram_table
 from etsam.sources.simulation.paired import Conditions, PairedSimulator
 from etsam.sources.simulation.settings import SpecimenSettings
 from etsam.sources.simulation.simulator import AcquisitionSettings, Simulator

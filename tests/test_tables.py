@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from etsam.errors import InputError
-from etsam.evaluation.tables import Source, join_scores, parse_source, read_scores
+from etsam.evaluation.compare.tables import Source, join_scores, parse_source, read_scores
 from etsam.paths import share
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from flops import slice_flops
 from networks import random_tracker, tiny_net
 
 from etsam.network.build import build_network, known_layers
 from etsam.network.fast.window_order import WindowOrder, Windows, to_map, to_windows, windows_of
-from etsam.network.flops import slice_flops
 
 
 @pytest.mark.parametrize(

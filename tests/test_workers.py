@@ -15,9 +15,9 @@ from scipy import ndimage
 from skimage.morphology import skeletonize
 
 from etsam.errors import ConfigError, InputError
-from etsam.evaluation.metrics import METRICS, Metrics, Scored
-from etsam.evaluation.normals import angles_to_z, theta_counts
-from etsam.evaluation.surface import surface_voxels
+from etsam.evaluation.metrics.normals import angles_to_z, theta_counts
+from etsam.evaluation.metrics.scores import METRICS, Metrics, Scored
+from etsam.evaluation.metrics.surface import surface_voxels
 from etsam.postprocess import misconnections
 from etsam.postprocess.steps import RemoveThinNoise, SeverMisconnections, apply_steps
 from etsam.threads import MOST_BY_DEFAULT, in_order, worker_count

@@ -45,10 +45,16 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Read the tables, print the comparison, and write the report if a folder is given."""
     from etsam.errors import ConfigError
-    from etsam.evaluation.report import write_report
-    from etsam.evaluation.report_tables import build_tables
-    from etsam.evaluation.report_words import summary
-    from etsam.evaluation.tables import join_scores, parse_source, published_scores, read_scores, results_of_scores
+    from etsam.evaluation.compare.tables import (
+        join_scores,
+        parse_source,
+        published_scores,
+        read_scores,
+        results_of_scores,
+    )
+    from etsam.evaluation.report.report import write_report
+    from etsam.evaluation.report.summary import summary
+    from etsam.evaluation.report.tables import build_tables
 
     given = [*args.sources, *args.settings]
     tables = [read_scores(parse_source(text)) for text in given]
@@ -79,7 +85,7 @@ def _show(comparison: Any, sentences: list[str], output_dir: Path | None) -> Non
     from rich.table import Table
     from rich.text import Text
 
-    from etsam.evaluation.report_tables import cells_of_means, cells_of_pairs
+    from etsam.evaluation.report.tables import cells_of_means, cells_of_pairs
 
     console = Console()
     for title, (heads, rows) in (

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     """Print two shares; raises `InputError` if a file cannot be used."""
     from rich.console import Console
 
-    from etsam.evaluation.points import read_points, score_points
+    from etsam.evaluation.metrics.points import read_points, score_points
     from etsam.volume import read_volume
 
     points = read_points(args.points)

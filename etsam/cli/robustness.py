@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from etsam.app import config_error
-    from etsam.evaluation import robustness
+    from etsam.evaluation.robustness import run as robustness
 
     with config_error():
         by_method = robustness.configs(args.settings, args.methods)

@@ -18,7 +18,7 @@ import pandas as pd
 import psutil
 
 from etsam.errors import ConfigError, InputError
-from etsam.evaluation.report_tables import markdown_table, write_csv
+from etsam.evaluation.report.tables import markdown_table, write_csv
 from etsam.prediction.record import environment, write_record
 from etsam.volume import Location, atomic_path, read_volume
 from etsam.volume.atomic import refuse_existing

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from etsam.data.manifest import Sample, read_manifest
 from etsam.errors import ConfigError, InputError
-from etsam.evaluation.predictions import find_predictions
-from etsam.evaluation.store import ResultStore
+from etsam.evaluation.result_store import ResultStore
+from etsam.evaluation.stored import find_predictions
 
 log = logging.getLogger(__name__)
 

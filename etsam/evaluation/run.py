@@ -11,13 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from etsam.errors import InputError, OutputError
 from etsam.evaluation.data import EvaluationData, Job
-from etsam.evaluation.metrics import Metrics
-from etsam.evaluation.predictions import StoredPredictions
-from etsam.evaluation.report import JSON, MARKDOWN, PAGE, write_report
-from etsam.evaluation.results import TomogramResult
+from etsam.evaluation.metrics.results import TomogramResult
+from etsam.evaluation.metrics.scores import Metrics
+from etsam.evaluation.report.report import JSON, MARKDOWN, PAGE, write_report
+from etsam.evaluation.report.wandb import log_to_wandb
+from etsam.evaluation.result_store import ResultStore
 from etsam.evaluation.scorer import Scorer
-from etsam.evaluation.store import ResultStore
-from etsam.evaluation.wandb_log import log_to_wandb
+from etsam.evaluation.stored import StoredPredictions
 from etsam.prediction.record import settings_of
 from etsam.prediction.writer import PredictionWriter
 from etsam.volume.atomic import refuse_existing

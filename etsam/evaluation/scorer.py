@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import Callback
 
 from etsam.errors import InputError
 from etsam.evaluation.data import Job
-from etsam.evaluation.metrics import Metrics, Scored, Scores
-from etsam.evaluation.results import SlicePicture, TomogramResult
-from etsam.evaluation.store import ResultStore
+from etsam.evaluation.metrics.results import SlicePicture, TomogramResult
+from etsam.evaluation.metrics.scores import Metrics, Scored, Scores
+from etsam.evaluation.result_store import ResultStore
 from etsam.inference.two_stage import Mask
 from etsam.labels import IGNORE, Overlap
 from etsam.postprocess.steps import Step, apply_steps

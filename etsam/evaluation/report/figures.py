@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from etsam.evaluation.curves import Sweep, precision_recall
-from etsam.evaluation.results import TomogramResult
-from etsam.evaluation.tables import METRIC_NAMES, METRICS
+from etsam.evaluation.compare.tables import METRIC_NAMES, METRICS
+from etsam.evaluation.metrics.curves import Sweep, precision_recall
+from etsam.evaluation.metrics.results import TomogramResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

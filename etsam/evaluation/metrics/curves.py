@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from etsam.evaluation.results import TomogramResult
+from etsam.evaluation.metrics.results import TomogramResult
 
 _DECIMALS = 5  # thresholds that agree so far are the same
 

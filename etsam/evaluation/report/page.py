@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from etsam.evaluation.compare import format_score
-from etsam.evaluation.report_figures import Figures, points_of, svg_text
-from etsam.evaluation.report_pictures import IGNORED_NOTE, LEGEND, SliceView, encoder, slice_views
-from etsam.evaluation.report_style import CSS, JAVASCRIPT
-from etsam.evaluation.report_tables import (
+from etsam.evaluation.compare.compare import format_score
+from etsam.evaluation.compare.tables import METRIC_NAMES
+from etsam.evaluation.metrics.results import TomogramResult
+from etsam.evaluation.report.figures import Figures, points_of, svg_text
+from etsam.evaluation.report.pictures import IGNORED_NOTE, LEGEND, SliceView, encoder, slice_views
+from etsam.evaluation.report.style import CSS, JAVASCRIPT
+from etsam.evaluation.report.summary import LICENCE_LINES, METHOD_LINES, failures
+from etsam.evaluation.report.tables import (
     ReportTables,
     cells_of_means,
     cells_of_pairs,
     cells_of_scores,
     theta_by_method,
 )
-from etsam.evaluation.report_words import LICENCE_LINES, METHOD_LINES, failures
-from etsam.evaluation.results import TomogramResult
-from etsam.evaluation.tables import METRIC_NAMES
 
 PICTURE_BUDGET_BYTES = 3_200_000  # of the page's 5 MB; curves and tables of 20 tomograms need about one
 _BAD = ' class="bad"'

@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from flops import matmul_rate, slice_flops
 
 from etsam.errors import ConfigError, EtsamError
-from etsam.evaluation.report_tables import markdown_table, write_csv, write_plain_json
+from etsam.evaluation.report.tables import markdown_table, write_csv, write_plain_json
 from etsam.inference.two_stage import DEFAULT_THRESHOLD
 from etsam.network.build import build_tracker, input_slices
-from etsam.network.flops import matmul_rate, slice_flops
 from etsam.prediction.record import environment
 from etsam.volume import atomic_path
 from etsam.volume.atomic import refuse_existing
@@ -187,7 +187,7 @@ def _measure(settings: SpeedSettings, volume: np.ndarray, bank: int, folder: Pat
 
 def _run(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
-    command = [sys.executable, "-m", "etsam.evaluation.speed_run", str(folder / "spec.json")]
+    command = [sys.executable, str(Path(__file__).with_name("speed_worker.py")), str(folder / "spec.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
@@ -235,12 +235,6 @@ def _write(settings: SpeedSettings, volume: np.ndarray, report: SpeedReport, out
         "environment": environment(),
     }
     write_plain_json(output_dir / JSON, content, overwrite)
-
-
-def slices_for_speed(volume: Any, count: int) -> np.ndarray:
-    """The first `count` slices, all if there are fewer, (Z, Y, X) float32."""
-    wanted: Sequence[int] = range(min(count, volume.shape[0]))
-    return np.stack([np.asarray(volume[z], dtype=np.float32) for z in wanted])
 
 
 def _cell(value: Any) -> str:

@@ -14,12 +14,12 @@ from omegaconf import DictConfig
 from etsam.app import check_values
 from etsam.errors import ConfigError, InputError
 from etsam.evaluation.benchmark import named
+from etsam.evaluation.compare.statistics import RESAMPLES, mean_interval
+from etsam.evaluation.compare.tables import scores_of_results
 from etsam.evaluation.data import OWN_METHOD
-from etsam.evaluation.results import TomogramResult
-from etsam.evaluation.robustness_report import CSV_CURVES, CSV_TOMOGRAMS, JSON, PAGE, PNG, write_report
+from etsam.evaluation.metrics.results import TomogramResult
+from etsam.evaluation.robustness.report import CSV_CURVES, CSV_TOMOGRAMS, JSON, PAGE, PNG, write_report
 from etsam.evaluation.run import check_predictions, evaluation_settings, result_store, score
-from etsam.evaluation.statistics import RESAMPLES, mean_interval
-from etsam.evaluation.tables import scores_of_results
 from etsam.sources.simulation.paired import BASELINE, PairedSimulator, plain_conditions, simulate_paired, tomogram_name
 from etsam.volume.atomic import refuse_existing
 

@@ -1,6 +1,6 @@
 """One stage over one volume, timed, by this program or by SAM2's own video predictor as the published code drives it.
 
-Run as `python -m etsam.evaluation.speed_run SPEC.json`; each run has a process of its own, so that neither finds the
+Run as `python benchmarks/speed_worker.py SPEC.json`; each run has a process of its own, so that neither finds the
 other's memory or caches warm. The result is a line of JSON on standard output.
 """
 

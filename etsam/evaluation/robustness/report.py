@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from etsam.evaluation.compare import format_difference, format_score
-from etsam.evaluation.report import texts, versions
-from etsam.evaluation.report_figures import STYLE, Figures, png_bytes, short
-from etsam.evaluation.report_page import document, html_list, html_table, plot, plot_grid, settings_tables
-from etsam.evaluation.report_tables import format_interval, write_csv, write_plain_json
-from etsam.evaluation.tables import METRIC_NAMES
+from etsam.evaluation.compare.compare import format_difference, format_score
+from etsam.evaluation.compare.tables import METRIC_NAMES
+from etsam.evaluation.report.figures import STYLE, Figures, png_bytes, short
+from etsam.evaluation.report.page import document, html_list, html_table, plot, plot_grid, settings_tables
+from etsam.evaluation.report.report import texts, versions
+from etsam.evaluation.report.tables import format_interval, write_csv, write_plain_json
 from etsam.prediction.record import environment
 from etsam.volume import atomic_path
 
@@ -58,7 +58,7 @@ def write_report(
     Parameters
     ----------
     curves, tomograms
-        As `etsam.evaluation.robustness` makes them.
+        As `etsam.evaluation.robustness.run` makes them.
     told
         Baseline and settings.
     output_dir
@@ -89,7 +89,7 @@ def curve_figure(curves: pd.DataFrame, factors: Sequence[str]) -> "Figure":
     Parameters
     ----------
     curves
-        As `etsam.evaluation.robustness.curve_table` gives it.
+        As `etsam.evaluation.robustness.run.curve_table` gives it.
     factors
         Which panels.
     """

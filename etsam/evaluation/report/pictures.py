@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from etsam.evaluation.results import SlicePicture, TomogramResult
+from etsam.evaluation.metrics.results import SlicePicture, TomogramResult
 
 # Okabe & Ito 2008
 FOUND, WRONG, MISSED, TRUTH = "#009E73", "#D55E00", "#56B4E9", "#F0E442"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from etsam.errors import InputError
-from etsam.evaluation.results import TomogramResult
+from etsam.evaluation.metrics.results import TomogramResult
 from etsam.paths import share
 
 METRICS = ("dice", "iou", "precision", "recall")

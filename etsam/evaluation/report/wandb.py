@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 
 from etsam.errors import ConfigError
-from etsam.evaluation.report_figures import Figures, png_bytes, points_of
-from etsam.evaluation.report_pictures import LEGEND, slice_views
-from etsam.evaluation.report_tables import ReportTables, build_tables, theta_by_method
-from etsam.evaluation.report_words import summary
-from etsam.evaluation.results import TomogramResult
+from etsam.evaluation.metrics.results import TomogramResult
+from etsam.evaluation.report.figures import Figures, png_bytes, points_of
+from etsam.evaluation.report.pictures import LEGEND, slice_views
+from etsam.evaluation.report.summary import summary
+from etsam.evaluation.report.tables import ReportTables, build_tables, theta_by_method
 
 _COLOUR_NAMES = ("yellow", "green", "orange", "blue")  # of LEGEND
 MAX_SLICES = 60  # of all tomograms; each is one picture for each method

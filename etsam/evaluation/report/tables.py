@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from etsam.evaluation.compare import Comparison, compare, format_difference, format_p, format_score
-from etsam.evaluation.curves import Sweep, dice, precision_recall, sweeps
-from etsam.evaluation.results import TomogramResult
-from etsam.evaluation.tables import METRIC_NAMES, scores_of_results
+from etsam.evaluation.compare.compare import Comparison, compare, format_difference, format_p, format_score
+from etsam.evaluation.compare.tables import METRIC_NAMES, scores_of_results
+from etsam.evaluation.metrics.curves import Sweep, dice, precision_recall, sweeps
+from etsam.evaluation.metrics.results import TomogramResult
 from etsam.volume import atomic_path
 
 THETA_COLUMNS = ("method", "tomogram", "lower_degrees", "upper_degrees", "recall", "precision", "truth_voxels")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from etsam.errors import ConfigError
-from etsam.evaluation.statistics import (
+from etsam.evaluation.compare.statistics import (
     FEW,
     MIN_TOMOGRAMS,
     NORMAL_ALPHA,
@@ -19,7 +19,7 @@ from etsam.evaluation.statistics import (
     mean_interval,
     paired_tests,
 )
-from etsam.evaluation.tables import METRIC_NAMES, METRICS, metric_columns
+from etsam.evaluation.compare.tables import METRIC_NAMES, METRICS, metric_columns
 
 MEAN_COLUMNS = ("method", "metric", "n", "mean", "low", "high", "sd", "median", "n_shared", "mean_shared")
 PAIR_COLUMNS = (

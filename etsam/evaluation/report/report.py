@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from etsam.errors import ConfigError
-from etsam.evaluation.report_page import page
-from etsam.evaluation.report_tables import (
+from etsam.evaluation.metrics.results import TomogramResult
+from etsam.evaluation.report.page import page
+from etsam.evaluation.report.summary import LICENCE_LINES, METHOD_LINES, summary
+from etsam.evaluation.report.tables import (
     ReportTables,
     build_tables,
     cells_of_means,
@@ -17,8 +19,6 @@ from etsam.evaluation.report_tables import (
     write_csv,
     write_json,
 )
-from etsam.evaluation.report_words import LICENCE_LINES, METHOD_LINES, summary
-from etsam.evaluation.results import TomogramResult
 from etsam.prediction.record import environment
 from etsam.settings import flat
 from etsam.volume import atomic_path

@@ -4,9 +4,9 @@ import math
 
 import pandas as pd
 
-from etsam.evaluation.compare import Comparison, format_difference, format_p, format_score
-from etsam.evaluation.report_tables import ReportTables, format_interval
-from etsam.evaluation.tables import METRIC_NAMES
+from etsam.evaluation.compare.compare import Comparison, format_difference, format_p, format_score
+from etsam.evaluation.compare.tables import METRIC_NAMES
+from etsam.evaluation.report.tables import ReportTables, format_interval
 
 ALPHA = 0.05  # Holm-corrected p below: told as a difference
 METHOD_LINES = (

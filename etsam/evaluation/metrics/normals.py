@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from etsam.evaluation.surface import SurfaceVoxels
+from etsam.evaluation.metrics.surface import SurfaceVoxels
 from etsam.threads import in_order
 from etsam.volume import Slices
 

@@ -12,7 +12,7 @@ from lightning import LightningModule
 
 from etsam.data.manifest import Sample
 from etsam.errors import ConfigError, InputError, OutputError
-from etsam.evaluation.metrics import Scored
+from etsam.evaluation.metrics.scores import Scored
 from etsam.inference.two_stage import DEFAULT_THRESHOLD
 from etsam.prediction.record import OutputNames, read_record
 from etsam.volume import TOMOGRAM_SUFFIXES, Slices, Volume, read_volume, strip_suffix

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 
 from etsam.errors import InputError, OutputError
-from etsam.evaluation.results import SlicePicture, TomogramResult
+from etsam.evaluation.metrics.results import SlicePicture, TomogramResult
 from etsam.prediction.record import read_record, write_record
 from etsam.volume import atomic_path
 from etsam.volume.location import locate, state_of

@@ -1,0 +1,1 @@
+"""Comparison of methods by their scores on the same tomograms."""

@@ -1,0 +1,1 @@
+"""Scores of a mask against its truth: overlap, thresholds, surfaces, inclination, topology, points."""

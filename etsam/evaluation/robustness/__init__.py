@@ -1,0 +1,1 @@
+"""Scores of simulated tomograms against the conditions they were made under."""
