@@ -63,7 +63,7 @@ def _shape(text: str) -> tuple[int, int, int]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of configs/predict.yaml")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as of a prediction")
     parser.add_argument("--tomogram", help="time both stages on it, with the weights of the settings")
     parser.add_argument("--slices", type=int, default=16, help="of the tomogram; a memory bank is full after seven")
     parser.add_argument("--net", default="sam2.1_hiera_b+", help="of configs/net, with random weights")

@@ -1,7 +1,6 @@
 """What the entry scripts share: config resolvers, logging, and the way errors reach a person."""
 
 import difflib
-import importlib.util
 import logging
 import math
 import os
@@ -262,7 +261,7 @@ def _similar_settings(key: str) -> list[str]:
 
 
 def _shipped_values(name: str) -> list[tuple[str, Any]]:
-    """(`a.b.c`, value as written) of configs/NAME.yaml, without what its groups add."""
+    """(`a.b.c`, value as written) of configs/NAME.yaml and of those it builds on, without what groups add."""
 
     def walk(node: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
@@ -271,11 +270,16 @@ def _shipped_values(name: str) -> list[tuple[str, Any]]:
             elif key not in ("defaults", "_recursive_", "_convert_"):
                 yield f"{prefix}{key}", value
 
-    return list(walk(OmegaConf.to_container(OmegaConf.load(share("configs", f"{name}.yaml"))), ""))  # type: ignore[arg-type]
+    written: Any = OmegaConf.to_container(OmegaConf.load(share("configs", f"{name}.yaml")))
+    values: dict[str, Any] = {}
+    for base in written.get("defaults", []):
+        if isinstance(base, str) and (share("configs") / f"{base}.yaml").is_file():
+            values |= _shipped_values(base)
+    return list((values | dict(walk(written, ""))).items())
 
 
 def check_values(cfg: DictConfig, name: str) -> None:
-    """Compare switches and numbers with those written in configs/NAME.yaml.
+    """Compare switches and numbers with those written in configs/NAME.yaml, and in those it builds on.
 
     Hydra takes `overwrite=no` for a text, and a text that is not empty for a yes.
 
@@ -323,14 +327,3 @@ def require(cfg: DictConfig, key: str, meaning: str) -> None:
     """Raise `ConfigError` if a value that must be given is missing."""
     if OmegaConf.is_missing(cfg, key):
         raise ConfigError(f"{key} is not given; add {key}={meaning}.")
-
-
-def load_script(name: str) -> Any:
-    """Import the entry script `NAME.py`, from the installed package or the checkout."""
-    path = share(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"etsam_script_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -129,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict = commands.add_parser(
         "predict",
         help="tomogram -> mask",
-        description="Segment tomograms. Any further KEY=VALUE sets what configs/predict.yaml lists.",
+        description="Segment tomograms. Any further KEY=VALUE sets what configs/predict.yaml and segmenter.yaml list.",
     )
     predict.add_argument(
         "inputs",
@@ -253,9 +253,9 @@ def _train(overrides: Sequence[str]) -> None:
 
 
 def _evaluate(overrides: Sequence[str]) -> None:
-    from etsam.app import load_script
+    from etsam.evaluation.run import run
 
-    _run("evaluate", overrides, load_script("evaluate").run)
+    _run("evaluate", overrides, run)
 
 
 def _export(args: argparse.Namespace) -> None:

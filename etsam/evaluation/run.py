@@ -1,7 +1,8 @@
-"""The steps of an evaluation around `Trainer.test`: what is there already, what predicts, what is written."""
+"""An evaluation from its config: predictions made or opened, scored, and reported."""
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from lightning import LightningModule
 from omegaconf import DictConfig, OmegaConf
 
+from etsam.app import check_values, is_first_process
 from etsam.errors import InputError, OutputError
 from etsam.evaluation.data import EvaluationData, Job
 from etsam.evaluation.metrics.results import TomogramResult
@@ -29,8 +31,56 @@ SCORES = "scores.csv"
 """The table of the report with a row for each tomogram."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Outcome of an evaluation.
+
+    Attributes
+    ----------
+    results
+        One for each method and tomogram.
+    page
+        The report, `report.html`; its tables lie beside it.
+    """
+
+    results: tuple[TomogramResult, ...]
+    page: Path
+
+
+def run(cfg: DictConfig) -> Evaluation | None:
+    """Score the tomograms of a config `evaluate`, and write the report into `output_dir`.
+
+    Parameters
+    ----------
+    cfg
+        configs/evaluate.yaml, composed.
+
+    Returns
+    -------
+    Evaluation
+        Of all tomograms, those of an earlier run that were kept included; None in every process but the first.
+
+    Raises
+    ------
+    EtsamError
+        If settings, inputs or outputs cannot be used; at the end, if a tomogram could not be scored.
+    """
+    check_values(cfg, "evaluate")
+    from hydra.utils import instantiate
+
+    from etsam.weights.store import ensure_weights
+
+    ensure_weights(cfg.weights)
+    data, metrics, store = instantiate(cfg.data), instantiate(cfg.scores), result_store(cfg)
+    data.leave_out_complete(store)
+    if is_first_process():  # before the networks are built, and once for all processes
+        _check_outputs(cfg, data)
+    score(cfg, data, metrics, store)
+    return _report(cfg, data, store) if is_first_process() else None
+
+
 def evaluation_settings(cfg: DictConfig) -> dict[str, Any]:
-    """What decides the scores, plain values: kept with each result and compared by `resume`."""
+    """Settings that decide the scores, plain values: kept with each result and compared by `resume`."""
     keys = ("metrics", "surface_tolerance_angstrom", "ignore_border_voxels")
     settings = {key: OmegaConf.to_container(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key] for key in keys}
     settings["prediction"] = settings_of(cfg) if cfg.predictions is None else "stored"
@@ -41,18 +91,12 @@ def evaluation_settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def result_store(cfg: DictConfig) -> ResultStore:
-    """Where the results of single tomograms are kept: `output_dir/tomograms`."""
+    """Store of the results of single tomograms: `output_dir/tomograms`."""
     return ResultStore(Path(cfg.output_dir) / "tomograms", evaluation_settings(cfg), cfg.overwrite, cfg.resume)
 
 
-def check_outputs(cfg: DictConfig, data: EvaluationData) -> None:
-    """Make the folder, and refuse to touch what is there, before anything is computed.
-
-    Raises
-    ------
-    OutputError
-        If the folder cannot be made, or a report or predictions exist that may not be replaced.
-    """
+def _check_outputs(cfg: DictConfig, data: EvaluationData) -> None:
+    """Make the folder, and refuse to touch what is there, before anything is computed."""
     folder = Path(cfg.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,15 +117,14 @@ def check_predictions(cfg: DictConfig, data: EvaluationData) -> None:
     OutputError
         If one exists that may not be replaced, or there is no room.
     """
-    writer = writer_of(cfg)
-    if writer is None:
-        return
-    for job in data.open_jobs:
-        writer(job).check({locate(job.tomogram): 0})
+    writer = _writer_of(cfg)
+    if writer is not None:
+        for job in data.open_jobs:
+            writer(job).check({locate(job.tomogram): 0})
 
 
-def writer_of(cfg: DictConfig) -> Callable[[Job], PredictionWriter] | None:
-    """What keeps a prediction: in a folder for each dataset, named after the run; None if they are not to be kept."""
+def _writer_of(cfg: DictConfig) -> Callable[[Job], PredictionWriter] | None:
+    """Writer of a job's prediction, in a folder for each dataset, named after the run; None if none is kept."""
     if not cfg.write_predictions or cfg.predictions is not None:
         return None
     from hydra.utils import instantiate
@@ -98,18 +141,6 @@ def writer_of(cfg: DictConfig) -> Callable[[Job], PredictionWriter] | None:
     return writer
 
 
-def predictor(cfg: DictConfig) -> LightningModule:
-    """What `Trainer.test` runs: the Segmenter of prediction, or what opens predictions that are there."""
-    if cfg.predictions is not None:
-        return StoredPredictions(cfg.prediction_threshold)
-    from hydra.utils import instantiate
-
-    if None in (cfg.weights.stage1, cfg.weights.stage2):
-        log.warning("the weights are RANDOM, so the scores mean nothing; see weights=etsam_v1 or weights=files")
-    segmenter: LightningModule = instantiate(cfg.segmenter)
-    return segmenter
-
-
 def score(cfg: DictConfig, data: EvaluationData, metrics: Metrics, store: ResultStore) -> None:
     """Predict, or open predictions, and score what is open; results are in the store."""
     if not data.open_jobs:
@@ -118,31 +149,35 @@ def score(cfg: DictConfig, data: EvaluationData, metrics: Metrics, store: Result
 
     from etsam.prediction.progress import SliceProgress
 
-    steps = instantiate(cfg.postprocess, _convert_="all")
-    scorer = Scorer(metrics, store, steps, writer_of(cfg))
+    predictor: LightningModule
+    if cfg.predictions is not None:
+        predictor = StoredPredictions(cfg.prediction_threshold)
+    else:
+        if None in (cfg.weights.stage1, cfg.weights.stage2):
+            log.warning("the weights are RANDOM, so the scores mean nothing; see weights=etsam_v1 or weights=files")
+        predictor = instantiate(cfg.segmenter)
+    scorer = Scorer(metrics, store, instantiate(cfg.postprocess, _convert_="all"), _writer_of(cfg))
     trainer = instantiate(cfg.trainer, callbacks=[scorer, SliceProgress()])
-    trainer.test(predictor(cfg), datamodule=data, verbose=False)
+    trainer.test(predictor, datamodule=data, verbose=False)
     trainer.strategy.barrier()
 
 
-def finish(cfg: DictConfig, data: EvaluationData, store: ResultStore) -> None:
-    """Write the report of all results: pages and tables.
-
-    Raises
-    ------
-    InputError
-        At the end, if a tomogram failed, naming each and why.
-    """
-    results: list[TomogramResult] = [store.load(job.method, job.name) for job in data.jobs]
+def _report(cfg: DictConfig, data: EvaluationData, store: ResultStore) -> Evaluation:
+    results = tuple(store.load(job.method, job.name) for job in data.jobs)
     folder = Path(cfg.output_dir)
     page = write_report(results, folder, store.settings, overwrite=cfg.overwrite or cfg.resume)
     log.info("%d results -> %s", len(results), page)
     if cfg.wandb.project is not None:
         wandb = OmegaConf.to_container(cfg.wandb)
         log.info("W&B run: %s", log_to_wandb(results, store.settings, save_dir=folder, **wandb))  # type: ignore[arg-type]
+    raise_failures(results, f"the scores of the others are in {folder / SCORES}")
+    return Evaluation(results, page)
+
+
+def raise_failures(results: tuple[TomogramResult, ...] | list[TomogramResult], rest: str) -> None:
+    """Raise `InputError` if a tomogram failed, naming each and why; `rest` says where the others are."""
     failed = [f"{result.method}, {result.tomogram}: {result.error}" for result in results if result.error]
     if failed:
         raise InputError(
-            f"{len(failed)} of {len(results)} tomograms failed: {' | '.join(failed)} - the scores of the others are in "
-            f"{folder / SCORES}; go on with resume=true."
+            f"{len(failed)} of {len(results)} tomograms failed: {' | '.join(failed)} - {rest}; go on with resume=true."
         )

@@ -12,14 +12,14 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from etsam.app import check_values
-from etsam.errors import ConfigError, InputError
+from etsam.errors import ConfigError
 from etsam.evaluation.benchmark import named
 from etsam.evaluation.compare.statistics import RESAMPLES, mean_interval
 from etsam.evaluation.compare.tables import scores_of_results
 from etsam.evaluation.data import OWN_METHOD
 from etsam.evaluation.metrics.results import TomogramResult
 from etsam.evaluation.robustness.report import CSV_CURVES, CSV_TOMOGRAMS, JSON, PAGE, PNG, write_report
-from etsam.evaluation.run import check_predictions, evaluation_settings, result_store, score
+from etsam.evaluation.run import check_predictions, evaluation_settings, raise_failures, result_store, score
 from etsam.sources.simulation.paired import BASELINE, PairedSimulator, plain_conditions, simulate_paired, tomogram_name
 from etsam.volume.atomic import refuse_existing
 
@@ -86,7 +86,6 @@ def run(by_method: Mapping[str, DictConfig], progress: Callable[[int, int], None
 
     cfg = next(iter(by_method.values()))
     for own in by_method.values():
-        check_values(own, "evaluate")
         check_values(own, "robustness")
         if (own.trainer.devices, own.trainer.num_nodes) != (1, 1):
             raise ConfigError(f"trainer.devices={own.trainer.devices} does not fit; this command uses one device.")
@@ -111,12 +110,7 @@ def run(by_method: Mapping[str, DictConfig], progress: Callable[[int, int], None
     told: dict[str, Any] = plain_conditions(paired) | {"methods": settings, "simulator": asdict(paired.simulator)}
     page = write_report(curves, tomograms, told, folder, overwrite=replaced)
     log.info("%d results -> %s", len(results), page)
-    failed = [f"{result.method}, {result.tomogram}: {result.error}" for result in results if result.error]
-    if failed:
-        raise InputError(
-            f"{len(failed)} of {len(results)} tomograms failed: {' | '.join(failed)} - the curves are those of the "
-            "others; go on with resume=true."
-        )
+    raise_failures(results, "the curves are those of the others")
     return page
 
 
