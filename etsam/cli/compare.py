@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 _DESCRIPTION = """\
-Compare methods on the same tomograms: means with 95 % intervals, paired t-test and Wilcoxon test with Holm's and
-Bonferroni's correction, effect size, and which tomograms are missing.
+Compare methods on the same tomograms: means with 95 % intervals, paired t-test and Wilcoxon test with Holm's
+correction, effect size, and which tomograms are missing.
 
 A table is a CSV file with a row a tomogram: the columns tomogram (or dataset_id and run_id) and dice, iou, precision,
 recall (also found as dice_score, mean_iou_score, ...). Write
@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> None:
         results_of_scores,
     )
     from etsam.evaluation.report.report import write_report
-    from etsam.evaluation.report.summary import summary
-    from etsam.evaluation.report.tables import build_tables
+    from etsam.evaluation.report.tables import build_tables, failures
 
     given = [*args.sources, *args.settings]
     tables = [read_scores(parse_source(text)) for text in given]
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
         more: dict[str, Any] = {"metrics": metrics, "baseline": args.baseline, "title": title}
         write_report(results, args.output_dir, settings, overwrite=args.overwrite, **more)
     found = build_tables(results, metrics=metrics, baseline=args.baseline)
-    _show(found.comparison, summary(found), args.output_dir)
+    _show(found.comparison, failures(found.frames["scores"]), args.output_dir)
 
 
 def _columns(table: tuple[list[str], list[list[str]]], chosen: tuple[int, ...]) -> tuple[list[str], list[list[str]]]:
@@ -90,7 +89,7 @@ def _show(comparison: Any, sentences: list[str], output_dir: Path | None) -> Non
     console = Console()
     for title, (heads, rows) in (
         ("Means and 95 % intervals", cells_of_means(comparison)),
-        ("Paired comparison", _columns(cells_of_pairs(comparison), (0, 1, 2, 3, 7, 8, 10, 11))),
+        ("Paired comparison", _columns(cells_of_pairs(comparison), (0, 1, 2, 3, 7, 8, 9, 10))),
     ):
         if rows:
             table = Table(title=title, title_justify="left")

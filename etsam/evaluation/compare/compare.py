@@ -14,7 +14,6 @@ from etsam.evaluation.compare.statistics import (
     NORMAL_ALPHA,
     RESAMPLES,
     WILCOXON_MIN,
-    bonferroni,
     holm,
     mean_interval,
     paired_tests,
@@ -24,8 +23,7 @@ from etsam.evaluation.compare.tables import METRIC_NAMES, METRICS, metric_column
 MEAN_COLUMNS = ("method", "metric", "n", "mean", "low", "high", "sd", "median", "n_shared", "mean_shared")
 PAIR_COLUMNS = (
     "metric", "first", "second", "n", "mean_first", "mean_second", "difference", "low", "high", "effect_size", "t",
-    "t_p", "t_p_holm", "t_p_bonferroni", "wilcoxon_p", "wilcoxon_p_holm", "wilcoxon_p_bonferroni", "rank_biserial",
-    "shapiro_p", "higher", "equal", "lower",
+    "t_p", "t_p_holm", "wilcoxon_p", "wilcoxon_p_holm", "shapiro_p", "higher", "equal", "lower",
 )  # fmt: skip
 MISSING_COLUMNS = ("method", "metric", "tomogram", "reason")
 _TESTS = ("t_p", "wilcoxon_p")
@@ -141,8 +139,8 @@ def _pairs(values: pd.DataFrame, metric: str, baseline: str | None, seed: int, n
         rows.append({"metric": metric, "first": first, "second": second} | tests)
     for test in _TESTS:
         p = [float(row[test]) for row in rows]  # type: ignore[arg-type]
-        for row, of_bonferroni, of_holm in zip(rows, bonferroni(p), holm(p), strict=True):
-            row[f"{test}_bonferroni"], row[f"{test}_holm"] = of_bonferroni, of_holm
+        for row, corrected in zip(rows, holm(p), strict=True):
+            row[f"{test}_holm"] = corrected
     return rows
 
 

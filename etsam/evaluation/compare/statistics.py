@@ -36,9 +36,6 @@ class PairedTests:
         Shapiro-Wilk test that the differences are normal, which the t-test assumes.
     effect_size
         Cohen's d of paired samples (d_z): mean difference / its standard deviation (n - 1).
-    rank_biserial
-        Matched-pairs rank-biserial correlation (Kerby 2014), -1..1: rank sum where a is higher minus rank sum where b
-        is, over both.
     higher, equal, lower
         On how many tomograms a is higher than, equal to, lower than b.
     """
@@ -54,7 +51,6 @@ class PairedTests:
     wilcoxon_p: float
     shapiro_p: float
     effect_size: float
-    rank_biserial: float
     higher: int
     equal: int
     lower: int
@@ -140,29 +136,14 @@ def paired_tests(a: np.ndarray, b: np.ndarray, *, seed: int = 0, resamples: int 
         wilcoxon_p=wilcoxon_p,
         shapiro_p=shapiro_p,
         effect_size=effect,
-        rank_biserial=_rank_biserial(d),
         higher=int((d > 0).sum()),
         equal=int((d == 0).sum()),
         lower=int((d < 0).sum()),
     )
 
 
-def _rank_biserial(d: np.ndarray) -> float:
-    d = d[d != 0]
-    if not d.size:
-        return 0.0
-    ranks = stats.rankdata(np.abs(d))
-    return float((ranks[d > 0].sum() - ranks[d < 0].sum()) / ranks.sum())
-
-
-def bonferroni(p: Sequence[float]) -> np.ndarray:
-    """Multiply each p by the number of tests made (those that are not NaN), at most 1."""
-    values = np.asarray(p, dtype=np.float64)
-    return np.minimum(values * np.isfinite(values).sum(), 1.0)
-
-
 def holm(p: Sequence[float]) -> np.ndarray:
-    """Holm's step-down correction (1979): never larger than Bonferroni's, and controls the same error."""
+    """Holm's step-down correction (1979) of p for the number of tests made (those that are not NaN), at most 1."""
     values = np.asarray(p, dtype=np.float64)
     adjusted = np.full(values.shape, np.nan)
     tested = np.flatnonzero(np.isfinite(values))

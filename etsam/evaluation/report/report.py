@@ -6,14 +6,14 @@ from typing import Any
 
 from etsam.errors import ConfigError
 from etsam.evaluation.metrics.results import TomogramResult
-from etsam.evaluation.report.page import page
-from etsam.evaluation.report.summary import LICENCE_LINES, METHOD_LINES, summary
+from etsam.evaluation.report.page import LICENCE_LINES, METHOD_LINES, page
 from etsam.evaluation.report.tables import (
     ReportTables,
     build_tables,
     cells_of_means,
     cells_of_pairs,
     cells_of_scores,
+    failures,
     markdown_table,
     plain_markdown,
     write_csv,
@@ -55,7 +55,7 @@ def write_report(
     overwrite
         Replace a report that is there.
     metrics, baseline
-        Of the paired comparison; see `compare`. The first metric is the one the summary speaks of.
+        Of the paired comparison; see `compare`.
     title
         Heading of the page.
 
@@ -79,9 +79,8 @@ def write_report(
     files += [output_dir / f"{name}.csv" for name in tables.frames]
     for file in files:
         refuse_existing(file, overwrite)
-    sentences = summary(tables)
     made_with = versions()
-    text = page(title, tables, results, sentences, texts(settings), made_with)
+    text = page(title, tables, results, texts(settings), made_with)
 
     output_dir.mkdir(parents=True, exist_ok=True)
     for name, table in tables.frames.items():
@@ -90,20 +89,20 @@ def write_report(
             write_csv(file, table, overwrite)
         elif overwrite:
             file.unlink(missing_ok=True)  # of the report that is replaced
-    words = {"title": title, "summary": sentences, "metrics": tables.comparison.metrics, "versions": made_with}
+    words = {"title": title, "metrics": tables.comparison.metrics, "versions": made_with}
     write_json(output_dir / JSON, tables, words, settings, overwrite)
-    for file, content in ((output_dir / MARKDOWN, markdown(title, tables, sentences)), (output_dir / PAGE, text)):
+    for file, content in ((output_dir / MARKDOWN, markdown(title, tables)), (output_dir / PAGE, text)):
         with atomic_path(file, overwrite) as part:
             part.write_text(content, encoding="utf-8")
     return output_dir / PAGE
 
 
-def markdown(title: str, tables: ReportTables, sentences: Sequence[str]) -> str:
-    """The summary and the tables of scores, for a repository or a lab book."""
-    blocks = [f"# {plain_markdown(title)}", "\n".join(f"- {plain_markdown(line)}" for line in sentences)]
-    blocks += ["## Means", markdown_table(*cells_of_means(tables.comparison))]
-    if tables.comparison.notes:
-        blocks.append("\n".join(f"- {plain_markdown(note)}" for note in tables.comparison.notes))
+def markdown(title: str, tables: ReportTables) -> str:
+    """The tables of scores, for a repository or a lab book."""
+    blocks = [f"# {plain_markdown(title)}", "## Means", markdown_table(*cells_of_means(tables.comparison))]
+    lines = [*failures(tables.frames["scores"]), *tables.comparison.notes]
+    if lines:
+        blocks.append("\n".join(f"- {plain_markdown(line)}" for line in lines))
     blocks += ["## Scores", markdown_table(*cells_of_scores(tables))]
     if len(tables.comparison.pairs):
         blocks += ["## Methods against each other", markdown_table(*cells_of_pairs(tables.comparison))]

@@ -184,8 +184,14 @@ def _finite(value: Any) -> Any:
     return str(value)
 
 
+def failures(scores: pd.DataFrame) -> list[str]:
+    """A sentence for each tomogram without scores."""
+    failed = scores[scores["error"] != ""]
+    return [f"{row.method} failed on {row.tomogram}: {row.error}." for row in failed.itertuples()]
+
+
 def cells_of_scores(tables: ReportTables) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells of the table of scores as people read it."""
+    """Heads and cells of the table of scores; the row of a tomogram that failed ends with the reason."""
     scores = tables.frames["scores"]
     metrics = [column for column in scores.columns if column not in ("method", "tomogram", "error", "seconds")]
     timed = bool(scores["seconds"].notna().any())
@@ -196,8 +202,7 @@ def cells_of_scores(tables: ReportTables) -> tuple[list[str], list[list[str]]]:
         if timed:
             cells.append(f"{row['seconds']:.1f}" if math.isfinite(row["seconds"]) else "–")
         if row["error"]:
-            cells[2] = f"failed: {row['error']}"
-            cells[3:] = [""] * (len(cells) - 3)
+            cells[2:] = [f"failed: {row['error']}"]
         rows.append(cells)
     return heads, rows
 
@@ -223,10 +228,10 @@ def format_interval(low: float, high: float) -> str:
 def cells_of_pairs(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of the paired comparison."""
     heads = ["Metric", "Methods", "n", "Difference", "95 % interval", "Higher / equal / lower", "Effect d", "t-test p"]
-    heads += ["Holm", "Bonferroni", "Wilcoxon p", "Holm", "Bonferroni", "Shapiro-Wilk p"]
+    heads += ["Holm", "Wilcoxon p", "Holm", "Shapiro-Wilk p"]
     rows = []
     for row in comparison.pairs.itertuples():
-        p = (row.t_p, row.t_p_holm, row.t_p_bonferroni, row.wilcoxon_p, row.wilcoxon_p_holm, row.wilcoxon_p_bonferroni)
+        p = (row.t_p, row.t_p_holm, row.wilcoxon_p, row.wilcoxon_p_holm)
         cells = [METRIC_NAMES.get(row.metric, row.metric), f"{row.first} - {row.second}", str(row.n)]
         cells.append(format_difference(row.difference))
         known = math.isfinite(row.low)
@@ -243,9 +248,10 @@ def plain_markdown(text: str) -> str:
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that GitHub and pandoc show; bars in names are escaped."""
+    """A table that GitHub and pandoc show; bars in names are escaped, short rows filled up."""
 
     def line(cells: Sequence[str]) -> str:
+        cells = [*cells, *[""] * (len(heads) - len(cells))]
         return "| " + " | ".join(plain_markdown(cell).replace("|", "\\|") for cell in cells) + " |"
 
     return "\n".join([line(heads), "|" + "---|" * len(heads), *(line(row) for row in rows)])

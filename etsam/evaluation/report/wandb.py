@@ -12,7 +12,6 @@ from etsam.errors import ConfigError
 from etsam.evaluation.metrics.results import TomogramResult
 from etsam.evaluation.report.figures import Figures, png_bytes, points_of
 from etsam.evaluation.report.pictures import LEGEND, slice_views
-from etsam.evaluation.report.summary import summary
 from etsam.evaluation.report.tables import ReportTables, build_tables, theta_by_method
 
 _COLOUR_NAMES = ("yellow", "green", "orange", "blue")  # of LEGEND
@@ -90,7 +89,6 @@ def _log(run: Any, wandb: Any, tables: ReportTables, results: Sequence[TomogramR
             row.high,
         )
         run.summary[f"{row.method}/{row.metric}_tomograms"] = row.n
-    run.summary["summary"] = "\n".join(summary(tables))
     content = {
         f"tables/{name}": wandb.Table(dataframe=_plain(table)) for name, table in tables.frames.items() if len(table)
     }

@@ -9,9 +9,9 @@ import pandas as pd
 from etsam.evaluation.compare.compare import format_difference, format_score
 from etsam.evaluation.compare.tables import METRIC_NAMES
 from etsam.evaluation.report.figures import STYLE, Figures, png_bytes, short
-from etsam.evaluation.report.page import document, html_list, html_table, plot, plot_grid, settings_tables
+from etsam.evaluation.report.page import Part, Plots, Sentences, Table, document, plot, settings_tables
 from etsam.evaluation.report.report import texts, versions
-from etsam.evaluation.report.tables import format_interval, write_csv, write_plain_json
+from etsam.evaluation.report.tables import failures, format_interval, write_csv, write_plain_json
 from etsam.prediction.record import environment
 from etsam.volume import atomic_path
 
@@ -149,17 +149,16 @@ def _page(curves: pd.DataFrame, tomograms: pd.DataFrame, told: Mapping[str, Any]
     ]
     baseline = ", ".join(f"{name} {value}" for name, value in told["baseline"].items())
     sentences = [f"Baseline: {baseline}; {told['tomograms']} specimens.", *NOTES]
-    failed = tomograms[tomograms["error"] != ""]
-    sentences += [f"{row.method} failed on {row.tomogram}: {row.error}." for row in failed.itertuples()]
-    sections = [
-        ("Curves", plot_grid(figures) + html_list(sentences)),
-        ("Values", _tables(curves)),
-        ("Settings and versions", settings_tables(texts(told), versions())),
-    ]
+    sentences += failures(tomograms)
+    sections = {
+        "Curves": [Plots(figures), Sentences(sentences)],
+        "Values": [_table(curves)],
+        "Settings and versions": settings_tables(texts(told), versions()),
+    }
     return document(TITLE, sections)
 
 
-def _tables(curves: pd.DataFrame) -> str:
+def _table(curves: pd.DataFrame) -> Part:
     heads = ["Factor", "Value", "Method", "Metric", "n", "Mean", "95 % interval", "Against baseline", "95 % interval"]
     rows = []
     for row in curves.itertuples():
@@ -174,4 +173,4 @@ def _tables(curves: pd.DataFrame) -> str:
         paired = format_interval(row.difference_low, row.difference_high) or "–"
         rows.append([*cells, format_difference(row.difference), "–" if row.is_baseline else paired])
     caption = "Mean over specimens, and mean difference to the same specimens at the baseline"
-    return html_table(heads, rows, caption, sortable=True)
+    return Table(heads, rows, caption, sortable=True)
