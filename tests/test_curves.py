@@ -6,7 +6,7 @@ import pytest
 
 from etsam.evaluation.metrics.curves import dice, precision_recall, sweeps
 from etsam.evaluation.metrics.results import TomogramResult
-from etsam.evaluation.report.tables import theta_by_method
+from etsam.evaluation.report.tables import THETA_COLUMNS, theta_by_method
 from etsam.labels import overlap_scores, stat_counts
 
 
@@ -51,13 +51,16 @@ def test_precision_and_recall_of_nothing_are_not_defined():
     assert np.isnan(precision_recall(empty)).all()
 
 
-def test_angles_are_weighted_by_membrane_voxels():
-    rows = [
-        ("m", "a", 0.0, 30.0, 1.0, 0.5, 30),
-        ("m", "b", 0.0, 30.0, 0.0, float("nan"), 10),
-        ("m", "a", 30.0, 60.0, float("nan"), float("nan"), 0),
+def test_by_inclination_recall_is_weighted_by_the_truth_and_precision_by_what_is_predicted():
+    nothing = float("nan")
+    rows = [  # recall, precision, voxels of the truth, voxels of the prediction
+        ("m", "a", 0.0, 30.0, 1.0, 1.0, 100, 50),
+        ("m", "b", 0.0, 30.0, 0.0, 0.5, 300, 50),
+        ("m", "c", 0.0, 30.0, nothing, 0.0, 0, 100),  # false membranes where there is none
+        ("m", "a", 30.0, 60.0, nothing, nothing, 0, 0),
+        ("other", "a", 0.0, 30.0, 0.5, nothing, 10, 0),
     ]
-    columns = ["method", "tomogram", "lower_degrees", "upper_degrees", "recall", "precision", "truth_voxels"]
-    found = theta_by_method(pd.DataFrame(rows, columns=columns))
-    np.testing.assert_allclose(found["recall"], [0.75, np.nan])
-    np.testing.assert_allclose(found["precision"], [0.5, np.nan])
+    found = theta_by_method(pd.DataFrame(rows, columns=list(THETA_COLUMNS))).set_index(["method", "lower_degrees"])
+    np.testing.assert_allclose(found.loc[("m", 0.0), ["recall", "precision"]], [0.25, (50 + 25) / 200])
+    np.testing.assert_allclose(found.loc[("m", 30.0), ["recall", "precision"]], nothing)
+    np.testing.assert_allclose(found.loc[("other", 0.0), ["recall", "precision"]], [0.5, nothing])

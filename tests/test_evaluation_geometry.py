@@ -154,16 +154,17 @@ def test_theta_says_which_directions_are_missed():
     assert all(row[2] == 0 for row in rows[:4])
     assert all(row[2] > 0.99 for row in rows[7:])
     assert all(row[3] > 0.95 for row in rows[7:])
-    assert sum(row[4] for row in rows) == len(surface_voxels(shell))
+    assert sum(row.truth_voxels for row in rows) == len(surface_voxels(shell))
+    assert sum(row.predicted_voxels for row in rows) == len(surface_voxels(shell & steep))
 
 
 def test_theta_bins_hold_both_ends_and_no_nan():
     angles = np.array([0, 9.99, 10, 90, np.nan], np.float32)
     hits = np.array([True, False, True, True, True])
     rows = theta_table(theta_counts(angles, hits), theta_counts(np.array([15.0]), np.array([False])))
-    assert rows[0] == (0.0, 10.0, 0.5, pytest.approx(np.nan, nan_ok=True), 2)
-    assert rows[1] == (10.0, 20.0, 1.0, 0.0, 1)
-    assert rows[8][2:] == (1.0, pytest.approx(np.nan, nan_ok=True), 1)
+    assert rows[0] == (0.0, 10.0, 0.5, pytest.approx(np.nan, nan_ok=True), 2, 0)
+    assert rows[1] == (10.0, 20.0, 1.0, 0.0, 1, 1)
+    assert rows[8][2:] == (1.0, pytest.approx(np.nan, nan_ok=True), 1, 0)
 
 
 def test_centre_line_dice_is_that_of_its_definition():

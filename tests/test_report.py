@@ -4,6 +4,9 @@ import base64
 import io
 import json
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -14,7 +17,7 @@ from PIL import Image
 
 from etsam.errors import ConfigError, OutputError
 from etsam.evaluation.compare.tables import parse_source, published_scores, read_scores, results_of_scores
-from etsam.evaluation.metrics.results import SlicePicture, TomogramResult
+from etsam.evaluation.metrics.results import SlicePicture, ThetaRow, TomogramResult
 from etsam.evaluation.report.page import PICTURE_BUDGET_BYTES, page
 from etsam.evaluation.report.pictures import FOUND, MISSED, WRONG, encoder, errors_image, slice_views, truth_image
 from etsam.evaluation.report.report import write_report
@@ -46,7 +49,7 @@ def result(method, tomogram, seed, masks_only=False):
         counts=counts[:0] if masks_only else counts,
         threshold=np.nan if masks_only else -0.25,
         planes={plane: {"dice": random.uniform(0.1, 0.9)} for plane in ("xy", "xz", "yz")},
-        theta=tuple((float(a), a + 30.0, random.uniform(), random.uniform(), 10 + a) for a in (0, 30, 60)),
+        theta=tuple(ThetaRow(a, a + 30.0, random.uniform(), random.uniform(), 10 + a, 9) for a in (0.0, 30.0, 60.0)),
         pictures=(picture(seed=seed), picture((12, 30), seed=seed, axis="y", index=3)),
         seconds=seed + 0.5,
     )
@@ -145,12 +148,43 @@ def test_every_method_tomogram_and_number_is_in_the_table(parsed, results):
 
 
 def test_the_summary_says_mean_interval_number_and_what_failed(parsed, results):
-    text = "".join(parsed.text)
     values = [r.metrics["dice"] for r in results if r.method == "other tool" and not r.error]
-    assert f"other tool: mean Dice {np.mean(values):.3f} (" in text
-    assert "on 3 of 4 tomograms" in text
+    (row,) = [row for row in parsed.rows if row[:2] == ["other tool", "3"]]
+    assert row[2].startswith(f"{np.mean(values):.3f} (")
+    text = "".join(parsed.text)
     assert "other tool failed on d2/t1: mask has shape (3, 4, 5); expected (3, 4, 6)." in text
-    assert "cannot give p < 0.05" in text
+    assert "Wilcoxon" in text
+
+
+SORT = """<script>
+const head = document.querySelector('table.sortable th.number');
+const arrow = () => getComputedStyle(head.querySelector('[role=button]'), '::after').content;
+const arrows = [arrow()];
+for (const turn of [1, 2]) { head.querySelector('[role=button]').click(); arrows.push(arrow()); }
+const column = [...head.parentNode.cells].indexOf(head);
+const rows = [...head.closest('table').tBodies[0].rows];
+document.title = JSON.stringify([arrows, rows.map((row) => row.cells[column]?.textContent ?? '')]);
+</script>"""
+
+
+def test_what_is_pressed_to_sort_is_what_the_arrows_belong_to(html):
+    (pressed,) = re.findall(r"setAttribute\('role', '(\w+)'\)", html)
+    arrows = re.findall(r"th(\[aria-sort=\w+\])? (\S+)::after { content", html)
+    assert arrows == [(state, f"[role={pressed}]") for state in ("", "[aria-sort=ascending]", "[aria-sort=descending]")]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
+def test_a_browser_sorts_and_shows_which_way(html, results, tmp_path):
+    (tmp_path / "page.html").write_text(html.replace("</body>", SORT + "</body>"), encoding="utf-8")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    shown = subprocess.run(
+        [*command, "--dump-dom", tmp_path / "page.html"], capture_output=True, text=True, timeout=240
+    )
+    arrows, column = json.loads(re.search(r"<title>(.*?)</title>", shown.stdout)[1])
+    assert [arrow.strip('" ') for arrow in arrows] == ["↕", "↑", "↓"]
+    dice = sorted((r.metrics["dice"] for r in results if not r.error), reverse=True)
+    assert column[:-1] == [f"{value:.3f}" for value in dice]
+    assert column[-1].startswith("failed")
 
 
 def test_settings_versions_and_licence_are_there(parsed):
@@ -237,7 +271,7 @@ def test_no_results_are_refused(tmp_path):
 
 def test_one_tomogram_and_one_method_make_a_report(results, tmp_path):
     text = "".join(Page(write_report(results[:1], tmp_path, SETTINGS).read_text()).text)
-    assert "nano: mean Dice" in text
+    assert f"{results[0].metrics['dice']:.3f}" in text
     assert "Methods against each other" not in text
     assert not (tmp_path / "pairs.csv").exists()
 
@@ -249,7 +283,7 @@ def test_nothing_but_failures_makes_a_report(tmp_path):
     failed = [replace(r, metrics={"dice": float("nan")}) for r in failed]
     parsed = Page(write_report(failed, tmp_path, {}).read_text())
     assert ["u", "a", "failed: disk full"] in parsed.rows
-    assert "a: no Dice; none of 2 tomograms has scores." in "".join(parsed.text)
+    assert ["a", "0", "–"] in parsed.rows
 
 
 def test_twenty_tomograms_with_large_slices_stay_below_five_megabytes():
@@ -269,7 +303,7 @@ def test_twenty_tomograms_with_large_slices_stay_below_five_megabytes():
 def test_a_page_too_small_for_all_slices_shows_some_of_each_tomogram(results, monkeypatch):
     monkeypatch.setattr("etsam.evaluation.report.page.PICTURE_BUDGET_BYTES", 60_000)
     shortened = [replace(r, thresholds=THRESHOLDS[:0], theta=()) for r in results]
-    text = page("t", build_tables(shortened), shortened, [], {}, {})
+    text = page("t", build_tables(shortened), shortened, {}, {})
     shown = re.findall(r"<h3>(d\d/t\d)</h3>", text)
     assert 0 < text.count('class="slices"') < 8
     assert len(shown) == min(len(NAMES), text.count('class="slices"'))
@@ -325,9 +359,6 @@ def test_wandb_gets_tables_curves_slices_and_means(results, tmp_path, wandb_apar
 
 
 def test_reports_do_not_import_wandb():
-    import subprocess
-    import sys
-
     code = (
         "import sys, etsam.evaluation.report.report, etsam.evaluation.report.wandb;"
         "print({'wandb', 'torch'} & set(sys.modules))"

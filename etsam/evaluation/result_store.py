@@ -12,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 
 from etsam.errors import InputError, OutputError
-from etsam.evaluation.metrics.results import SlicePicture, TomogramResult
+from etsam.evaluation.metrics.results import SlicePicture, ThetaRow, TomogramResult
 from etsam.prediction.record import read_record, write_record
 from etsam.volume import atomic_path
 from etsam.volume.location import locate, state_of
@@ -24,6 +24,12 @@ def _state(path: str) -> list[int]:
         return list(state_of(locate(path))[1:])  # whatever its folder is called
     except InputError:
         return []
+
+
+def _plain(name: str) -> str:
+    """A name as part of a file's: without slash, and so that `__` between two of them is the only one there."""
+    quoted = quote(name, safe=" ")
+    return quoted.replace("_", "%5F") if "__" in quoted or quoted.strip("_") != quoted else quoted
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class ResultStore:
 
     def path(self, method: str, tomogram: str) -> Path:
         """JSON file of a result."""
-        return self.folder / quote(method, safe=" ") / f"{quote(tomogram, safe=' ').replace('%2F', '__', 1)}.json"
+        return self.folder / quote(method, safe=" ") / f"{'__'.join(map(_plain, tomogram.split('/', 1)))}.json"
 
     def complete(self, method: str, tomogram: str, inputs: Sequence[str]) -> bool:
         """Whether a result is there, without error, made with the same settings from the same files.
@@ -74,7 +80,7 @@ class ResultStore:
                 f"{file} exists already; set overwrite=true to replace it, resume=true to keep what is complete, or "
                 "choose another output_dir."
             )
-        record = read_record(file)
+        record = self._record(method, tomogram)
         if record is None or record.get("error"):
             return False
         # by way of JSON, which knows no tuples
@@ -90,7 +96,19 @@ class ResultStore:
                 f"the files of {tomogram} have changed since {file} was made; choose another output_dir, or set "
                 "overwrite=true to make it anew."
             )
-        return file.with_suffix(".npz").exists()
+        whole = all(len(row) == len(ThetaRow._fields) for row in record["theta"])  # fewer: of an earlier version
+        return whole and file.with_suffix(".npz").exists()
+
+    def _record(self, method: str, tomogram: str) -> dict[str, Any] | None:
+        """Record of a result; None if there is none. Raises `OutputError` if it is that of another tomogram."""
+        file = self.path(method, tomogram)
+        record = read_record(file)
+        if record is not None and (record.get("method"), record.get("tomogram")) != (method, tomogram):
+            raise OutputError(
+                f"{file} holds the result of {record.get('tomogram')} ({record.get('method')}), not of {tomogram}; on "
+                "this disk their names are the same. Rename one, or choose another output_dir."
+            )
+        return record
 
     def save(self, result: TomogramResult, inputs: Sequence[str]) -> None:
         """Write a result, whole or not at all.
@@ -131,9 +149,11 @@ class ResultStore:
         ------
         InputError
             If it is not there or damaged.
+        OutputError
+            If what is there is the result of another tomogram.
         """
         file = self.path(method, tomogram)
-        record = read_record(file)
+        record = self._record(method, tomogram)
         if record is None:
             raise InputError(f"{file} is missing; go on with resume=true.")
         try:
@@ -157,7 +177,7 @@ class ResultStore:
             TomogramResult(method=method, tomogram=tomogram, error=record["error"]),
             metrics=with_nan(record["metrics"]),
             planes=with_nan(record["planes"]),
-            theta=tuple(tuple(row) for row in with_nan(record["theta"])),
+            theta=tuple(ThetaRow(*row) for row in with_nan(record["theta"])),
             seconds=with_nan(record["seconds"]),
             threshold=with_nan(record.get("threshold")),
             thresholds=found["thresholds"],

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from etsam.evaluation.metrics.results import ThetaRow
 from etsam.evaluation.metrics.surface import SurfaceVoxels
 from etsam.threads import in_order
 from etsam.volume import Slices
@@ -204,24 +205,24 @@ def theta_counts(angles: np.ndarray, hits: np.ndarray) -> np.ndarray:
     return np.stack([histogram(angles), histogram(angles[hits])], axis=1)
 
 
-def theta_table(truth: np.ndarray, prediction: np.ndarray) -> tuple[tuple[float, float, float, float, int], ...]:
-    """How well surfaces of each inclination are found.
+def theta_table(truth: np.ndarray, prediction: np.ndarray) -> tuple[ThetaRow, ...]:
+    """Recall and precision of surfaces by inclination.
 
     Parameters
     ----------
     truth, prediction
         `theta_counts` of both surfaces, a hit being a voxel within the tolerance of the other surface.
-
-    Returns
-    -------
-    tuple
-        Rows (lower degrees, upper degrees, recall, precision, surface voxels of the truth). Recall: share of the
-        truth's surface in the bin that lies within the tolerance of the predicted surface. Precision: the same of the
-        predicted surface, by its own normals. NaN for empty bins.
     """
     edges = itertools.pairwise(THETA_EDGES_DEGREES)
     return tuple(
-        (float(lower), float(upper), _share(*of_truth), _share(*of_prediction), int(of_truth[0]))
+        ThetaRow(
+            float(lower),
+            float(upper),
+            _share(*of_truth),
+            _share(*of_prediction),
+            int(of_truth[0]),
+            int(of_prediction[0]),
+        )
         for (lower, upper), of_truth, of_prediction in zip(edges, truth, prediction, strict=True)
     )
 

@@ -1,6 +1,7 @@
 """What an evaluation finds, as the tables, tests and pictures of the report take it."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,29 @@ class SlicePicture:
     prediction: np.ndarray
 
 
+class ThetaRow(NamedTuple):
+    """Surfaces of one range of angles between their normal and Z.
+
+    Attributes
+    ----------
+    lower_degrees, upper_degrees
+        The range.
+    recall
+        Share of the truth's surface in it that lies within the tolerance of the predicted surface; NaN without any.
+    precision
+        Share of the predicted surface in it, by its own normals, that lies within the tolerance of the truth's.
+    truth_voxels, predicted_voxels
+        Surface voxels in it, which recall and precision are shares of.
+    """
+
+    lower_degrees: float
+    upper_degrees: float
+    recall: float
+    precision: float
+    truth_voxels: int
+    predicted_voxels: int
+
+
 @dataclass(frozen=True)
 class TomogramResult:
     """Scores of one method on one tomogram.
@@ -52,7 +76,7 @@ class TomogramResult:
         `xy`, `xz`, `yz` -> metric -> mean over the slices of that orientation that hold membrane in truth or
         prediction.
     theta
-        Rows (lower_degrees, upper_degrees, recall, precision, truth_voxels): by the angle of the surface normal to Z.
+        By the angle of the surface normal to Z.
     pictures
         Slices to look at.
     seconds
@@ -67,6 +91,6 @@ class TomogramResult:
     counts: np.ndarray = field(default_factory=lambda: np.empty((0, 3), np.int64))
     threshold: float = float("nan")
     planes: dict[str, dict[str, float]] = field(default_factory=dict)
-    theta: tuple[tuple[float, float, float, float, int], ...] = ()
+    theta: tuple[ThetaRow, ...] = ()
     pictures: tuple[SlicePicture, ...] = ()
     seconds: float = float("nan")

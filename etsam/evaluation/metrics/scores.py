@@ -28,6 +28,7 @@ from etsam.errors import ConfigError, InputError
 from etsam.evaluation.metrics.curves import area_under_curve
 from etsam.evaluation.metrics.normals import angles_to_z, theta_counts, theta_table
 from etsam.evaluation.metrics.planes import PlaneCounter
+from etsam.evaluation.metrics.results import ThetaRow
 from etsam.evaluation.metrics.surface import (
     average_distance,
     hausdorff95,
@@ -127,7 +128,7 @@ class Scores:
     thresholds: np.ndarray
     counts: np.ndarray
     planes: dict[str, dict[str, float]]
-    theta: tuple[tuple[float, float, float, float, int], ...]
+    theta: tuple[ThetaRow, ...]
     shown: dict[str, int]
     masks: tuple[PackedMask, PackedMask, PackedMask | None]
 
@@ -212,7 +213,7 @@ class Metrics:
             if counter is not None:
                 thresholds, counts = counter.thresholds, counter.counts
             metrics["auprc"] = area_under_curve(counts)
-        theta: tuple[tuple[float, float, float, float, int], ...] = ()
+        theta: tuple[ThetaRow, ...] = ()
         if {"surface", "theta"} & set(self.metrics):
             of_surface, theta = self._surface(masks, voxel_size_angstrom, progress)
             metrics |= of_surface
@@ -290,7 +291,7 @@ class Metrics:
         masks: tuple[PackedMask, PackedMask, PackedMask | None],
         voxel_size_angstrom: tuple[float, float, float] | None,
         progress: Progress | None,
-    ) -> tuple[dict[str, float], tuple[tuple[float, float, float, float, int], ...]]:
+    ) -> tuple[dict[str, float], tuple[ThetaRow, ...]]:
         truth, prediction, known = masks
         size = voxel_size_angstrom or (1.0, 1.0, 1.0)
         tolerance = self.surface_tolerance_angstrom

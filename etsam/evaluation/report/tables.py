@@ -13,10 +13,10 @@ import pandas as pd
 from etsam.evaluation.compare.compare import Comparison, compare, format_difference, format_p, format_score
 from etsam.evaluation.compare.tables import METRIC_NAMES, scores_of_results
 from etsam.evaluation.metrics.curves import Sweep, dice, precision_recall, sweeps
-from etsam.evaluation.metrics.results import TomogramResult
+from etsam.evaluation.metrics.results import ThetaRow, TomogramResult
 from etsam.volume import atomic_path
 
-THETA_COLUMNS = ("method", "tomogram", "lower_degrees", "upper_degrees", "recall", "precision", "truth_voxels")
+THETA_COLUMNS = ("method", "tomogram", *ThetaRow._fields)
 
 
 @dataclass(frozen=True)
@@ -124,19 +124,18 @@ def _theta(results: Sequence[TomogramResult]) -> pd.DataFrame:
 
 
 def theta_by_method(theta: pd.DataFrame) -> pd.DataFrame:
-    """Recall and precision of each method and range of angles over all tomograms, weighted by their truth voxels."""
+    """Recall and precision of each method and range of angles, over the surfaces of all tomograms taken together.
 
-    def pooled(rows: pd.DataFrame) -> pd.Series:
-        out = {"truth_voxels": rows["truth_voxels"].sum()}
-        for name in ("recall", "precision"):
-            own = rows.dropna(subset=[name])
-            weight = own["truth_voxels"].sum()
-            out[name] = (own[name] * own["truth_voxels"]).sum() / weight if weight else math.nan
-        return pd.Series(out)
-
+    Recall is weighted by the truth's surface voxels, precision by the predicted ones: what is predicted where the truth
+    has no surface is all false, and counts.
+    """
+    weights = {"recall": "truth_voxels", "precision": "predicted_voxels"}
+    table = theta.assign(**{name: (theta[name] * theta[weight]).fillna(0) for name, weight in weights.items()})
     keys = ["method", "lower_degrees", "upper_degrees"]
-    rows = [dict(zip(keys, key, strict=True)) | dict(pooled(group)) for key, group in theta.groupby(keys, sort=False)]
-    return pd.DataFrame(rows, columns=[*keys, "truth_voxels", "recall", "precision"])
+    pooled = table.groupby(keys, sort=False)[[*weights, *weights.values()]].sum().reset_index()
+    for name, weight in weights.items():
+        pooled[name] = (pooled[name] / pooled[weight]).where(pooled[weight] > 0)
+    return pooled
 
 
 def write_csv(path: Path, table: pd.DataFrame, overwrite: bool = False) -> None:
