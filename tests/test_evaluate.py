@@ -12,12 +12,15 @@ from conftest import SHAPE, VOXEL_SIZE_ZYX, grey, write_mrc
 from omegaconf import OmegaConf
 
 from etsam.app import compose_config
+from etsam.errors import OutputError
 from etsam.evaluation.data import EvaluationData
-from etsam.evaluation.metrics.results import SlicePicture, TomogramResult
+from etsam.evaluation.metrics.results import SlicePicture, ThetaRow, TomogramResult
 from etsam.evaluation.result_store import ResultStore
+from etsam.inference import tiles
 from etsam.labels import overlap_scores, stat_counts
 from etsam.paths import share
-from etsam.volume import read_volume
+from etsam.postprocess import steps
+from etsam.volume import Volume, read_volume
 
 TINY = ["net=tiny_test", "weights=random", "trainer=cpu", "weights.seed=1", "stage2.threshold=-0.075", "output_dir=out"]
 ROWS = ["dataset_id,run_id,split,tomogram,target_mask", "lab,a,val,a.mrc,a_mask.mrc", "lab,b,val,b.mrc,b_mask.mrc"]
@@ -208,6 +211,40 @@ def test_stored_predictions_are_post_processed_when_asked_for(evaluate, manifest
     assert [float(row["dice"]) for row in table(manifest).values()] == [1, 1]
 
 
+def counted(monkeypatch, owner, name):
+    """Calls of a function or method from now on, in a list that grows."""
+    calls, original = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *given, **named: calls.append(given) or original(*given, **named))
+    return calls
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_prediction_is_post_processed_once_and_the_mask_that_is_kept_is_scored(evaluate, manifest, monkeypatch, kept):
+    stitched = counted(monkeypatch, tiles.Stitched, "__getitem__")
+    severed = counted(monkeypatch, steps, "sever_misconnections")
+    settings = ["postprocess=misconnections", "postprocess.misconnections.max_bridge_len=9", "metrics=[curve]"]
+    rows = [*ROWS[:2]]
+    (manifest / "manifest.csv").write_text("\n".join(rows) + "\n")
+    assert evaluate(*TINY, *settings, f"write_predictions={str(kept).lower()}").status == 0
+    assert len(severed) == SHAPE[0]  # every slice once
+    # extremes of stage 1, what stage 2 sees (slice 0 twice), then mask and logits: in one pass where files keep both
+    assert len(stitched) == (3 + (not kept)) * SHAPE[0] + 1
+    if kept:
+        mask = read_volume("out/predictions/lab/a_etsam_predicted_post_processed_mask.mrc").read()
+        assert (mask != read_volume("out/predictions/lab/a_etsam_predicted_mask.mrc").read()).any()
+        assert float(table(manifest)["etsam", "lab/a"]["dice"]) == pytest.approx(expected(mask, truth()).dice)
+
+
+def test_a_stored_prediction_is_read_once(evaluate, manifest, monkeypatch):
+    write_mrc("masks/a.mrc", binary())
+    write_mrc("masks/b.mrc", np.where(binary(1) == 1, 4, -4.5).astype(np.float32))
+    read = counted(monkeypatch, Volume, "__getitem__")
+    assert evaluate("predictions=masks", "metrics=[curve]").status == 0
+    for name in "ab":
+        slices = [given[1] for given in read if str(given[0].path).endswith(f"masks/{name}.mrc")]
+        assert slices == [SHAPE[0] // 2, *range(SHAPE[0])]
+
+
 def test_kept_predictions_of_tomograms_called_the_same_are_told_apart_by_their_runs(evaluate, manifest):
     for seed, name in enumerate("ab"):
         write_mrc(manifest / name / "tomo.mrc", grey(seed=seed))
@@ -308,7 +345,7 @@ def test_a_stored_result_is_read_back_as_it_was(tmp_path):
         thresholds=np.float32([0, 1]),
         counts=np.array([[1, 2, 3], [4, 5, 6]]),
         planes={"xy": {"dice": 0.25}},
-        theta=((0.0, 10.0, float("nan"), 1.0, 7),),
+        theta=(ThetaRow(0.0, 10.0, float("nan"), 1.0, 7, 8),),
         pictures=(picture,),
         seconds=2.0,
     )
@@ -325,3 +362,32 @@ def test_a_stored_result_is_read_back_as_it_was(tmp_path):
     np.testing.assert_allclose(found.pictures[0].grey, picture.grey, atol=1 / 500)
     np.testing.assert_array_equal(found.pictures[0].truth, picture.truth)
     assert (found.pictures[0].axis, found.pictures[0].index) == ("y", 3)
+
+
+def test_results_whose_names_look_alike_are_kept_apart(tmp_path):
+    store = ResultStore(tmp_path, {}, resume=True)
+    names = ["x__y/z", "x/y__z", "x/_y", "x_/y", "x/y", "x/y/z"]
+    for number, name in enumerate(names):
+        store.save(TomogramResult("m", name, metrics={"dice": number / 10}), [])
+    assert [store.load("m", name).metrics["dice"] for name in names] == [number / 10 for number in range(len(names))]
+    assert (tmp_path / "m/x__y.json").is_file()
+
+
+def test_the_result_of_another_tomogram_is_not_taken(tmp_path):
+    store = ResultStore(tmp_path, {}, resume=True)
+    store.save(TomogramResult("m", "lab/a"), [])
+    for suffix in (".json", ".npz"):  # as on a disk for which small and capital letters are the same
+        store.path("m", "lab/a").with_suffix(suffix).rename(store.path("m", "lab/A").with_suffix(suffix))
+    for ask in (lambda: store.load("m", "lab/A"), lambda: store.complete("m", "lab/A", [])):
+        with pytest.raises(OutputError, match="lab/a"):
+            ask()
+
+
+def test_a_result_of_an_earlier_version_without_predicted_voxels_is_made_anew(tmp_path):
+    store = ResultStore(tmp_path, {}, resume=True)
+    store.save(TomogramResult("m", "lab/a", theta=(ThetaRow(0.0, 10.0, 1.0, 1.0, 7, 8),)), [])
+    assert store.complete("m", "lab/a", [])
+    file = store.path("m", "lab/a")
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"theta": [row[:5] for row in record["theta"]]}))
+    assert not store.complete("m", "lab/a", [])

@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from conftest import write_mrc
+from conftest import CountedSlices, write_mrc
 
 from etsam.data.manifest import Sample
 from etsam.errors import InputError
-from etsam.evaluation.stored import find_predictions, kind_of_values, open_prediction
-from etsam.volume import Volume
+from etsam.evaluation.metrics.scores import _mask_and_logits
+from etsam.evaluation.stored import StoredPrediction, StoredValues, find_predictions
 
 
 def sample(dataset, run, tomogram):
@@ -93,18 +93,39 @@ def test_tomograms_and_masks_of_the_truth_are_no_predictions(work):
         ([0, 0.25], np.float32, "probabilities"),
     ],
 )
-def test_what_values_mean_is_told_by_their_range(values, dtype, kind):
-    volume = np.zeros((2, 3, 4), dtype)
-    volume[1, 0, : len(values)] = values
-    assert kind_of_values(Volume.from_array(volume), "x") == kind
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_what_values_mean_is_told_by_their_range_wherever_they_lie(work, values, dtype, kind, at):
+    volume = np.zeros((3, 4, 5), dtype)
+    volume[at, 0, : len(values)] = values
+    kinds = []
+
+    def read(scored):
+        of = scored.mask if scored.logits is None else scored.logits
+        planes = [of[z] for z in range(3)]
+        kinds.append(of.kind)
+        return planes
+
+    planes = StoredPrediction(write_mrc("p.mrc", volume)).score(read)
+    assert kinds == [kind]
+    assert all((plane == planes[at][1, 0]).all() for z, plane in enumerate(planes) if z != at)
+
+
+def test_a_prediction_is_read_once_and_the_slice_in_the_middle_twice():
+    volume = np.zeros((5, 4, 6), np.float32)
+    volume[2, 0, :2] = -1.5, 2.5
+    slices = CountedSlices(volume)
+    values = StoredValues(slices, "x")
+    assert [values[z].dtype for z in range(5)] == [np.float32] * 5
+    assert slices.read == [2, 0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("values", [[0.5, 1.5], [np.nan, 1], [np.inf, 0]])
-def test_values_that_mean_nothing_are_refused(values):
+def test_values_that_mean_nothing_are_refused(work, values):
     volume = np.ones((2, 3, 4), np.float32)
     volume[1, 0, :2] = values
-    with pytest.raises(InputError, match="x: the prediction"):
-        kind_of_values(Volume.from_array(volume), "x")
+    stored = StoredPrediction(write_mrc("p.mrc", volume))
+    with pytest.raises(InputError, match=r"p\.mrc"):
+        stored.score(lambda scored: [(scored.mask or scored.logits)[z] for z in range(2)])
 
 
 @pytest.mark.parametrize(
@@ -119,21 +140,25 @@ def test_values_that_mean_nothing_are_refused(values):
 def test_a_prediction_is_opened_as_what_it_is(work, values, dtype, membrane):
     volume = np.zeros((2, 3, 4), dtype)
     volume[0, 0, :3] = values
-    scored = open_prediction(write_mrc("p.mrc", volume), -0.25)
-    plane = scored.mask[0] if scored.logits is None else scored.logits[0] > scored.threshold
+    stored = StoredPrediction(write_mrc("p.mrc", volume), -0.25)
+    plane = stored.score(lambda scored: _mask_and_logits(scored, 0)[0])
     np.testing.assert_array_equal(plane[0, :3], np.array(membrane, bool))
 
 
 def test_logits_are_cut_where_their_record_says_unless_a_threshold_is_set(work):
     volume = np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4)
     logits = write_mrc("a_etsam_predicted_logits.mrc", volume)
-    assert open_prediction(logits).threshold == -0.25
+
+    def threshold(given=None):
+        return StoredPrediction(logits, given).score(
+            lambda scored: [_mask_and_logits(scored, z) and scored.threshold for z in (0, 1)][-1]
+        )
+
+    assert threshold() == -0.25
     record = work / "a_etsam_predicted_record.json"
     record.write_text(json.dumps({"settings": {"stage2": {"threshold": 0.5}}}))
-    assert open_prediction(logits).threshold == 0.5
-    assert open_prediction(logits, 0.125).threshold == 0.125
+    assert threshold() == 0.5
+    assert threshold(0.125) == 0.125
     record.write_text("{}")
-    with pytest.raises(
-        InputError, match=r"a_etsam_predicted_record.json, beside the logits, .* set prediction_threshold"
-    ):
-        open_prediction(logits)
+    with pytest.raises(InputError, match="prediction_threshold"):
+        threshold()

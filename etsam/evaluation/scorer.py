@@ -3,7 +3,9 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from etsam.errors import InputError
 from etsam.evaluation.data import Job
 from etsam.evaluation.metrics.results import SlicePicture, TomogramResult
-from etsam.evaluation.metrics.scores import Metrics, Scored, Scores
+from etsam.evaluation.metrics.scores import Metrics, PackedMask, Scored, Scores
 from etsam.evaluation.result_store import ResultStore
 from etsam.inference.two_stage import Mask
 from etsam.labels import IGNORE, Overlap
@@ -40,7 +42,7 @@ class Scorer(Callback):
     store
         Where results go.
     writer
-        What keeps a prediction made in this run; None: they are not kept.
+        Of predictions that are made in this run; what it has written is scored. None: they are not kept.
     """
 
     def __init__(
@@ -80,13 +82,45 @@ class Scorer(Callback):
         if "error" in outputs:
             raise outputs["error"]
         prediction = outputs["prediction"]
-        if isinstance(prediction, Prediction) and self.writer is not None:
-            self.writer(job).write(prediction, progress)
-        scored = self._scored(prediction)
-        with read_volume(job.target_mask, warn=False) as truth:
-            tomogram = _tomogram(job, prediction)
+        own = isinstance(prediction, Prediction)
+        written = self._written(prediction, job, progress) if own and self.writer is not None else None
+        with ExitStack() as files:
+            truth = files.enter_context(read_volume(job.target_mask, warn=False))
+            tomogram = prediction.volume if own else _tomogram(job)
             size = _voxel_size(job, tomogram, truth)
-            scores = self.metrics(truth, scored, size, progress)
+
+            def score(scored: Scored) -> TomogramResult:
+                if written is None:
+                    scored = self._post_processed(scored)
+                return self._score(job, truth, scored, size, tomogram, progress)
+
+            if not own:
+                return prediction.score(score)
+            mask = logits = None
+            if written is not None:
+                mask, logits = (
+                    None if path is None else files.enter_context(read_volume(path, warn=False)) for path in written
+                )
+            seconds = math.fsum(prediction.seconds.values())
+            return score(Scored(prediction.logits if logits is None else logits, prediction.threshold, mask, seconds))
+
+    def _written(self, prediction: Prediction, job: Job, progress: Any) -> tuple[Path, Path | None]:
+        """Write a prediction: files of the mask that is scored, and of its logits (None: they are not kept)."""
+        assert self.writer is not None
+        writer = self.writer(job)
+        names = writer.write(prediction, progress)
+        return names.post_processed_mask if self.steps else names.mask, names.logits if writer.write_logits else None
+
+    def _score(
+        self,
+        job: Job,
+        truth: Volume,
+        scored: Scored,
+        size: tuple[float, float, float] | None,
+        tomogram: Volume | None,
+        progress: Any,
+    ) -> TomogramResult:
+        scores = self.metrics(truth, scored, size, progress)
         if tomogram is not None and tuple(tomogram.shape) != tuple(truth.shape):
             raise InputError(f"the tomogram has shape {tomogram.shape}, the mask of the truth {truth.shape}.")
         log.info("%s: Dice %.4f", job.name, scores.metrics["dice"])
@@ -103,19 +137,16 @@ class Scorer(Callback):
             seconds=scored.seconds,
         )
 
-    def _scored(self, prediction: Prediction | Scored) -> Scored:
-        if isinstance(prediction, Scored):
-            scored = prediction
-        else:
-            seconds = math.fsum(prediction.seconds.values())
-            scored = Scored(prediction.logits, prediction.threshold, seconds=seconds)
+    def _post_processed(self, scored: Scored) -> Scored:
         if not self.steps:
             return scored
         mask = scored.mask
         if mask is None:
             assert scored.logits is not None
             mask = Mask(scored.logits, scored.threshold)
-        return replace(scored, mask=apply_steps(mask, self.steps, workers=self.metrics.workers))
+        # steps read it several times; it is computed, or read from a file, once
+        packed = PackedMask.of(mask)
+        return replace(scored, mask=apply_steps(packed, self.steps, workers=self.metrics.workers))
 
 
 def _voxel_size(job: Job, tomogram: Volume | None, truth: Volume) -> tuple[float, float, float] | None:
@@ -140,10 +171,8 @@ def _text(size: tuple[float, float, float]) -> str:
     return " x ".join(f"{one:g}" for one in size)
 
 
-def _tomogram(job: Job, prediction: Prediction | Scored) -> Volume | None:
+def _tomogram(job: Job) -> Volume | None:
     """The tomogram, for pictures; stored predictions can be scored without."""
-    if isinstance(prediction, Prediction):
-        return prediction.volume
     try:
         return read_volume(job.tomogram, warn=False)
     except InputError as error:

@@ -3,9 +3,10 @@
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from lightning import LightningModule
@@ -15,12 +16,14 @@ from etsam.errors import ConfigError, InputError, OutputError
 from etsam.evaluation.metrics.scores import Scored
 from etsam.inference.two_stage import DEFAULT_THRESHOLD
 from etsam.prediction.record import OutputNames, read_record
-from etsam.volume import TOMOGRAM_SUFFIXES, Slices, Volume, read_volume, strip_suffix
+from etsam.volume import TOMOGRAM_SUFFIXES, Slices, read_volume, strip_suffix
 from etsam.volume.location import ZARR_SUFFIXES
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["mask", "logits", "probabilities"]
+Kind = Literal["mask", "probabilities", "logits"]
+_KINDS: tuple[Kind, ...] = ("mask", "probabilities", "logits")  # each may turn out to be one further on
+T = TypeVar("T")
 
 _PROBABILITY_LIMIT = 1e-9  # logits of 0 and 1 become +-20.7, just beyond the thresholds that are counted
 
@@ -107,56 +110,81 @@ def _find(root: Path, sample: Sample, names: dict[str, list[Sample]], inputs: se
     return f"no prediction in {root}; expected a file called {wanted}, or so with more after _ - or ."
 
 
-def kind_of_values(volume: Slices, name: str) -> Kind:
-    """What the values of a prediction mean, by their range; reads the volume once.
+class KindChanged(Exception):  # noqa: N818 - no fault: what was read so far meant something else
+    """Values turned out to be of another kind than they were taken for."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+class StoredValues:
+    """Slices of a prediction, converted as they are read by what its values mean: a mask, logits, or their probability.
+
+    The meaning follows from the range of all values, and is checked while they are read, so that nothing is read twice:
 
     - whole numbers from 0 up (0/1, 0/255, labels of instances), and 0/-1 of int8 files: a mask, membrane is not 0;
     - whole numbers or fractions that go below 0: logits;
     - fractions within 0..1: probabilities.
 
-    Raises
-    ------
-    InputError
-        For anything else: fractions that are never negative but exceed 1, and values that are not finite.
+    Parameters
+    ----------
+    volume
+        (Z, Y, X).
+    name
+        For messages.
+    kind
+        What they are taken for; None: what the slice in the middle looks like.
     """
-    low, high, whole, integer = np.inf, -np.inf, True, True
-    for z in range(volume.shape[0]):
-        plane = volume[z]
-        if plane.dtype == np.float16:
-            plane = plane.astype(np.float32)  # the same values, compared ten times as fast
-        integer = plane.dtype.kind in "biu"
-        least, greatest = float(plane.min()), float(plane.max())
-        low, high = min(low, least), max(high, greatest)
-        if not (np.isfinite(least) and np.isfinite(greatest)):
-            raise InputError(f"{name}: the prediction holds values that are not finite (slice {z}).")
-        whole = whole and (integer or bool((plane == np.rint(plane)).all()))
-    if whole and (low >= 0 or (integer and low == -1 and high <= 0)):
-        return "mask"
-    if low < 0:
-        return "logits"
-    if high <= 1:
-        return "probabilities"
-    raise InputError(
-        f"{name}: the prediction is neither a mask (whole numbers), nor logits (some below 0), nor probabilities (0 to "
-        f"1): its values go from {low:g} to {high:g}."
-    )
 
-
-class _Converted:
-    """Slices of a volume, changed as they are read."""
-
-    def __init__(self, volume: Volume, kind: Kind) -> None:
-        self._volume, self._kind = volume, kind
-        self.shape = volume.shape
+    def __init__(self, volume: Slices, name: str, kind: Kind | None = None) -> None:
+        self.shape = tuple(volume.shape)
+        self._volume, self._name = volume, name
+        self._low, self._high, self._whole, self._integer = np.inf, -np.inf, True, True
+        self._seen: set[int] = set()
+        self.kind: Kind = kind or self._kind_with(self.shape[0] // 2, volume[self.shape[0] // 2])
 
     def __getitem__(self, z: int, /) -> np.ndarray:
+        """Slice `z`: (Y, X) bool of a mask, float32 logits else.
+
+        Raises
+        ------
+        KindChanged
+            If the values are of another kind.
+        InputError
+            If they are not finite; with the last slice, if they are of no kind: fractions never below 0 but above 1.
+        """
         plane = self._volume[z]
-        if self._kind == "mask":
+        if z not in self._seen:
+            kind = max(self.kind, self._kind_with(z, plane), key=_KINDS.index)
+            self._seen.add(z)
+            if len(self._seen) == self.shape[0] and not self._whole and self._low >= 0 and self._high > 1:
+                raise InputError(
+                    f"{self._name}: the prediction is neither a mask (whole numbers), nor logits (some below 0), nor "
+                    f"probabilities (0 to 1): its values go from {self._low:g} to {self._high:g}."
+                )
+            if kind != self.kind:
+                raise KindChanged(kind)
+        if self.kind == "mask":
             return plane != 0
-        if self._kind == "logits":
+        if self.kind == "logits":
             return plane.astype(np.float32)
         probability = np.clip(plane.astype(np.float64), _PROBABILITY_LIMIT, 1 - _PROBABILITY_LIMIT)
         return np.log(probability / (1 - probability)).astype(np.float32)
+
+    def _kind_with(self, z: int, plane: np.ndarray) -> Kind:
+        """Kind of the values so far and of this slice together."""
+        if plane.dtype == np.float16:
+            plane = plane.astype(np.float32)  # the same values, compared ten times as fast
+        self._integer = plane.dtype.kind in "biu"
+        least, greatest = float(plane.min()), float(plane.max())
+        if not (np.isfinite(least) and np.isfinite(greatest)):
+            raise InputError(f"{self._name}: the prediction holds values that are not finite (slice {z}).")
+        self._low, self._high = min(self._low, least), max(self._high, greatest)
+        self._whole = self._whole and (self._integer or bool((plane == np.rint(plane)).all()))
+        if self._whole and (self._low >= 0 or (self._integer and self._low == -1 and self._high <= 0)):
+            return "mask"
+        return "logits" if self._low < 0 or self._high > 1 else "probabilities"
 
 
 def threshold_beside(path: str | os.PathLike[str]) -> float | None:
@@ -178,36 +206,51 @@ def threshold_beside(path: str | os.PathLike[str]) -> float | None:
         ) from error
 
 
-def open_prediction(path: str | os.PathLike[str], threshold: float | None = None) -> Scored:
-    """Open the prediction of any tool.
+@dataclass(frozen=True)
+class StoredPrediction:
+    """Prediction of any tool in a file.
 
-    Parameters
+    Attributes
     ----------
     path
-        A volume (Z, Y, X); see `kind_of_values`.
+        A volume (Z, Y, X); see `StoredValues`.
     threshold
         Logits strictly above are membrane; None: the one they were cut at (`threshold_beside`), else -0.25.
         Probabilities strictly above 0.5 are, that is logits above 0.
-
-    Raises
-    ------
-    InputError
-        If it cannot be read or its values make no sense.
     """
-    volume = read_volume(path, warn=False)
-    kind = kind_of_values(volume, str(path))
-    slices = _Converted(volume, kind)
-    if kind == "mask":
-        return Scored(mask=slices)
-    if kind == "probabilities":
-        return Scored(logits=slices, threshold=0.0)
-    source = "as prediction_threshold says"
-    if threshold is None:
-        threshold, source = threshold_beside(path), "as their record says"
-    if threshold is None:
-        threshold, source = DEFAULT_THRESHOLD, "the default; prediction_threshold sets another"
-    log.info("%s: logits above %g are membrane (%s)", path, threshold, source)
-    return Scored(logits=slices, threshold=threshold)
+
+    path: str | os.PathLike[str]
+    threshold: float | None = None
+
+    def score(self, score: Callable[[Scored], T]) -> T:
+        """Call `score` with the prediction, which it reads; again, if that shows that its values are of another kind.
+
+        Raises
+        ------
+        InputError
+            If it cannot be read or its values make no sense.
+        """
+        with read_volume(self.path, warn=False) as volume:
+            kind: Kind | None = None
+            while True:  # at most three times: a mask may turn out to be probabilities, both to be logits
+                values = StoredValues(volume, str(self.path), kind)
+                try:
+                    return score(self._scored(values))
+                except KindChanged as changed:
+                    kind = changed.kind
+
+    def _scored(self, values: StoredValues) -> Scored:
+        if values.kind == "mask":
+            return Scored(mask=values)
+        if values.kind == "probabilities":
+            return Scored(logits=values, threshold=0.0)
+        threshold, source = self.threshold, "as prediction_threshold says"
+        if threshold is None:
+            threshold, source = threshold_beside(self.path), "as their record says"
+        if threshold is None:
+            threshold, source = DEFAULT_THRESHOLD, "the default; prediction_threshold sets another"
+        log.info("%s: logits above %g are membrane (%s)", self.path, threshold, source)
+        return Scored(logits=values, threshold=threshold)
 
 
 class StoredPredictions(LightningModule):
@@ -216,7 +259,7 @@ class StoredPredictions(LightningModule):
     Parameters
     ----------
     threshold
-        As of `open_prediction`.
+        As of `StoredPrediction`.
 
     Raises
     ------
@@ -233,16 +276,13 @@ class StoredPredictions(LightningModule):
         self.progress: Any = None
 
     def test_step(self, batch: Any, batch_idx: int = 0) -> dict[str, Any]:
-        """Open the prediction that `batch.prediction` names.
+        """Prediction that `batch.prediction` names.
 
         Returns
         -------
         dict
-            `prediction`: a `Scored`; or `error`: an `InputError`, also if `batch.fault` says why there is none.
+            `prediction`: a `StoredPrediction`; or `error`: an `InputError` that says why there is none.
         """
-        try:
-            if batch.fault:
-                raise InputError(batch.fault)
-            return {"prediction": open_prediction(batch.prediction, self.threshold)}
-        except InputError as error:
-            return {"error": error}
+        if batch.fault:
+            return {"error": InputError(batch.fault)}
+        return {"prediction": StoredPrediction(batch.prediction, self.threshold)}
