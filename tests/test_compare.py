@@ -13,6 +13,7 @@ from etsam.evaluation.compare.statistics import holm, mean_interval, paired_test
 from etsam.evaluation.compare.tables import PUBLISHED, published_scores
 from etsam.paths import share
 
+pytestmark = pytest.mark.workshop
 STAGE2, STAGE1, MEMBRAIN, TARDIS = PUBLISHED
 A = np.array([0.9, 0.8, 0.7, 0.65, 0.6])
 B = np.array([0.8, 0.6, 0.75, 0.65, 0.3])
@@ -276,12 +277,12 @@ def test_tables_may_stand_before_between_and_after_flags(etsam, work):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "no tables are given"),
-        (["a=no.csv"], "no.csv: no such file"),
-        (["no.csv"], "no.csv: no such file"),
-        (["--published", "--baseline", "x"], "there is no method x"),
-        (["--published", "--metric", "size"], "no table has the metric size"),
-        (["--published", "--unknown"], "unknown argument --unknown"),
+        ([], "--published"),
+        (["a=no.csv"], "no.csv"),
+        (["no.csv"], "no.csv"),
+        (["--published", "--baseline", "x"], "method x"),
+        (["--published", "--metric", "size"], "metric size"),
+        (["--published", "--unknown"], "--unknown"),
     ],
 )
 def test_the_command_refuses_with_one_line(etsam, arguments, part):
@@ -292,8 +293,9 @@ def test_the_command_refuses_with_one_line(etsam, arguments, part):
 
 
 def test_the_command_does_not_overwrite(etsam):
-    assert etsam("compare", "--published", "--output-dir", "out").status == 0
-    outcome = etsam("compare", "--published", "--output-dir", "out")
+    command = ["compare", "--published", "--metric", "dice", "--output-dir", "out"]
+    assert etsam(*command).status == 0
+    outcome = etsam(*command)
     assert outcome.status == 1
-    assert "exists already" in outcome.message
-    assert etsam("compare", "--published", "--output-dir", "out", "--overwrite").status == 0
+    assert "report.html" in outcome.message
+    assert etsam(*command, "--overwrite").status == 0

@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import speed
+import speed_pairs
 import torch
 from conftest import write_mrc
 from flops import matmul_rate, slice_flops
@@ -235,7 +236,14 @@ def test_what_cannot_be_read_ahead_is_told_when_its_turn_comes():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("slices")]
 
 
+@pytest.fixture
+def small_products(monkeypatch):
+    """The rate of the machine is that of a small product: not what a report needs, but quickly measured."""
+    monkeypatch.setattr(speed_pairs, "matmul_rate", lambda *given: matmul_rate(*given, side=256))
+
+
 @pytest.mark.workshop
+@pytest.mark.usefixtures("small_products")
 @pytest.mark.timeout(300)
 def test_both_stages_are_timed_beside_sam2s_predictor_and_agree(tmp_path, monkeypatch):
     write_mrc(tmp_path / "tomo.mrc", np.random.default_rng(0).normal(size=(11, 40, 57)).astype(np.float32))
@@ -262,6 +270,7 @@ def test_both_stages_are_timed_beside_sam2s_predictor_and_agree(tmp_path, monkey
 
 
 @pytest.mark.workshop
+@pytest.mark.usefixtures("small_products")
 def test_a_comparison_without_parts_is_of_the_pairs_alone(tmp_path, monkeypatch):
     command = f"speed.py --net tiny_test --shape 9,20,26 --repeats 1 --threads 1 --no-parts --output-dir {tmp_path}"
     monkeypatch.setattr(sys, "argv", command.split())

@@ -24,6 +24,7 @@ FOLDER = share("configs").parent / "benchmarks"
 if not FOLDER.is_dir():
     pytest.skip("needs a checkout", allow_module_level=True)
 
+pytestmark = pytest.mark.workshop
 SHAPES = {
     "a": (20, 44, 60),
     "b": (12, 28, 52),

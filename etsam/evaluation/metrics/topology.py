@@ -8,32 +8,25 @@ from skimage.morphology import skeletonize
 from etsam.postprocess.components import StreamedComponents
 from etsam.threads import in_order
 from etsam.volume import Slices
+from etsam.volume.slices import FilteredSlices
 
 
-class _Known:
+def _annotated(mask: Slices, annotated: Slices | None) -> Slices:
     """A mask without the voxels that nobody annotated, which count as background in both masks."""
-
-    def __init__(self, mask: Slices, annotated: Slices | None) -> None:
-        self._mask, self._annotated = mask, annotated
-        self.shape = tuple(mask.shape)
-
-    def __getitem__(self, z: int, /) -> np.ndarray:
-        plane = self._mask[z]
-        return plane if self._annotated is None else plane & self._annotated[z]
+    return mask if annotated is None else FilteredSlices(mask.shape, lambda z: mask[z] & annotated[z])
 
 
-class _Around:
+def _background(mask: Slices) -> Slices:
     """The background of a mask, with one layer of it all around."""
+    shape = tuple(side + 2 for side in mask.shape)
 
-    def __init__(self, mask: Slices) -> None:
-        self._mask = mask
-        self.shape = tuple(side + 2 for side in mask.shape)
-
-    def __getitem__(self, z: int, /) -> np.ndarray:
-        out = np.ones(self.shape[1:], bool)
-        if 0 < z < self.shape[0] - 1:
-            out[1:-1, 1:-1] = ~self._mask[z - 1]
+    def plane(z: int) -> np.ndarray:
+        out = np.ones(shape[1:], bool)
+        if 0 < z < shape[0] - 1:
+            out[1:-1, 1:-1] = ~mask[z - 1]
         return out
+
+    return FilteredSlices(shape, plane)
 
 
 def cl_dice(
@@ -67,7 +60,7 @@ def cl_dice(
     float
         0 to 1; 1 if both masks are empty, 0 if one is.
     """
-    truth, prediction = _Known(truth, annotated), _Known(prediction, annotated)
+    truth, prediction = _annotated(truth, annotated), _annotated(prediction, annotated)
     depth = truth.shape[0]
     planes = ((truth[z], prediction[z]) for z in range(depth))
     counts = np.zeros((2, 2), np.int64)  # truth, prediction: pixels of the skeleton, those in the other mask
@@ -147,9 +140,9 @@ def betti_numbers(mask: Slices, annotated: Slices | None = None) -> tuple[int, i
     tuple
         (b0, b1, b2).
     """
-    known = _Known(mask, annotated)
+    known = _annotated(mask, annotated)
     parts = StreamedComponents(known, 26).count
-    cavities = StreamedComponents(_Around(known), 6).count - 1
+    cavities = StreamedComponents(_background(known), 6).count - 1
     return parts, parts + cavities - euler_characteristic(known), cavities
 
 
