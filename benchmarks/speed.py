@@ -25,7 +25,7 @@ from etsam.inference.fusion import fuse
 from etsam.network.build import build_tracker
 from etsam.normalize import normalize
 from etsam.volume import read_volume
-from etsam.weights_store import provide
+from etsam.weights.store import ensure_weights
 
 
 def random_weights(net: Mapping[str, Any], path: Path, seed: int = 0) -> None:
@@ -98,7 +98,7 @@ def _time_made_volume(args: argparse.Namespace, cfg: Any, folder: Path) -> None:
 
 def _time_stages(args: argparse.Namespace, cfg: Any, folder: Path) -> None:
     """Time each stage on its own input: the tomogram, and what stage 1 makes of it."""
-    provide(cfg.weights)
+    ensure_weights(cfg.weights)
     net: Any = OmegaConf.to_container(cfg.net, resolve=True)
     slices = normalize(read_volume(args.tomogram), instantiate(cfg.normalize))
     normalized = np.stack([np.asarray(slices[z], np.float32) for z in range(min(args.slices, slices.shape[0]))])
