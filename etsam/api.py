@@ -74,7 +74,7 @@ def segment(
 
     from etsam.app import check_values, compose_config, config_error
     from etsam.errors import InputError, OutputError
-    from etsam.inference.two_stage import Mask
+    from etsam.inference.two_stage import membrane_mask
     from etsam.volume import Volume, read_volume, volume_writer
     from etsam.weights.store import ensure_weights
 
@@ -115,4 +115,4 @@ def segment(
     with volume_writer(output_path, volume.shape, np.float32, volume, overwrite) as writer:
         threshold = fill(writer, None)
     written = read_volume(output_path, warn=False)
-    return Segmentation(written, Mask(written, threshold), volume.voxel_size_angstrom, threshold)
+    return Segmentation(written, membrane_mask(written, threshold), volume.voxel_size_angstrom, threshold)

@@ -8,6 +8,7 @@ evaluation script `SoftplusMinMax`. Both keep the grey-value scale's sign, hence
 """
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from etsam.errors import ConfigError, InputError
-from etsam.volume.slices import Slices
+from etsam.volume.slices import LazySlices, Slices
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ class Statistics:
     sample
         About two million finite voxels on a regular grid, sorted, float32, shape (N,).
     skewness
-        Of 4 x 4 block means within slices: below 0 where the minority (membranes, proteins) is dark.
+        Of 4 x 4 block means within slices: below 0 where the minority (membranes, proteins) is dark; NaN where the
+        block means do not vary.
     """
 
     minimum: float
@@ -53,8 +55,10 @@ class Statistics:
     skewness: float
 
     @property
-    def contrast(self) -> Literal["dark", "bright"]:
+    def contrast(self) -> Literal["dark", "bright", "unknown"]:
         """Contrast of the minority, by the sign of `skewness`: the guess of `Robust` with `membranes="auto"`."""
+        if self.skewness == 0 or math.isnan(self.skewness):
+            return "unknown"
         return "bright" if self.skewness > 0 else "dark"
 
     def percentile(self, percent: float) -> float:
@@ -62,8 +66,12 @@ class Statistics:
         return float(np.percentile(self.sample, percent))
 
 
-def measure(slices: Slices, progress: Callable[[int, int], None] | None = None) -> Statistics:
-    """Read every slice once.
+def measure(
+    slices: Slices,
+    progress: Callable[[int, int], None] | None = None,
+    seen: Callable[[int, np.ndarray], None] | None = None,
+) -> Statistics:
+    """Statistics of a volume; every slice is read once.
 
     Parameters
     ----------
@@ -71,6 +79,8 @@ def measure(slices: Slices, progress: Callable[[int, int], None] | None = None) 
         Volume (Z, Y, X) of any real dtype.
     progress
         Called with (slices read, slices in all).
+    seen
+        Called with each slice as it is read, (z, (Y, X)), for what else is taken from the same pass over the file.
 
     Raises
     ------
@@ -80,15 +90,18 @@ def measure(slices: Slices, progress: Callable[[int, int], None] | None = None) 
     depth, height, width = slices.shape
     step = max(1, round((depth * height * width / _SAMPLE_VOXELS) ** 0.5))
     low, high, total, nonfinite = np.inf, -np.inf, 0.0, 0
-    sample, moments = [], np.zeros(4)
+    sample, moments = [], Moments()
     for z in range(depth):
-        plane = slices[z].astype(np.float32)
+        grey = slices[z]
+        if seen is not None:
+            seen(z, grey)
+        plane = grey.astype(np.float32)
         finite = np.isfinite(plane)
         bad = plane.size - int(np.count_nonzero(finite))
         if bad:
             nonfinite += bad
             values = plane[finite]
-            plane = np.where(finite, plane, np.float32(values.mean() if values.size else 0))
+            plane = np.where(finite, plane, np.float32(values.mean(dtype=np.float64) if values.size else 0))
         else:
             values = plane
         if values.size:
@@ -96,7 +109,8 @@ def measure(slices: Slices, progress: Callable[[int, int], None] | None = None) 
             total += float(values.sum(dtype=np.float64))
         grid = np.s_[z % step :: step, (3 * z) % step :: step]  # moves with z, so columns are not sampled twice
         sample.append(plane[grid][finite[grid]])
-        moments += _block_moments(plane)
+        if values.size:
+            moments = moments.merged(Moments.of(_block_means(plane)))
         if progress is not None:
             progress(z + 1, depth)
     voxels = depth * height * width
@@ -109,28 +123,62 @@ def measure(slices: Slices, progress: Callable[[int, int], None] | None = None) 
         voxels=voxels,
         nonfinite=nonfinite,
         sample=np.sort(np.concatenate(sample)),
-        skewness=_skewness(moments),
+        skewness=moments.skewness,
     )
 
 
-def _block_moments(plane: np.ndarray) -> np.ndarray:
-    """Count and first three power sums of the block means of one slice, float64, shape (4,)."""
+def _block_means(plane: np.ndarray) -> np.ndarray:
+    """Block means of one slice (of a smaller one: its voxels), float64, shape (N,)."""
     height, width = (side - side % BLOCK for side in plane.shape)
     if not height or not width:
-        means = plane.ravel().astype(np.float64)
-    else:
-        blocks = plane[:height, :width].reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK)
-        means = blocks.mean(axis=(1, 3), dtype=np.float64)
-    return np.array([means.size, means.sum(), (means**2).sum(), (means**3).sum()])
+        return plane.ravel().astype(np.float64)
+    blocks = plane[:height, :width].reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK)
+    return blocks.mean(axis=(1, 3), dtype=np.float64).ravel()
 
 
-def _skewness(moments: np.ndarray) -> float:
-    count, first, second, third = moments
-    mean = first / count
-    variance = second / count - mean**2
-    if variance <= 1e-12 * max(mean**2, 1e-30):
-        return 0.0
-    return float((third / count - 3 * mean * second / count + 2 * mean**3) / variance**1.5)
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean, and sums of squared and cubed deviations from it.
+
+    Sums of plain powers would cancel where the mean is large against the spread. Moments of parts are merged by the
+    formulas of Chan et al. (1979) for the second and Pebay (2008, SAND2008-6212) for the third.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    cubes: float = 0.0
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Moments":
+        """Moments of an array of finite numbers, any shape."""
+        mean = float(values.mean(dtype=np.float64))
+        off = values.astype(np.float64) - mean
+        return cls(values.size, mean, float((off**2).sum()), float((off**3).sum()))
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Moments of both sets together."""
+        if not self.count or not other.count:
+            return self if self.count else other
+        ours, theirs, count = self.count, other.count, self.count + other.count
+        apart = other.mean - self.mean
+        return Moments(
+            count,
+            self.mean + apart * theirs / count,
+            self.squares + other.squares + apart**2 * ours * theirs / count,
+            self.cubes
+            + other.cubes
+            + apart**3 * ours * theirs * (ours - theirs) / count**2
+            + 3 * apart * (ours * other.squares - theirs * self.squares) / count,
+        )
+
+    @property
+    def skewness(self) -> float:
+        """Third standardised moment; NaN where the values do not differ by more than rounding."""
+        spread = math.sqrt(self.squares / self.count) if self.count else 0.0
+        if spread <= 1e-12 * abs(self.mean):
+            return math.nan
+        return self.cubes / self.count / spread**3
 
 
 class Normalization(Protocol):
@@ -222,9 +270,15 @@ class Robust:
         low, high = statistics.percentile(self.low_percent), statistics.percentile(self.high_percent)
         if not high > low:  # more than 99 % of the voxels equal, such as a mask or a padded volume
             low, high = statistics.minimum, statistics.maximum
-        bright = (statistics.contrast if self.membranes == "auto" else self.membranes) == "bright"
-        if self.membranes == "auto":
-            log.info("membranes taken as %s (skewness %.3f)", statistics.contrast, statistics.skewness)
+        contrast = statistics.contrast if self.membranes == "auto" else self.membranes
+        if contrast == "unknown":
+            log.warning(
+                "whether membranes are dark or bright cannot be told from the grey values; taken as dark. If they are "
+                "bright, set normalize.membranes=bright."
+            )
+        elif self.membranes == "auto":
+            log.info("membranes taken as %s (skewness %.3f)", contrast, statistics.skewness)
+        bright = contrast == "bright"
         offset, scale = np.float32(low), np.float32(1 / (high - low))
 
         def transform(plane: np.ndarray) -> np.ndarray:
@@ -234,8 +288,8 @@ class Robust:
         return transform
 
 
-class Normalized:
-    """Slices of a volume after a transform, computed as they are asked for.
+def normalized(slices: Slices, transform: SliceTransform, replace_nonfinite: float | None = None) -> LazySlices:
+    """Slices of a volume after a transform, (Z, Y, X) float32, computed as they are asked for.
 
     Parameters
     ----------
@@ -244,23 +298,15 @@ class Normalized:
     transform
         From `Normalization.fit`.
     replace_nonfinite
-        Value that stands for NaN and infinite voxels, or None if there are none.
+        Grey value that stands for NaN and infinite voxels, or None if there are none.
     """
 
-    def __init__(self, slices: Slices, transform: SliceTransform, replace_nonfinite: float | None = None) -> None:
-        self._slices, self._transform, self._replacement = slices, transform, replace_nonfinite
+    def plane(grey: np.ndarray) -> np.ndarray:
+        if replace_nonfinite is not None:
+            grey = np.where(np.isfinite(grey), grey, np.float32(replace_nonfinite)).astype(np.float32)
+        return transform(grey)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(Z, Y, X)."""
-        return self._slices.shape
-
-    def __getitem__(self, z: int, /) -> np.ndarray:
-        """Slice `z`, (Y, X) float32."""
-        plane = self._slices[z]
-        if self._replacement is not None:
-            plane = np.where(np.isfinite(plane), plane, np.float32(self._replacement)).astype(np.float32)
-        return self._transform(plane)
+    return LazySlices.of(slices).map(plane)
 
 
 def normalize(
@@ -269,8 +315,9 @@ def normalize(
     *,
     nonfinite: Literal["error", "mean"] = "error",
     progress: Callable[[int, int], None] | None = None,
-) -> Normalized:
-    """Measure a volume, fit `method`, and return its normalised slices.
+    seen: Callable[[int, np.ndarray], None] | None = None,
+) -> LazySlices:
+    """Normalised slices of a volume, after it was measured and `method` fitted to it.
 
     Raises
     ------
@@ -279,11 +326,11 @@ def normalize(
     """
     if nonfinite not in ("error", "mean"):
         raise ConfigError(f"nonfinite={nonfinite} is unknown; allowed: error, mean.")
-    statistics = measure(slices, progress)
+    statistics = measure(slices, progress, seen)
     if statistics.nonfinite and nonfinite == "error":
         raise InputError(
             f"{statistics.nonfinite} of {statistics.voxels} voxels are NaN or infinite; repair the tomogram, or set "
             "nonfinite=mean to replace them by the mean of the others."
         )
     replacement = statistics.mean if statistics.nonfinite else None
-    return Normalized(slices, method.fit(statistics), replacement)
+    return normalized(slices, method.fit(statistics), replacement)

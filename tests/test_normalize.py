@@ -1,9 +1,11 @@
+import logging
+
 import numpy as np
 import pytest
 import torch
 
 from etsam.errors import ConfigError, InputError
-from etsam.normalize import MinMaxPositive, Robust, SoftplusMinMax, measure, normalize
+from etsam.normalize import MinMaxPositive, Moments, Robust, SoftplusMinMax, measure, normalize
 
 SHAPE = (5, 17, 23)
 
@@ -135,3 +137,53 @@ def test_percentiles_of_a_subsampled_volume_are_close_to_the_true_ones():
 def test_impossible_percentiles_are_an_error(percents):
     with pytest.raises(ConfigError, match="two increasing numbers"):
         Robust(*percents)
+
+
+def one_sided(sign):
+    """Noise with a band of blocks on one side of it: the minority is bright (+1) or dark (-1)."""
+    grey = np.random.default_rng(0).normal(size=(32, 64, 65))
+    grey[:, 20:24] += 4 * sign
+    return grey
+
+
+@pytest.mark.parametrize("offset", [0, -1e3, 1e5, -1e6, 1e6, 1e7])
+@pytest.mark.parametrize("scale", [2, 5, 1e4])
+@pytest.mark.parametrize(("sign", "name"), [(1, "bright"), (-1, "dark")])
+def test_the_contrast_is_told_whatever_the_offset_and_scale(offset, scale, sign, name):
+    found = measure((one_sided(sign) * scale + offset).astype(np.float32))
+    assert found.contrast == name
+    assert found.skewness == pytest.approx(measure(one_sided(sign)).skewness, rel=0.02)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e30])
+def test_the_skewness_does_not_depend_on_the_scale(scale):
+    found = measure((one_sided(1) * scale).astype(np.float32))
+    assert found.skewness == pytest.approx(measure(one_sided(1)).skewness, rel=1e-5)
+
+
+def test_moments_of_parts_merge_to_those_of_the_whole():
+    values = np.random.default_rng(1).gamma(2.0, size=1000) + 1e6
+    merged = Moments()
+    for part in np.split(values, [3, 10, 500]):
+        merged = merged.merged(Moments.of(part))
+    whole = Moments.of(values)
+    assert merged.count == 1000
+    np.testing.assert_allclose(
+        (merged.mean, merged.squares, merged.cubes), (whole.mean, whole.squares, whole.cubes), rtol=1e-9
+    )
+
+
+def test_a_contrast_that_cannot_be_told_is_said_and_not_guessed(caplog):
+    volume = np.zeros((3, 8, 12), np.float32)
+    volume[:, ::2], volume[:, 1::2] = 5, 7  # every block has the same mean
+    assert measure(volume).contrast == "unknown"
+    with caplog.at_level(logging.WARNING, "etsam"):
+        normalize(volume, Robust())
+    assert "normalize.membranes" in caplog.text
+
+
+def test_every_slice_is_read_once_and_shown_to_who_looks_on(volume):
+    shown = {}
+    measure(volume, seen=shown.__setitem__)
+    assert sorted(shown) == list(range(len(volume)))
+    np.testing.assert_array_equal(np.stack([shown[z] for z in sorted(shown)]), volume)

@@ -15,7 +15,7 @@ from etsam.inference.logit_store import FileStore, open_store
 from etsam.inference.parallel_tiles import side_by_side
 from etsam.inference.propagate import _segment_again, propagate, track
 from etsam.inference.tiles import Overlapping, Split2x2, Stitched, Tile
-from etsam.inference.two_stage import Mask, Stage, TwoStage
+from etsam.inference.two_stage import Stage, TwoStage, membrane_mask
 
 SHAPE = (12, 70, 90)
 
@@ -246,7 +246,7 @@ def test_fusion_of_volumes_that_do_not_belong_together_is_an_error():
 
 def test_a_mask_is_strictly_above_the_threshold():
     logits = np.array([[[-0.25, -0.2499, 3.0]]], np.float32)
-    assert Mask(logits, -0.25)[0].tolist() == [[0, 1, 1]]
+    assert membrane_mask(logits, -0.25)[0].tolist() == [[0, 1, 1]]
 
 
 def test_a_slice_larger_than_the_network_is_tiled_and_not_shrunk(tracker, volume):

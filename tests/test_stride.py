@@ -14,7 +14,7 @@ from etsam.inference import prompts
 from etsam.inference.encode_ahead import SlicesAhead
 from etsam.inference.logit_store import open_store
 from etsam.inference.propagate import propagate
-from etsam.inference.slice_stride import Between, prompts_on, segmented_slices
+from etsam.inference.slice_stride import InterpolatedLogits, prompts_on, segmented_slices
 from etsam.inference.tiles import Tile, enlarge
 from etsam.inference.two_stage import Stage, TwoStage, run_stage
 
@@ -45,7 +45,7 @@ def test_the_first_slice_one_of_so_many_and_the_last_are_segmented(depth, stride
 def test_logits_between_two_slices_are_linear_and_an_absent_object_does_not_rule():
     found = np.zeros((3, 1, 2, 2), np.float32)
     found[0], found[1], found[2] = 4, -1024, 40
-    between = Between(found, [0, 4, 6])
+    between = InterpolatedLogits(found, [0, 4, 6])
     assert between.shape == (7, 1, 2, 2)
     values = [between[z].item(0) for z in range(7)]
     assert values == pytest.approx([4, 0.5, -3, -6.5, -1024, 0, 40])

@@ -16,8 +16,9 @@ from etsam.data.manifest import Sample
 from etsam.data.measured import IGNORE, labels, mask_summary, statistics
 from etsam.errors import ConfigError, InputError
 from etsam.inference.fusion import fuse
-from etsam.normalize import Normalization, Normalized, SliceTransform
+from etsam.normalize import Normalization, SliceTransform, normalized
 from etsam.volume import Slices, Volume, read_volume
+from etsam.volume.slices import LazySlices
 
 _TRANSPOSE = {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 0, 1)}  # slices first, the other two in their order
 
@@ -34,18 +35,9 @@ class LogitsFolder:
         return read_volume(Path(self.folder).expanduser() / name, warn=False)
 
 
-class _Window:
-    """A box of a volume as slices, cut before anything else is computed."""
-
-    def __init__(self, slices: Slices, box: Sequence[slice]) -> None:
-        self._slices, self._box = slices, box
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(side.stop - side.start for side in self._box)
-
-    def __getitem__(self, z: int, /) -> np.ndarray:
-        return self._slices[self._box[0].start + z][self._box[1], self._box[2]]
+def _cut(slices: Slices, box: Sequence[slice]) -> LazySlices:
+    """A box of a volume, cut before anything else is computed."""
+    return LazySlices.of(slices).window(box[0].start, box[0].stop).crop(box[1], box[2])
 
 
 def _stack(slices: Slices) -> np.ndarray:
@@ -186,7 +178,7 @@ class ClipDataset(Dataset[Clip]):
         axis = self.axes[rng.integers(len(self.axes))]
         box = self._box(number, axis, rng)
         images = _stack(self._network_input(number, box)).transpose(_TRANSPOSE[axis])
-        values = _stack(_Window(self._masks[number], box))
+        values = _stack(_cut(self._masks[number], box))
         masks, odd = labels(values)
         if odd.any():
             raise InputError(f"{self.samples[number].target_mask}: mask not binary: it has {values[odd][0]:g}")
@@ -249,18 +241,18 @@ class ClipDataset(Dataset[Clip]):
 
     def _network_input(self, number: int, box: list[slice]) -> Slices:
         if self.stage1_logits is not None:
-            return _Window(self._stage2_input(number), box)
+            return _cut(self._stage2_input(number), box)
         # cut first, normalise then: methods of normalisation treat every voxel alike
-        return Normalized(_Window(self._tomograms[number], box), *self._transform(number))
+        return normalized(_cut(self._tomograms[number], box), *self._transform(number))
 
     def _stage2_input(self, number: int) -> Slices:
         if number not in self._fused:
             assert self.stage1_logits is not None
             sample = self.samples[number]
-            normalized = Normalized(self._tomograms[number], *self._transform(number))
+            grey = normalized(self._tomograms[number], *self._transform(number))
             logits = self.stage1_logits(sample)
             try:
-                self._fused[number] = fuse(normalized, logits)
+                self._fused[number] = fuse(grey, logits)
             except ConfigError as error:  # of another shape
                 raise InputError(f"{sample.name}: {error}") from error
         return self._fused[number]

@@ -17,7 +17,7 @@ from etsam.evaluation.data import Job
 from etsam.evaluation.metrics.results import SlicePicture, TomogramResult
 from etsam.evaluation.metrics.scores import Metrics, PackedMask, Scored, Scores
 from etsam.evaluation.result_store import ResultStore
-from etsam.inference.two_stage import Mask
+from etsam.inference.two_stage import membrane_mask
 from etsam.labels import IGNORE, Overlap
 from etsam.postprocess.steps import Step, apply_steps
 from etsam.prediction.segmenter import Prediction
@@ -143,7 +143,7 @@ class Scorer(Callback):
         mask = scored.mask
         if mask is None:
             assert scored.logits is not None
-            mask = Mask(scored.logits, scored.threshold)
+            mask = membrane_mask(scored.logits, scored.threshold)
         # steps read it several times; it is computed, or read from a file, once
         packed = PackedMask.of(mask)
         return replace(scored, mask=apply_steps(packed, self.steps, workers=self.metrics.workers))

@@ -1,4 +1,4 @@
-"""What stage 2 sees: the tomogram with the logits of stage 1; inference and training use this one function."""
+"""The fusion: what stage 2 sees is the tomogram with the logits of stage 1, in inference and training alike."""
 
 from collections.abc import Sequence
 
@@ -6,41 +6,14 @@ import numpy as np
 
 from etsam.errors import ConfigError
 from etsam.inference.tiles import Tile
-from etsam.volume.slices import Slices
+from etsam.volume.slices import LazySlices, Slices
 
 FUSE_LIMIT = 5.0
 """Stage-1 logits are clamped to +-5 before they are fused with the tomogram (published)."""
 
 
-class Fused:
-    """Input of stage 2: normalised tomogram plus stage-1 logits scaled to 0..1.
-
-    Use `fuse`, which finds the extremes.
-    """
-
-    def __init__(
-        self, normalized: Slices, logits: Slices, regions: Sequence[Tile], extremes: Sequence[tuple[float, float]]
-    ) -> None:
-        self._normalized, self._logits = normalized, logits
-        self._regions, self._extremes = list(regions), list(extremes)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(Z, Y, X)."""
-        return self._normalized.shape
-
-    def __getitem__(self, z: int, /) -> np.ndarray:
-        """Slice `z`, (Y, X) float32, about 0..2."""
-        out = self._normalized[z].astype(np.float32)
-        clamped = np.clip(self._logits[z], -FUSE_LIMIT, FUSE_LIMIT)
-        for region, (low, high) in zip(self._regions, self._extremes, strict=True):
-            if high > low:  # else stage 1 says the same everywhere, which is no evidence: add nothing
-                out[region.index] += (clamped[region.index] - np.float32(low)) / (np.float32(high) - np.float32(low))
-        return out
-
-
-def fuse(normalized: Slices, logits: Slices, regions: Sequence[Tile] | None = None) -> Fused:
-    """Fuse a tomogram with its stage-1 logits; inference and training use this one function.
+def fuse(normalized: Slices, logits: Slices, regions: Sequence[Tile] | None = None) -> LazySlices:
+    """Input of stage 2: normalised tomogram plus stage-1 logits scaled to 0..1; (Z, Y, X) float32, about 0..2.
 
     The clamped logits are scaled by their own extremes, which need not be -5 and 5 (published). Reads the logits once.
 
@@ -64,4 +37,13 @@ def fuse(normalized: Slices, logits: Slices, regions: Sequence[Tile] | None = No
         low = np.minimum(low, [plane[region.index].min() for region in regions])
         high = np.maximum(high, [plane[region.index].max() for region in regions])
     extremes = np.clip(np.stack([low, high], axis=1), -FUSE_LIMIT, FUSE_LIMIT)
-    return Fused(normalized, logits, regions, [(float(a), float(b)) for a, b in extremes])
+
+    def plane(z: int) -> np.ndarray:
+        out = normalized[z].astype(np.float32)
+        clamped = np.clip(logits[z], -FUSE_LIMIT, FUSE_LIMIT)
+        for region, (low, high) in zip(regions, extremes, strict=True):
+            if high > low:  # else stage 1 says the same everywhere, which is no evidence: add nothing
+                out[region.index] += (clamped[region.index] - np.float32(low)) / (np.float32(high) - np.float32(low))
+        return out
+
+    return LazySlices((depth, height, width), plane)

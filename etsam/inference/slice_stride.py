@@ -11,7 +11,7 @@ import numpy as np
 from etsam.errors import ConfigError
 from etsam.inference.prompts import Prompt
 from etsam.inference.tiles import BLEND_LIMIT
-from etsam.volume.slices import Slices
+from etsam.volume.slices import LazySlices, Slices
 
 MOST = 10
 """Largest stride: where a membrane of 40 A lies at 45 degrees, it has left its place by twice its thickness in 10
@@ -51,7 +51,7 @@ def prompts_on(
     dict
         Index in `places` -> (Y, X) bool.
     """
-    mask = None if stage1_mask is None else _Nearest(stage1_mask, places)
+    mask = None if stage1_mask is None else _nearest_slices(stage1_mask, places)
     found = prompt((places[-1] + 1, *shape), mask)
     return {_nearest(places, z): points for z, points in found.items()}
 
@@ -61,17 +61,12 @@ def _nearest(places: Sequence[int], z: int) -> int:
     return int(np.argmin(np.abs(np.asarray(places) - z)))
 
 
-class _Nearest:
-    """A volume whose slices are those of the nearest place."""
-
-    def __init__(self, slices: Slices, places: Sequence[int]) -> None:
-        self._slices, self._places, self.shape = slices, places, slices.shape
-
-    def __getitem__(self, z: int, /) -> np.ndarray:
-        return self._slices[self._places[_nearest(self._places, z)]]
+def _nearest_slices(slices: Slices, places: Sequence[int]) -> LazySlices:
+    """A volume of which each slice is the one of the nearest place."""
+    return LazySlices(slices.shape, lambda z: slices[places[_nearest(places, z)]])
 
 
-class Between:
+class InterpolatedLogits:
     """Logits of all slices, from those of some.
 
     Parameters

@@ -17,10 +17,10 @@ from etsam.inference.memory_plan import MemoryPlan, plan_memory
 from etsam.inference.mirrored_views import mirrored_views
 from etsam.inference.prompts import Prompt, prompted_slices
 from etsam.inference.propagate import propagate
-from etsam.inference.slice_stride import Between, check_stride, prompts_on, segmented_slices
+from etsam.inference.slice_stride import InterpolatedLogits, check_stride, prompts_on, segmented_slices
 from etsam.inference.tiles import Overlapping, Stitched, Tile, Tiling
 from etsam.network.tracker import SliceTracker
-from etsam.volume.slices import Slices
+from etsam.volume.slices import LazySlices, Slices
 
 log = logging.getLogger(__name__)
 
@@ -31,32 +31,9 @@ StageProgress = Callable[[str, int, int], None]
 """Called with (what is being done, slices done, slices in all)."""
 
 
-class Mask:
-    """Where logits exceed a threshold: uint8 slices, 0 or 1, computed as they are asked for."""
-
-    def __init__(self, logits: Slices, threshold: float) -> None:
-        self._logits, self._threshold = logits, threshold
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(Z, Y, X)."""
-        return self._logits.shape
-
-    def __getitem__(self, z: int, /) -> np.ndarray:
-        """Slice `z`, (Y, X) uint8."""
-        return (self._logits[z] > self._threshold).astype(np.uint8)
-
-
-class _Crop:
-    def __init__(self, slices: Slices, tile: Tile) -> None:
-        self._slices, self._tile = slices, tile
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self._slices.shape[0], *self._tile.shape)
-
-    def __getitem__(self, z: int, /) -> np.ndarray:
-        return self._slices[z][self._tile.index]
+def membrane_mask(logits: Slices, threshold: float) -> LazySlices:
+    """Mask (Z, Y, X) uint8, 1 where logits lie strictly above a threshold, computed slice by slice."""
+    return LazySlices.of(logits).map(lambda plane: (plane > threshold).astype(np.uint8))
 
 
 @dataclass
@@ -118,7 +95,7 @@ def run_stage(
         prompted = [prompted_slices(stage.prompt, depth)]
         plan = plan_memory([stage.tracker], len(tiles) * views, tile_batch_size=tile_batch_size, prompted=prompted)
         tile_workers = plan.tile_workers
-    masks = [None if stage1_mask is None else _Crop(stage1_mask, tile) for tile in tiles]
+    masks = [None if stage1_mask is None else LazySlices.of(stage1_mask).crop(*tile.index) for tile in tiles]
     propagate(
         stage.tracker,
         slices,
@@ -133,7 +110,7 @@ def run_stage(
         places=places,
         progress=progress,
     )
-    return Stitched(store if stride == 1 else Between(store, places), tiles, (depth, height, width))
+    return Stitched(store if stride == 1 else InterpolatedLogits(store, places), tiles, (depth, height, width))
 
 
 @dataclass
@@ -290,5 +267,5 @@ class TwoStage(nn.Module):
 
         logits1 = run("stage 1", stage1, normalized, None)
         fused = fuse(normalized, logits1, tiles if self.tiling.fuse_per_tile else None)
-        logits2 = run("stage 2", stage2, fused, Mask(logits1, stage1.threshold))
+        logits2 = run("stage 2", stage2, fused, membrane_mask(logits1, stage1.threshold))
         return TwoStageOutput(logits1, logits2, tiles, seconds)

@@ -23,7 +23,7 @@ from etsam.postprocess.misconnections import sever_misconnections
 from etsam.threads import worker_count
 from etsam.volume import read_volume, volume_writer
 from etsam.volume.location import Location, display_name
-from etsam.volume.slices import FilteredSlices, ReadAhead, Slices
+from etsam.volume.slices import LazySlices, ReadAhead, Slices
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class SeverMisconnections:
             return sever_misconnections(plane, self.max_bridge_len, self.max_spur_len).view(np.uint8)
 
         check_is_volume(mask)
-        return FilteredSlices(mask.shape, ReadAhead(mask.shape[0], read, sever, workers))
+        return LazySlices(mask.shape, ReadAhead(mask.shape[0], read, sever, workers)).keep_last()
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class InstanceLabels:
                 f"{components.voxels[limit + 1] + 1})"
             )
         numbers = np.arange(components.count + 1, dtype=np.uint16)
-        return FilteredSlices(components.shape, lambda z: components.mapped(z, numbers))
+        return LazySlices(components.shape, lambda z: components.mapped(z, numbers)).keep_last()
 
 
 def apply_steps(
@@ -247,7 +247,7 @@ def apply_steps(
                 "instantiate the configuration with _convert_='all' first"
             )
     source = mask
-    result: Slices = FilteredSlices(mask.shape, lambda z: foreground(source, z).astype(np.uint8))
+    result: Slices = LazySlices(mask.shape, lambda z: foreground(source, z).astype(np.uint8)).keep_last()
     for step in chosen:
         result = step(result, progress=progress, workers=workers)
     return result
@@ -256,7 +256,7 @@ def apply_steps(
 def _select(components: StreamedComponents, keep: np.ndarray) -> Slices:
     """Mask of the components marked in `keep`, shape (count + 1,)."""
     table = keep.astype(np.uint8)
-    return FilteredSlices(components.shape, lambda z: components.mapped(z, table))
+    return LazySlices(components.shape, lambda z: components.mapped(z, table)).keep_last()
 
 
 def _check_whole(name: str, value: object, least: int) -> None:

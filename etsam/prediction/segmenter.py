@@ -12,7 +12,7 @@ import torch
 from lightning import LightningModule, Trainer
 
 from etsam.errors import InputError
-from etsam.inference.two_stage import Mask, TwoStage
+from etsam.inference.two_stage import TwoStage, membrane_mask
 from etsam.normalize import Normalization, normalize
 from etsam.volume import Location, Slices, Volume, locate, read_volume
 
@@ -161,7 +161,7 @@ class Segmenter(LightningModule):
             volume=volume,
             stage1_logits=out.stage1_logits,
             logits=out.logits,
-            mask=Mask(out.logits, threshold),
+            mask=membrane_mask(out.logits, threshold),
             threshold=threshold,
             tiles=len(out.tiles),
             seconds=seconds | out.seconds,

@@ -10,11 +10,12 @@ from etsam.errors import ConfigError
 from etsam.inference.fusion import fuse
 from etsam.inference.prompts import Prompt
 from etsam.inference.tiles import Overlapping, Tiling
-from etsam.inference.two_stage import DEFAULT_THRESHOLD, Mask, Stage, run_stage
+from etsam.inference.two_stage import DEFAULT_THRESHOLD, Stage, membrane_mask, run_stage
 from etsam.labels import overlap_scores, stat_counts
 from etsam.network.tracker import SliceTracker
 from etsam.normalize import Normalization, normalize
 from etsam.volume import Location, Slices, read_volume
+from etsam.volume.slices import LazySlices
 
 
 class Annotated(Protocol):
@@ -59,17 +60,6 @@ class ValidationResult:
     grey: np.ndarray
     logits: np.ndarray
     truth: np.ndarray
-
-
-class _Part:
-    """Slices z0..z1 of a volume."""
-
-    def __init__(self, slices: Slices, first: int, last: int) -> None:
-        self._slices, self._first = slices, first
-        self.shape = (last - first, *slices.shape[1:])
-
-    def __getitem__(self, z: int, /) -> np.ndarray:
-        return self._slices[self._first + z]
 
 
 @dataclass(frozen=True)
@@ -122,11 +112,11 @@ class Validator:
         stage1_mask: Slices | None = None
         if self.stage1_logits is not None:
             logits1 = self.stage1_logits(sample)
-            network_input, stage1_mask = fuse(network_input, logits1), Mask(logits1, self.threshold)
+            network_input, stage1_mask = fuse(network_input, logits1), membrane_mask(logits1, self.threshold)
         first, last = self._range(tomogram.shape[0])
-        network_input, truth = _Part(network_input, first, last), _Part(target, first, last)
+        network_input, truth = (LazySlices.of(one).window(first, last) for one in (network_input, target))
         if stage1_mask is not None:
-            stage1_mask = _Part(stage1_mask, first, last)
+            stage1_mask = LazySlices.of(stage1_mask).window(first, last)
         tiles = self.tiling.plan(*tomogram.shape[1:], tracker.tile_voxels)
         logits = run_stage(
             Stage(tracker, self.prompt, self.threshold),

@@ -1,6 +1,7 @@
 """What the whole pipeline hands around: a volume that gives out one Z slice at a time."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from operator import index
 from typing import Protocol
 
@@ -26,37 +27,64 @@ class Slices(Protocol):
         ...
 
 
-class FilteredSlices:
-    """A volume whose slices are computed when they are asked for; the last one is kept.
+@dataclass(frozen=True)
+class LazySlices:
+    """Slices computed when they are asked for: `slices[z]` is `plane(z)`.
 
-    Parameters
+    Attributes
     ----------
     shape
         (Z, Y, X).
-    compute
-        Gives slice `z`, shape (Y, X), for `z` from 0 to Z - 1.
+    plane
+        Gives slice `z`, (Y, X), for `z` from 0 to Z - 1; `slices[z]` checks these bounds and counts negative indices
+        from the end.
     """
 
-    def __init__(self, shape: tuple[int, ...], compute: Callable[[int], np.ndarray]) -> None:
-        self.shape = tuple(shape)
-        self._compute = compute
-        self._last: tuple[int, np.ndarray] | None = None
+    shape: tuple[int, ...]
+    plane: Callable[[int], np.ndarray]
+
+    @classmethod
+    def of(cls, slices: Slices) -> "LazySlices":
+        """The same slices, to be cropped and mapped."""
+        return cls(tuple(slices.shape), slices.__getitem__)
 
     def __getitem__(self, z: int, /) -> np.ndarray:
-        """Slice `z`, shape (Y, X); negative indices count from the end."""
-        n_slices = self.shape[0]
+        """Slice `z`, (Y, X); IndexError if there is none."""
+        depth = self.shape[0]
         z = index(z)
-        if not -n_slices <= z < n_slices:
-            raise IndexError(f"slice {z} of a volume of {n_slices} slices")
-        z %= n_slices
-        last = self._last
-        if last is None or last[0] != z:
-            self._last = last = (z, self._compute(z))
-        return last[1]
+        if not -depth <= z < depth:
+            raise IndexError(f"slice {z} of a volume of {depth} slices")
+        return self.plane(z % depth)
+
+    def crop(self, y: slice, x: slice) -> "LazySlices":
+        """Rows `y` and columns `x` of each slice, voxels."""
+        sides = (len(range(*part.indices(length))) for part, length in zip((y, x), self.shape[1:], strict=True))
+        return LazySlices((self.shape[0], *sides), lambda z: self.plane(z)[y, x])
+
+    def window(self, first: int, last: int) -> "LazySlices":
+        """Slices `first` to `last`, the latter excluded; IndexError unless 0 <= first <= last <= Z."""
+        if not 0 <= first <= last <= self.shape[0]:
+            raise IndexError(f"slices {first} to {last} of a volume of {self.shape[0]} slices")
+        return LazySlices((last - first, *self.shape[1:]), lambda z: self.plane(first + z))
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "LazySlices":
+        """`function` of each slice; it keeps the shape (Y, X)."""
+        return LazySlices(self.shape, lambda z: function(self.plane(z)))
+
+    def keep_last(self) -> "LazySlices":
+        """The same slices, of which the one that was asked for last is not computed again."""
+        last: list[tuple[int, np.ndarray]] = []
+
+        def plane(z: int) -> np.ndarray:
+            if not last or last[0][0] != z:
+                last[:] = [(z, self.plane(z))]
+            return last[0][1]
+
+        return LazySlices(self.shape, plane)
 
 
 class ReadAhead:
-    """A `compute` for `FilteredSlices` that uses several threads while slices are asked for in order.
+    """A `plane` for `LazySlices` that uses several threads while slices are asked for in order.
 
     The slice that is asked for is computed by threads together with up to `workers` of the following ones, if it is
     the first or follows the one before; any other is computed alone. Reading stays in the calling thread. A slice that

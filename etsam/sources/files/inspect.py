@@ -329,7 +329,7 @@ def _normalization(statistics: Statistics) -> Iterator[str]:
     if statistics.nonfinite:
         yield "nonfinite=mean: put the mean of the others in the place of NaN and infinite voxels"
     by_chance = math.sqrt(6 * BLOCK**2 / statistics.voxels)  # deviation of the skewness of so many normal values
-    if abs(statistics.skewness) < max(_UNCLEAR_SKEWNESS, 3 * by_chance):
+    if not abs(statistics.skewness) >= max(_UNCLEAR_SKEWNESS, 3 * by_chance):  # NaN is unclear, too
         yield (
             f"normalize=robust would take membranes for {statistics.contrast}, but by little; look at the picture and "
             "set normalize.membranes=dark or bright"
