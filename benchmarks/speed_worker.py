@@ -120,8 +120,8 @@ def _watch_network(spec: Mapping[str, Any], clock: Clock, network: Any) -> None:
 def _own(spec: Mapping[str, Any], tracker: Any, clock: Clock) -> Callable[[], None]:
     """One stage of `etsam.inference`, logits as they are written to a file."""
     from etsam.inference import prompts
-    from etsam.inference.encode_ahead import EncodeBatch
-    from etsam.inference.memory_plan import plan_memory
+    from etsam.inference.memory_plan import Batching, plan_memory
+    from etsam.inference.propagate import PropagationSettings
     from etsam.inference.tiles import Tile
     from etsam.inference.two_stage import Stage, run_stage
     from etsam.network.fast.gpu_graphs import graphed
@@ -136,13 +136,13 @@ def _own(spec: Mapping[str, Any], tracker: Any, clock: Clock) -> Callable[[], No
     def stage() -> None:
         volume = np.load(spec["volume"], mmap_mode="r")
         tile = Tile(0, volume.shape[1], 0, volume.shape[2])
-        plan = plan_memory([tracker], 1, encode_batch_size=spec["encode_batch_size"])
+        plan = plan_memory([tracker], 1, Batching(encode_batch_size=spec["encode_batch_size"]))
         stitched = run_stage(
             Stage(tracker, getattr(prompts, spec["prompt"])),
             volume,
             [tile],
-            resegment_prompted=False,
-            encode_batch=EncodeBatch(plan.encode_batch_size),
+            settings=PropagationSettings(resegment_prompted=False),
+            batching=plan,
             progress=lambda done, total: clock.done.append(time.perf_counter()),  # a GPU is not waited for
         )
         with clock.part("output"), open(spec["logits"], "wb") as file:

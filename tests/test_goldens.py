@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 
 from etsam.inference import prompts
 from etsam.inference.fusion import fuse
-from etsam.inference.propagate import propagate
+from etsam.inference.memory_plan import Batching
+from etsam.inference.propagate import PropagationSettings, propagate
 from etsam.inference.tiles import Split2x2, Stitched, Tile
 from etsam.inference.two_stage import Stage, TwoStage
 from etsam.network.build import build_tracker
@@ -77,7 +78,7 @@ def one_stage(tracker, volume, prompt):
     depth, height, width = volume.shape
     tile = Tile(0, height, 0, width)
     store = np.zeros((depth, 1, tracker.low_res_side, tracker.low_res_side), np.float32)
-    propagate(tracker, volume, [prompt(volume.shape)], [tile], store, resegment_prompted=False)
+    propagate(tracker, volume, [prompt(volume.shape)], [tile], store, PropagationSettings(resegment_prompted=False))
     return stack(Stitched(store, [tile], volume.shape))
 
 
@@ -161,7 +162,7 @@ def test_default_pipeline_gives_the_published_mask(trackers, method):
 
 def two_stage(trackers, prompt1, prompt2, tiling=None, batch=1):
     stages = [Stage(tracker_of(trackers, 1), prompt1, THRESHOLD), Stage(tracker_of(trackers, 2), prompt2, THRESHOLD)]
-    return TwoStage(*stages, tiling, resegment_prompted=False, tile_batch_size=batch)
+    return TwoStage(*stages, tiling, PropagationSettings(resegment_prompted=False), Batching(batch))
 
 
 LONG_KINDS = ["stage1_zero", "stage1_grid_zero", "stage1_grid", "stage2_zero", "stage2_grid"]

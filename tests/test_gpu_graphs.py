@@ -12,12 +12,13 @@ from networks import random_tracker, score_bias
 
 import etsam.inference.propagate as propagation
 from etsam.inference import prompts
-from etsam.inference.encode_ahead import EncodeBatch
+from etsam.inference.memory_plan import Batching
+from etsam.inference.propagate import PropagationSettings
 from etsam.inference.tiles import Overlapping, Tile
 from etsam.inference.two_stage import Stage, run_stage
 from etsam.network.fast import gpu_graphs
 from etsam.network.fast.gpu_graphs import Graphed, graphed
-from etsam.network.fast.patching import replaced
+from etsam.network.fast.patching import patched
 
 SHAPE = (30, 60, 52)  # more slices than the memory bank and the pointers reach
 
@@ -50,10 +51,11 @@ def tracker_of(seed=0):
     return tracker
 
 
-def logits(tracker, volume, tiles=None, batch=1, **options):
+def logits(tracker, volume, tiles=None, batch=1, **settings):
     stage = Stage(tracker, partial(prompts.grid_zero, interval=16))
     tiles = tiles or [Tile(0, SHAPE[1], 0, SHAPE[2])]
-    stitched = run_stage(stage, volume, tiles, encode_batch=EncodeBatch(batch), tile_batch_size=batch, **options)
+    chosen = PropagationSettings(**settings)
+    stitched = run_stage(stage, volume, tiles, settings=chosen, batching=Batching(batch, batch))
     return np.stack([stitched[z] for z in range(len(volume))])
 
 
@@ -99,7 +101,7 @@ def test_what_cannot_be_recorded_goes_on_as_usual_and_is_said_once(caplog):
 def test_replayed_parts_give_the_logits_of_the_plain_network(monkeypatch, volume, tiles, batch):
     tracker, record = tracker_of(), Recorder()
     plain = logits(tracker, volume, tiles, batch)
-    with replaced(tracker, partial(gpu_graphs._replacements, record)), torch.no_grad():
+    with patched(tracker, partial(gpu_graphs._replacements, record)), torch.no_grad():
         monkeypatch.setattr(propagation, "faster", lambda tracker: nullcontext())
         replayed = logits(tracker, volume, tiles, batch)
     assert record.recorded >= 4  # the encoder, attention with a full bank, decoder, memory encoder

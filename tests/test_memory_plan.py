@@ -7,7 +7,7 @@ from networks import random_tracker
 
 from etsam.errors import ConfigError
 from etsam.inference import memory_plan, prompts
-from etsam.inference.memory_plan import plan_memory, working_bytes
+from etsam.inference.memory_plan import Batching, plan_memory, working_bytes
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +20,14 @@ def test_a_memory_budget_chooses_how_many_tiles_go_together(tracker, monkeypatch
     plain = plan_memory([tracker, tracker], num_tiles=12)
     assert (plain.tile_batch_size, plain.encode_batch_size) == (1, 1)
     each = 1.15 * working_bytes(tracker, 1, 1) / 1e9
-    roomy = plan_memory([tracker, tracker], num_tiles=12, budget_gb=plain.gigabytes + 4.2 * each)
+    roomy = plan_memory([tracker, tracker], 12, Batching(memory_budget_gb=plain.gigabytes + 4.2 * each))
     assert 4 <= roomy.tile_batch_size <= 6
     assert roomy.gigabytes <= plain.gigabytes + 4.2 * each
-    assert plan_memory([tracker, tracker], num_tiles=3, budget_gb=100).tile_batch_size == 3
+    assert plan_memory([tracker, tracker], num_tiles=3, batching=Batching(memory_budget_gb=100)).tile_batch_size == 3
     with pytest.raises(ConfigError, match=r"memory_budget_gb=0\.01 is too little: one tile at a time needs about"):
-        plan_memory([tracker, tracker], num_tiles=12, budget_gb=0.01)
+        plan_memory([tracker, tracker], num_tiles=12, batching=Batching(memory_budget_gb=0.01))
     with pytest.raises(ConfigError, match="above 0"):
-        plan_memory([tracker, tracker], num_tiles=12, budget_gb=-1)
+        plan_memory([tracker, tracker], num_tiles=12, batching=Batching(memory_budget_gb=-1))
 
 
 def test_the_estimate_grows_with_the_prompted_slices_that_every_slice_attends_to(tracker):
@@ -58,7 +58,7 @@ def test_small_tiles_are_worked_at_by_all_cores_as_far_as_memory_allows(tracker,
     each = 1.15 * working_bytes(tracker, 1, 1)
     assert plan_memory([tracker], num_tiles=12).tile_workers == 6
     assert plan_memory([tracker], num_tiles=4).tile_workers == 4
-    assert plan_memory([tracker], num_tiles=12, tile_batch_size=3).tile_workers == 4
+    assert plan_memory([tracker], num_tiles=12, batching=Batching(3)).tile_workers == 4
     monkeypatch.setattr(memory_plan, "_SIDE_BY_SIDE_BYTES", 2.5 * each)
     two = plan_memory([tracker], num_tiles=12)
     assert two.tile_workers == 2

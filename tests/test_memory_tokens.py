@@ -7,7 +7,7 @@ import torch
 from networks import random_tracker
 
 from etsam.errors import ConfigError
-from etsam.network.fast.patching import constants, replaced
+from etsam.network.fast.patching import constants, patched
 from etsam.network.memory_tokens import gather
 from etsam.network.state import SliceState
 
@@ -116,7 +116,7 @@ def test_memory_slices_that_a_network_does_not_have_are_refused(asked):
 
 def test_positions_that_are_kept_are_those_computed_anew():
     tracker = random_tracker(only_obj_ptrs_in_the_past_for_eval=False)
-    with replaced(tracker, constants), torch.no_grad():
+    with patched(tracker, constants), torch.no_grad():
         kept = tracker.pointer_positions
         for distances in ((3, 1, 2), (700, 1, 2), (-5, 1), (701, 0)):
             fresh = type(tracker).pointer_positions(tracker, distances, 16)

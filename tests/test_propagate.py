@@ -12,8 +12,9 @@ from etsam.errors import ConfigError, OutputError
 from etsam.inference import prompts
 from etsam.inference.fusion import fuse
 from etsam.inference.logit_store import FileStore, open_store
-from etsam.inference.parallel_tiles import side_by_side
-from etsam.inference.propagate import _segment_again, propagate, track
+from etsam.inference.memory_plan import Batching
+from etsam.inference.parallel_tiles import run_tiles_in_parallel
+from etsam.inference.propagate import PropagationSettings, _segment_again, propagate, track
 from etsam.inference.tiles import Overlapping, Split2x2, Stitched, Tile
 from etsam.inference.two_stage import Stage, TwoStage, membrane_mask
 
@@ -42,9 +43,8 @@ def run(tracker, volume, prompt, tiles=None, batch=1, resegment=False, folder=No
         [prompt((depth, *tile.shape)) for tile in tiles],
         tiles,
         store,
-        resegment_prompted=resegment,
-        tile_batch_size=batch,
-        tile_workers=workers,
+        PropagationSettings(resegment_prompted=resegment),
+        Batching(tile_batch_size=batch, tile_workers=workers),
     )
     return np.stack([store[z] for z in range(depth)])
 
@@ -85,10 +85,10 @@ def test_threads_know_what_torch_was_told_in_the_calling_one():
             yield *modes, torch.get_num_threads(), threading.current_thread().name
 
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        found = next(side_by_side([told(), told()], 2))
+        found = next(run_tiles_in_parallel([told(), told()], 2))
     assert [known[:4] for known in found] == [(False, True, torch.bfloat16, 1)] * 2
     assert all(name.startswith("tiles") for *_, name in found)
-    *modes, _, _ = next(side_by_side([told(), told()], 2))[0]
+    *modes, _, _ = next(run_tiles_in_parallel([told(), told()], 2))[0]
     assert modes == [True, False, torch.float32]
 
 
@@ -98,7 +98,7 @@ def test_an_error_in_a_thread_is_raised_and_ends_all_of_them():
         raise OSError("slice 1")
 
     threads = torch.get_num_threads()
-    steps = side_by_side([fails(), iter(range(9))], 2)
+    steps = run_tiles_in_parallel([fails(), iter(range(9))], 2)
     assert next(steps) == [1, 0]
     with pytest.raises(OSError, match="slice 1"):
         next(steps)
@@ -108,8 +108,8 @@ def test_an_error_in_a_thread_is_raised_and_ends_all_of_them():
 
 def test_runs_of_different_lengths_are_an_error():
     with pytest.raises(ValueError, match="ended before"):
-        list(side_by_side([iter(range(2)), iter(range(3))], 2))
-    assert list(side_by_side([iter(range(2)), iter(range(2))], 2)) == [[0, 0], [1, 1]]
+        list(run_tiles_in_parallel([iter(range(2)), iter(range(3))], 2))
+    assert list(run_tiles_in_parallel([iter(range(2)), iter(range(2))], 2)) == [[0, 0], [1, 1]]
 
 
 @pytest.mark.parametrize("prompt", [prompts.zero, partial(prompts.grid, interval=4), partial(prompts.grid, interval=1)])
@@ -212,7 +212,7 @@ def test_each_slice_is_read_once_a_stage_however_many_tiles(tracker, volume):
     tiles = Overlapping(size_voxels=40).plan(*SHAPE[1:], side=64)
     store = open_store((SHAPE[0], len(tiles), 16, 16), None)
     empty = [prompts.zero((SHAPE[0], *tile.shape)) for tile in tiles]
-    propagate(tracker, slices, empty, tiles, store, resegment_prompted=False)
+    propagate(tracker, slices, empty, tiles, store, PropagationSettings(resegment_prompted=False))
     assert slices.reads == list(range(SHAPE[0]))
 
 
@@ -261,7 +261,8 @@ def test_a_slice_larger_than_the_network_is_tiled_and_not_shrunk(tracker, volume
 def test_both_stages_chained_by_hand_equal_the_two_stages_as_one(tracker, volume):
     other = random_tracker(seed=8)
     score_bias(other, 20.0)
-    model = TwoStage(Stage(tracker, prompts.zero), Stage(other, prompts.zero), resegment_prompted=False)
+    stages = Stage(tracker, prompts.zero), Stage(other, prompts.zero)
+    model = TwoStage(*stages, settings=PropagationSettings(resegment_prompted=False))
     small = volume[:, :50, :60]
     out = model(small)
     by_hand = fuse(small, Stitched(run(tracker, small, prompts.zero), out.tiles, small.shape))

@@ -13,14 +13,18 @@ import speed_pairs
 import torch
 from conftest import write_mrc
 from flops import matmul_rate, slice_flops
-from networks import random_tracker, score_bias
+from networks import random_tracker, score_bias, tiny_net
 
+from etsam.errors import ConfigError
 from etsam.inference import prompts
 from etsam.inference.encode_ahead import EncodeBatch, EncodedAhead, SlicesAhead
+from etsam.inference.memory_plan import Batching
 from etsam.inference.propagate import propagate
 from etsam.inference.tiles import Tile
+from etsam.network.build import build_tracker
 from etsam.network.fast import cpu_kernels, heap
 from etsam.network.fast.cpu_kernels import faster
+from etsam.network.fast.gpu_graphs import graphed
 
 SHAPE = (21, 40, 57)
 needs_onednn = pytest.mark.skipif(not cpu_kernels.available(), reason="torch without oneDNN")
@@ -40,10 +44,10 @@ def tracker():
     return found
 
 
-def logits_of(tracker, volume, tiles, **settings):
+def logits_of(tracker, volume, tiles, **sizes):
     out = np.zeros((SHAPE[0], len(tiles), tracker.low_res_side, tracker.low_res_side), np.float32)
     masks = [prompts.grid((SHAPE[0], *tile.shape), interval=7) for tile in tiles]
-    propagate(tracker, volume, masks, tiles, out, **settings)
+    propagate(tracker, volume, masks, tiles, out, batching=Batching(**sizes))
     return out
 
 
@@ -130,8 +134,8 @@ def test_the_heap_is_kept_within_the_outermost_context_only(monkeypatch):
             calls.append("trim")
 
     monkeypatch.setattr(heap, "_glibc", Library)
-    with heap.kept():
-        with heap.kept():
+    with heap.retain_freed_memory():
+        with heap.retain_freed_memory():
             entered = len(calls)
         assert len(calls) == entered == 2
         assert (-4, 0) in calls  # no block is mapped for itself
@@ -142,7 +146,7 @@ def test_the_heap_is_kept_within_the_outermost_context_only(monkeypatch):
 @pytest.mark.parametrize("size", [2, 4, 30])
 def test_encoding_slices_together_changes_nothing(tracker, volume, size):
     one = logits_of(tracker, volume, TILES, tile_batch_size=2)
-    together = logits_of(tracker, volume, TILES, tile_batch_size=2, encode_batch=EncodeBatch(size))
+    together = logits_of(tracker, volume, TILES, tile_batch_size=2, encode_batch_size=size)
     np.testing.assert_allclose(together, one, rtol=0, atol=2e-5)
 
 
@@ -316,3 +320,27 @@ def test_the_finest_levels_are_projected_once(tracker):
     for ours, theirs in zip(fast.levels, plain.levels, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     torch.testing.assert_close(fast.positions[-1], plain.positions[-1], rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_reference_kernels_are_sam2s_own_and_give_the_same_logits(tracker, volume):
+    reference = build_tracker(tiny_net(), kernels="reference")
+    reference.load_state_dict(tracker.state_dict())
+
+    def own(network):
+        return [
+            name for module in network.modules() for name in vars(module) if callable(getattr(type(module), name, 0))
+        ]
+
+    with faster(reference), graphed(reference):
+        assert own(reference) == []
+    with faster(tracker):
+        assert len(own(tracker)) > 20
+    found, expected = logits_of(tracker, volume, TILES), logits_of(reference, volume, TILES)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+    assert (found != expected).any()  # they are other kernels
+
+
+def test_kernels_of_another_name_are_refused():
+    with pytest.raises(ConfigError, match="kernels=quick"):
+        build_tracker(tiny_net(), kernels="quick")

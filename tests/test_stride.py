@@ -13,7 +13,7 @@ from etsam.errors import ConfigError
 from etsam.inference import prompts
 from etsam.inference.encode_ahead import SlicesAhead
 from etsam.inference.logit_store import open_store
-from etsam.inference.propagate import propagate
+from etsam.inference.propagate import PropagationSettings, propagate
 from etsam.inference.slice_stride import InterpolatedLogits, prompts_on, segmented_slices
 from etsam.inference.tiles import Tile, enlarge
 from etsam.inference.two_stage import Stage, TwoStage, run_stage
@@ -21,6 +21,7 @@ from etsam.inference.two_stage import Stage, TwoStage, run_stage
 SHAPE = (12, 40, 57)
 TILE = Tile(0, 40, 0, 57)
 PLACES = [0, 4, 8, 11]
+EVERY_FOURTH = PropagationSettings(slice_stride=4)
 
 
 def tracker_of(**changes):
@@ -58,7 +59,7 @@ def test_segmented_slices_are_those_of_a_volume_of_them_alone(volume):
     alone = open_store((4, 1, side, side), None)
     propagate(tracker, volume[PLACES], [stage.prompt((4, 40, 57))], [TILE], alone)
     slices, steps = CountedSlices(volume), []
-    found = run_stage(stage, slices, [TILE], stride=4, progress=lambda *step: steps.append(step))
+    found = run_stage(stage, slices, [TILE], settings=EVERY_FOURTH, progress=lambda *step: steps.append(step))
     assert set(slices.read) == set(PLACES)
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert alone[1].std() > 0.1
@@ -71,11 +72,11 @@ def test_segmented_slices_are_those_of_a_volume_of_them_alone(volume):
 def test_a_network_of_several_slices_sees_the_true_neighbours(volume):
     stage = Stage(tracker_of(input_slices=3), prompts.zero)
     slices = CountedSlices(volume)
-    before = run_stage(stage, slices, [TILE], stride=5)
+    before = run_stage(stage, slices, [TILE], settings=PropagationSettings(slice_stride=5))
     assert set(slices.read) == {0, 1, 4, 5, 6, 9, 10, 11}
     other = volume.copy()
     other[6] += 1
-    after = run_stage(stage, other, [TILE], stride=5)
+    after = run_stage(stage, other, [TILE], settings=PropagationSettings(slice_stride=5))
     assert np.abs(after[5] - before[5]).max() > 1e-3
 
 
@@ -102,13 +103,13 @@ def test_prompts_go_to_the_nearest_segmented_slice(volume):
 def test_another_stride_is_an_error_for_people(stride):
     stage = Stage(tracker_of(), prompts.zero)
     with pytest.raises(ConfigError, match=rf"slice_stride={stride} is not allowed: 1 for every slice, .* up to 10"):
-        TwoStage(stage, stage, slice_stride=stride)
+        TwoStage(stage, stage, settings=PropagationSettings(slice_stride=stride))
 
 
 def test_both_stages_take_the_stride(volume):
     stages = Stage(tracker_of(), partial(prompts.grid_zero, interval=7)), Stage(tracker_of(seed=1), prompts.zero)
     steps = []
-    out = TwoStage(*stages, slice_stride=4)(volume, progress=lambda *step: steps.append(step))
+    out = TwoStage(*stages, settings=EVERY_FOURTH)(volume, progress=lambda *step: steps.append(step))
     assert [step for step in steps if step[1] == 4] == [("stage 1", 4, 4), ("stage 2", 4, 4)]
     assert {total for _, _, total in steps} == {4}
     for logits in (out.stage1_logits, out.logits):

@@ -3,7 +3,7 @@
 import logging
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -31,15 +31,25 @@ class SlicesAhead:
     slices
         (Z, Y, X).
     kept
-        How many of the slices asked for last stay in memory.
+        Number of slices that stay in memory, those asked for last.
     ahead
-        How many are read ahead; 0: each when it is asked for, without a thread (on a CPU the network has all cores).
+        Number of slices read ahead; 0: each is read when it is asked for, without a thread (on a CPU the network has
+        all cores).
     needed
         Those that will be asked for, ascending; None: all.
+    pinned
+        Those that stay in memory to the end once they were read.
     """
 
-    def __init__(self, slices: Slices, kept: int, ahead: int = READ_AHEAD, needed: Sequence[int] | None = None) -> None:
-        self._slices, self._kept, self._ahead = slices, kept, ahead
+    def __init__(
+        self,
+        slices: Slices,
+        kept: int,
+        ahead: int = READ_AHEAD,
+        needed: Sequence[int] | None = None,
+        pinned: Collection[int] = (),
+    ) -> None:
+        self._slices, self._kept, self._ahead, self._pinned = slices, kept, ahead, set(pinned)
         self._needed = range(slices.shape[0]) if needed is None else needed
         self._planes: dict[int, Future[np.ndarray]] = {}
         self._lock = threading.Lock()
@@ -62,8 +72,10 @@ class SlicesAhead:
             following = self._needed[place : place + self._ahead]
             for other in following:
                 self._ask(other)
-            others = [other for other in self._planes if other != z and other not in following]
-            for other in others[: max(0, len(others) - self._kept + 1)]:
+            staying = {z, *following} | self._pinned
+            others = [other for other in self._planes if other not in staying]
+            room = self._kept - (z not in self._pinned)
+            for other in others[: max(0, len(others) - room)]:
                 del self._planes[other]
         return asked.result()
 
@@ -87,14 +99,14 @@ class _AtOnce(Executor):
 
 @dataclass
 class EncodeBatch:
-    """How many slices are encoded at a time; shared by all that run on one device, because it is their memory.
+    """Number of slices encoded at a time; shared by all that run on one device, because it is their memory.
 
     Attributes
     ----------
     size
         At least 1.
     halved
-        Whether it was halved because memory did not suffice, which happens once.
+        True once it was halved because memory did not suffice, which is done once.
     """
 
     size: int = 1
@@ -122,7 +134,7 @@ class EncodedAhead:
     order
         Slices in the order in which they will be asked for; others are encoded alone.
     batch
-        How many at a time.
+        Number at a time.
     """
 
     def __init__(

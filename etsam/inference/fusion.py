@@ -38,7 +38,7 @@ def fuse(normalized: Slices, logits: Slices, regions: Sequence[Tile] | None = No
         high = np.maximum(high, [plane[region.index].max() for region in regions])
     extremes = np.clip(np.stack([low, high], axis=1), -FUSE_LIMIT, FUSE_LIMIT)
 
-    def plane(z: int) -> np.ndarray:
+    def fused(z: int) -> np.ndarray:
         out = normalized[z].astype(np.float32)
         clamped = np.clip(logits[z], -FUSE_LIMIT, FUSE_LIMIT)
         for region, (low, high) in zip(regions, extremes, strict=True):
@@ -46,4 +46,4 @@ def fuse(normalized: Slices, logits: Slices, regions: Sequence[Tile] | None = No
                 out[region.index] += (clamped[region.index] - np.float32(low)) / (np.float32(high) - np.float32(low))
         return out
 
-    return LazySlices((depth, height, width), plane)
+    return LazySlices((depth, height, width), fused)

@@ -53,8 +53,13 @@ class FileStore:
 
     def __getitem__(self, z: int, /) -> np.ndarray:
         """Logits of slice `z`, (tiles, s, s) float32."""
-        self._file.seek(z * self._slice_bytes)
-        data = self._file.read(self._slice_bytes)
+        try:
+            self._file.seek(z * self._slice_bytes)
+            data = self._file.read(self._slice_bytes)
+        except OSError as error:  # not to be taken for one of the tomogram
+            raise OutputError(
+                f"intermediate logits cannot be read from {self._folder}: {os.strerror(error.errno or 0)}."
+            ) from error
         return np.frombuffer(bytearray(data), dtype=np.float32).reshape(self.shape[1:])
 
     def __setitem__(self, z: int, value: np.ndarray, /) -> None:

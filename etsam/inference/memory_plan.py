@@ -26,38 +26,64 @@ _MARGIN = 1.15  # buffers inside of kernels, fragmentation; our choice
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """What goes through the networks together.
+class Batching:
+    """Batch sizes: tiles and slices that go through a network together. They decide time and memory, not the result.
 
     Attributes
     ----------
-    tile_batch_size, encode_batch_size
-        Tiles, and slices of them that are encoded together.
+    tile_batch_size
+        Tiles tracked together, each view of one counted.
+    encode_batch_size
+        Slices of these tiles encoded together; None: 1 on a CPU (more are not faster there), 4 on a GPU.
     tile_workers
-        How many such batches of tiles are worked at side by side, each by a core; 1 on a GPU.
+        Such batches of tiles at the same time, each by one core of a CPU; None: as `plan_memory` chooses.
+    memory_budget_gb
+        Memory from which the sizes above follow, 10^9 bytes: RAM on a CPU, its own on a GPU; None: they are taken as
+        they are.
+
+    Raises
+    ------
+    ConfigError
+        If a number is out of range.
+    """
+
+    tile_batch_size: int = 1
+    encode_batch_size: int | None = None
+    tile_workers: int | None = None
+    memory_budget_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tile_batch_size", "encode_batch_size", "tile_workers"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ConfigError(f"{name}={size} has to be at least 1.")
+        if self.memory_budget_gb is not None and self.memory_budget_gb <= 0:
+            raise ConfigError(f"memory_budget_gb={self.memory_budget_gb:g} has to be above 0.")
+
+
+@dataclass(frozen=True)
+class MemoryPlan(Batching):
+    """Batch sizes that were decided, and the memory that they are expected to take.
+
+    Attributes
+    ----------
     gigabytes
         Expected peak on the device that computes: of the process (CPU), or of tensors (GPU); 10^9 bytes.
     device
         In words.
     """
 
-    tile_batch_size: int
-    encode_batch_size: int
-    tile_workers: int
-    gigabytes: float
-    device: str
+    gigabytes: float = 0.0
+    device: str = ""
 
 
 def plan_memory(
     trackers: Sequence[SliceTracker],
     num_tiles: int,
-    *,
-    budget_gb: float | None = None,
-    tile_batch_size: int = 1,
-    encode_batch_size: int | None = None,
+    batching: Batching = Batching(),
     prompted: Sequence[int] | None = None,
 ) -> MemoryPlan:
-    """Choose batch sizes; with a budget, the largest that fit it, tiles before slices.
+    """Batch sizes that were asked for; with a budget, the largest that fit it, tiles before slices.
 
     Parameters
     ----------
@@ -65,14 +91,10 @@ def plan_memory(
         Both stages, on their device.
     num_tiles
         Tiles of a slice.
-    budget_gb
-        Of RAM on a CPU, of its memory on a GPU, 10^9 bytes; None: the sizes below are taken as they are.
-    tile_batch_size
-        Tiles together.
-    encode_batch_size
-        Slices together; None: 1 on a CPU (more are not faster there), 4 on a GPU.
+    batching
+        As asked for.
     prompted
-        Of each stage: how many slices are prompted, all of which every slice attends to; default: one.
+        Number of prompted slices of each stage, all of which every slice attends to; default: one.
 
     Raises
     ------
@@ -80,6 +102,7 @@ def plan_memory(
         If even one tile at a time needs more than the budget.
     """
     device = trackers[0].mean.device
+    budget_gb, encode_batch_size = batching.memory_budget_gb, batching.encode_batch_size
     on_gpu = device.type == "cuda"
     if on_gpu:  # weights of both stages, and those of one again in 16 bits
         weights = [tracker.weight_bytes for tracker in trackers]
@@ -96,13 +119,11 @@ def plan_memory(
         need = margin * max(working)
         room = _SIDE_BY_SIDE_BYTES if budget_gb is None else 1e9 * budget_gb - resident
         at_most = 1 if on_gpu else min(torch.get_num_threads(), -(-num_tiles // tiles))
-        workers = max(1, min(at_most, int(room / need)))
-        return MemoryPlan(tiles, slices, workers, (resident + workers * need) / 1e9, name)
+        workers = batching.tile_workers or max(1, min(at_most, int(room / need)))
+        return MemoryPlan(tiles, slices, workers, budget_gb, (resident + workers * need) / 1e9, name)
 
     if budget_gb is None:
-        return plan(min(tile_batch_size, num_tiles), together)
-    if budget_gb <= 0:
-        raise ConfigError(f"memory_budget_gb={budget_gb:g} has to be above 0.")
+        return plan(min(batching.tile_batch_size, num_tiles), together)
     most = min(num_tiles, _LARGEST_BATCH)
     choices = [plan(tiles, 1) for tiles in range(most, 0, -1)]
     if on_gpu or encode_batch_size:

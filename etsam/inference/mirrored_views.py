@@ -33,7 +33,7 @@ def mirrored_views(count: int) -> list[View]:
     return list(_MIRRORED[:count])
 
 
-def turn(image: Tensor, view: View) -> Tensor:
+def flip(image: Tensor, view: View) -> Tensor:
     """(..., Y, X) as seen in a view; a second time, as it was."""
     return image.flip(view) if view else image
 
@@ -54,4 +54,4 @@ def average(logits: Tensor, views: Sequence[View]) -> Tensor:
     if len(views) == 1:
         return logits
     by_view = logits.clamp(-BLEND_LIMIT, BLEND_LIMIT).unflatten(0, (-1, len(views)))
-    return torch.stack([turn(by_view[:, number], view) for number, view in enumerate(views)]).mean(dim=0)
+    return torch.stack([flip(by_view[:, number], view) for number, view in enumerate(views)]).mean(dim=0)

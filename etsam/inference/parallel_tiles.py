@@ -14,8 +14,8 @@ import torch
 _Item = TypeVar("_Item")
 
 
-def side_by_side(runs: Sequence[Iterator[_Item]], workers: int) -> Generator[list[_Item], None, None]:
-    """As `zip(*runs, strict=True)`, with the next items of all runs computed by so many threads of one core each.
+def run_tiles_in_parallel(runs: Sequence[Iterator[_Item]], workers: int) -> Generator[list[_Item], None, None]:
+    """Items of all runs side by side, as `zip(*runs, strict=True)`, computed by so many threads of one core each.
 
     Threads get what torch knows of the calling one: no gradients, inference mode, autocast.
 

@@ -17,7 +17,7 @@ GRID_INTERVAL = 50
 
 
 class Prompt(Protocol):
-    """What a stage takes as `prompt`: one of the functions below, its interval bound."""
+    """Prompt of a stage: one of the functions below, its interval bound."""
 
     def __call__(self, shape: tuple[int, ...], stage1_mask: Slices | None = None) -> dict[int, np.ndarray]:
         """Masks of the prompted slices of a volume of `shape` (Z, Y, X)."""
@@ -61,7 +61,7 @@ def stage1_mask(
 
 
 def prompted_slices(prompt: Prompt, depth: int) -> int:
-    """How many slices of a volume of so many a prompt puts masks on; it does not depend on what a mask shows."""
+    """Number of slices that a prompt has masks for, given the depth; it does not depend on what a mask shows."""
     return len(prompt((depth, 1, 1), np.zeros((depth, 1, 1), dtype=bool)))
 
 

@@ -7,9 +7,10 @@ reverse. Its own prompt is not attended to. The other slices are not touched by 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -17,14 +18,44 @@ from torch import Tensor
 
 from etsam.inference.encode_ahead import READ_AHEAD, EncodeBatch, EncodedAhead, SlicesAhead
 from etsam.inference.logit_store import LogitStore
-from etsam.inference.mirrored_views import View, average, mirrored_views, turn
-from etsam.inference.parallel_tiles import side_by_side
+from etsam.inference.memory_plan import Batching
+from etsam.inference.mirrored_views import View, average, flip, mirrored_views
+from etsam.inference.parallel_tiles import run_tiles_in_parallel
+from etsam.inference.slice_stride import check_stride, segmented_slices
 from etsam.inference.tiles import Tile
 from etsam.network.fast.cpu_kernels import faster
 from etsam.network.fast.gpu_graphs import graphed
 from etsam.network.tracker import SliceFeatures, SliceMemory, SliceState, SliceTracker
 from etsam.transfers import download, upload
 from etsam.volume.slices import Slices
+
+
+@dataclass(frozen=True)
+class PropagationSettings:
+    """How slices are segmented one after another; these decide the result.
+
+    Attributes
+    ----------
+    resegment_prompted
+        Segment prompted slices from their neighbours afterwards; False: as published, they stay their prompts.
+    views
+        Mirrored views of each tile that are averaged: 1 (as published), 2 or 4.
+    slice_stride
+        1: every slice is segmented (as published); up to 10: one of so many and the last (slice_stride.py).
+
+    Raises
+    ------
+    ConfigError
+        If a number is out of range.
+    """
+
+    resegment_prompted: bool = True
+    views: int = 1
+    slice_stride: int = 1
+
+    def __post_init__(self) -> None:
+        mirrored_views(self.views)  # refuses other numbers
+        check_stride(self.slice_stride)
 
 
 def track(
@@ -51,7 +82,7 @@ def track(
     resegment_prompted
         False: prompted slices yield their prompt at +-10, as published.
     encode_batch
-        How many slices are encoded together; default: one.
+        Number of slices encoded together; default: one.
     """
     if not prompts:
         raise ValueError("tracking needs at least one prompted slice")
@@ -74,7 +105,7 @@ def track(
 
 
 def _neighbours_known(tracker: SliceTracker, memory: SliceMemory, prompted: int, z: int) -> bool:
-    """Whether prompted slice `prompted` can be segmented again now that `z` is done."""
+    """True if prompted slice `prompted` can be segmented again now that `z` is done."""
     if z == memory.num_slices - 1:
         return True
     if any(other < prompted for other in memory.tracked):
@@ -101,16 +132,13 @@ def propagate(
     prompts: Sequence[Mapping[int, np.ndarray]],
     tiles: Sequence[Tile],
     out: LogitStore,
-    *,
-    resegment_prompted: bool = True,
-    tile_batch_size: int = 1,
-    tile_workers: int = 1,
-    encode_batch: EncodeBatch | None = None,
-    views: int = 1,
-    places: Sequence[int] | None = None,
+    settings: PropagationSettings = PropagationSettings(),
+    batching: Batching = Batching(),
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Run one stage over a volume, all tiles side by side, so that each slice is read once.
+    """Logits of one stage over a volume, all tiles side by side, so that each slice is read once.
+
+    A slice is read a second time if it, or one that is seen with it, is prompted and not among the first.
 
     Parameters
     ----------
@@ -119,37 +147,32 @@ def propagate(
     slices
         Network input (Z, Y, X), float32.
     prompts
-        For each tile: index in `places` -> (Y, X) bool mask of the tile's shape. They are the same for all tiles.
+        For each tile: index of a slice that is segmented -> (Y, X) bool mask of the tile's shape. The indices are the
+        same for all tiles.
     tiles
         From `Tiling.plan`.
     out
-        Gets the logits of the slices in `places`, (slices, tiles, S/4, S/4) float32.
-    resegment_prompted
-        Segment prompted slices from their neighbours afterwards; False is the published behaviour.
-    tile_batch_size
-        Tiles that go through the network together, each view of one counted.
-    tile_workers
-        Such batches at the same time, each by one core of a CPU (`side_by_side`).
-    encode_batch
-        Slices of these tiles that are encoded together; default: one.
-    views
-        Mirrored views of each tile that are averaged: 1, 2 or 4.
-    places
-        Slices that are segmented, ascending; the network takes them for neighbours. None: all.
+        Gets the logits of the slices that are segmented, (slices, tiles, S/4, S/4) float32.
+    settings
+        With a stride, the network takes the slices that are segmented for neighbours.
+    batching
+        Sizes; None among them counts as 1, a budget is not looked at.
     progress
         Called with (slices done, slices that are segmented).
     """
-    seen = mirrored_views(views)
+    seen = mirrored_views(settings.views)
     inputs = [_Input(tile, view, masks) for tile, masks in zip(tiles, prompts, strict=True) for view in seen]
-    kept = tracker.input_slices + (encode_batch.size - 1 if encode_batch else 0)
+    encode_batch = EncodeBatch(batching.encode_batch_size or 1)
+    kept = tracker.input_slices + encode_batch.size - 1
     ahead = 0 if tracker.mean.device.type == "cpu" else READ_AHEAD
     depth = slices.shape[0]
-    seen_with = [tracker.seen_with(z, depth) for z in (range(depth) if places is None else places)]
+    seen_with = [tracker.seen_with(z, depth) for z in segmented_slices(depth, settings.slice_stride)]
     needed = sorted({z for together in seen_with for z in together})
-    with SlicesAhead(slices, kept, ahead, needed) as planes, faster(tracker), graphed(tracker):
-        runs = _runs(tracker, planes, seen_with, inputs, resegment_prompted, tile_batch_size, encode_batch)
+    pinned = _waiting_longest(tracker, seen_with, prompts[0]) if settings.resegment_prompted else ()
+    with SlicesAhead(slices, kept, ahead, needed, pinned) as planes, faster(tracker), graphed(tracker):
+        runs = _runs(tracker, planes, seen_with, inputs, settings, batching, encode_batch)
         under_way: deque[tuple[int, Callable[[], Tensor]]] = deque()
-        with closing(side_by_side(runs, tile_workers)) as steps:
+        with closing(run_tiles_in_parallel(runs, batching.tile_workers or 1)) as steps:
             for done, states in enumerate(steps, start=1):
                 z = states[0][0]  # the runs go through the slices in the same order
                 logits = average(torch.cat([state.low_res_logits for _, state in states])[:, 0].float(), seen)
@@ -162,13 +185,19 @@ def propagate(
             _put(out, *one)
 
 
+def _waiting_longest(tracker: SliceTracker, seen_with: Sequence[Sequence[int]], prompted: Collection[int]) -> list[int]:
+    """Slices that stay in memory for the first prompted ones, which are segmented again only after several others."""
+    first = takewhile(lambda index: index in prompted, range(min(len(seen_with), tracker.network.num_maskmem)))
+    return sorted({z for index in first for z in seen_with[index]})
+
+
 def _put(out: LogitStore, z: int, logits: Callable[[], Tensor]) -> None:
     out[z] = logits().numpy()
 
 
 @dataclass(frozen=True)
 class _Input:
-    """What goes through the network as one image a slice: a tile in one view, with its prompts."""
+    """Image of one tile in one view, slice by slice, with its prompts."""
 
     tile: Tile
     view: View
@@ -177,10 +206,10 @@ class _Input:
     def crop(self, planes: Sequence[np.ndarray]) -> Tensor:
         # cut before they are stacked: a slice can have a hundred tiles
         cut = [torch.from_numpy(plane[self.tile.index]) for plane in planes]
-        return turn(torch.stack(cut) if len(cut) > 1 else cut[0][None], self.view)
+        return flip(torch.stack(cut) if len(cut) > 1 else cut[0][None], self.view)
 
     def prompt(self, z: int) -> Tensor:
-        return turn(torch.from_numpy(self.prompts[z]), self.view)
+        return flip(torch.from_numpy(self.prompts[z]), self.view)
 
 
 def _runs(
@@ -188,9 +217,9 @@ def _runs(
     planes: SlicesAhead,
     seen_with: Sequence[Sequence[int]],
     inputs: Sequence[_Input],
-    resegment_prompted: bool,
-    tile_batch_size: int,
-    encode_batch: EncodeBatch | None,
+    settings: PropagationSettings,
+    batching: Batching,
+    encode_batch: EncodeBatch,
 ) -> list[Iterator[tuple[int, SliceState]]]:
     """`track` for each batch of inputs; what it takes for slice i is made of the slices `seen_with[i]`."""
     device = tracker.mean.device
@@ -208,14 +237,15 @@ def _runs(
             for z in batch[0].prompts
         }
 
-    batches = [inputs[start : start + tile_batch_size] for start in range(0, len(inputs), tile_batch_size)]
+    size = batching.tile_batch_size
+    batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]
     return [
         track(
             tracker,
             images(batch),
             len(seen_with),
             masks(batch),
-            resegment_prompted=resegment_prompted,
+            resegment_prompted=settings.resegment_prompted,
             encode_batch=encode_batch,
         )
         for batch in batches

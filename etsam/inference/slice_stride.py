@@ -57,7 +57,7 @@ def prompts_on(
 
 
 def _nearest(places: Sequence[int], z: int) -> int:
-    """Which of `places` is nearest to slice `z`; of two the first."""
+    """Index of the place nearest to slice `z`; of two the first."""
     return int(np.argmin(np.abs(np.asarray(places) - z)))
 
 

@@ -37,7 +37,7 @@ class Tile:
 
     @property
     def index(self) -> tuple[slice, slice]:
-        """What to index a (Y, X) slice with."""
+        """Index of its voxels in a (Y, X) slice."""
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
 

@@ -9,15 +9,12 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from etsam.errors import ConfigError
-from etsam.inference.encode_ahead import EncodeBatch
 from etsam.inference.fusion import fuse
 from etsam.inference.logit_store import LogitStore, open_store
-from etsam.inference.memory_plan import MemoryPlan, plan_memory
-from etsam.inference.mirrored_views import mirrored_views
+from etsam.inference.memory_plan import Batching, MemoryPlan, plan_memory
 from etsam.inference.prompts import Prompt, prompted_slices
-from etsam.inference.propagate import propagate
-from etsam.inference.slice_stride import InterpolatedLogits, check_stride, prompts_on, segmented_slices
+from etsam.inference.propagate import PropagationSettings, propagate
+from etsam.inference.slice_stride import InterpolatedLogits, prompts_on, segmented_slices
 from etsam.inference.tiles import Overlapping, Stitched, Tile, Tiling
 from etsam.network.tracker import SliceTracker
 from etsam.volume.slices import LazySlices, Slices
@@ -52,15 +49,11 @@ def run_stage(
     *,
     stage1_mask: Slices | None = None,
     store: LogitStore | None = None,
-    resegment_prompted: bool = True,
-    tile_batch_size: int = 1,
-    tile_workers: int | None = None,
-    encode_batch: EncodeBatch | None = None,
-    views: int = 1,
-    stride: int = 1,
+    settings: PropagationSettings = PropagationSettings(),
+    batching: Batching = Batching(),
     progress: Callable[[int, int], None] | None = None,
 ) -> Stitched:
-    """Run one stage over a volume: inference, validation and the inputs of stage-2 training all come through here.
+    """Logits of one stage over a volume: inference, validation and inputs of stage-2 training all come through here.
 
     Parameters
     ----------
@@ -74,12 +67,10 @@ def run_stage(
         For the prompt `stage1_mask`.
     store
         Where low-resolution logits of the segmented slices go, (slices, tiles, S/4, S/4); default: in memory.
-    tile_workers
-        As for `propagate`; None: as `plan_memory` chooses without a budget.
-    stride
-        1: every slice is segmented; more: one of so many, and the last (inference/stride.py).
-    resegment_prompted, tile_batch_size, encode_batch, views, progress
+    settings, progress
         As for `propagate`.
+    batching
+        Made complete by `plan_memory`, unless it says how many tiles are worked at by cores of their own.
 
     Returns
     -------
@@ -88,13 +79,13 @@ def run_stage(
     """
     depth, height, width = slices.shape
     side = stage.tracker.low_res_side
-    places = segmented_slices(depth, stride)
+    places = segmented_slices(depth, settings.slice_stride)
     if store is None:
         store = open_store((len(places), len(tiles), side, side), None)
-    if tile_workers is None:
-        prompted = [prompted_slices(stage.prompt, depth)]
-        plan = plan_memory([stage.tracker], len(tiles) * views, tile_batch_size=tile_batch_size, prompted=prompted)
-        tile_workers = plan.tile_workers
+    if batching.tile_workers is None:
+        batching = plan_memory(
+            [stage.tracker], len(tiles) * settings.views, batching, [prompted_slices(stage.prompt, depth)]
+        )
     masks = [None if stage1_mask is None else LazySlices.of(stage1_mask).crop(*tile.index) for tile in tiles]
     propagate(
         stage.tracker,
@@ -102,15 +93,12 @@ def run_stage(
         [prompts_on(places, stage.prompt, tile.shape, mask) for tile, mask in zip(tiles, masks, strict=True)],
         tiles,
         store,
-        resegment_prompted=resegment_prompted,
-        tile_batch_size=tile_batch_size,
-        tile_workers=tile_workers,
-        encode_batch=encode_batch,
-        views=views,
-        places=places,
-        progress=progress,
+        settings,
+        batching,
+        progress,
     )
-    return Stitched(store if stride == 1 else InterpolatedLogits(store, places), tiles, (depth, height, width))
+    low_res = store if settings.slice_stride == 1 else InterpolatedLogits(store, places)
+    return Stitched(low_res, tiles, (depth, height, width))
 
 
 @dataclass
@@ -142,23 +130,10 @@ class TwoStage(nn.Module):
         The stages.
     tiling
         How slices are cut; default: overlapping tiles where a slice is larger than the network side.
-    resegment_prompted
-        Segment prompted slices again from their neighbours; False: as published, prompts stay (slice 0 empty).
-    tile_batch_size
-        Tiles that go through a network together.
-    encode_batch_size
-        Slices that are encoded together; None: as `plan_memory` chooses.
-    memory_budget_gb
-        Memory from which both sizes follow, 10^9 bytes (`plan_memory`); None: they are taken as they are.
-    views
-        Mirrored views of each tile that are averaged in each stage: 1 (as published), 2 or 4.
-    slice_stride
-        1: every slice is segmented (as published); up to 10: one of so many, the others interpolated.
-
-    Raises
-    ------
-    ConfigError
-        If a number is out of range.
+    settings
+        How both stages go through the slices.
+    batching
+        Tiles and slices that go through the networks together; made complete by `plan_memory` for each tomogram.
     """
 
     def __init__(
@@ -166,30 +141,18 @@ class TwoStage(nn.Module):
         stage1: Stage,
         stage2: Stage,
         tiling: Tiling | None = None,
-        *,
-        resegment_prompted: bool = True,
-        tile_batch_size: int = 1,
-        encode_batch_size: int | None = None,
-        memory_budget_gb: float | None = None,
-        views: int = 1,
-        slice_stride: int = 1,
+        settings: PropagationSettings = PropagationSettings(),
+        batching: Batching = Batching(),
     ) -> None:
         super().__init__()
-        for name, size in (("tile_batch_size", tile_batch_size), ("encode_batch_size", encode_batch_size)):
-            if size is not None and size < 1:
-                raise ConfigError(f"{name}={size} has to be at least 1.")
-        mirrored_views(views)  # refuses other numbers
         self.stages = (stage1, stage2)
         self.trackers = nn.ModuleList([stage1.tracker, stage2.tracker])  # so that they move to the device
         self.tiling = tiling if tiling is not None else Overlapping()
-        self.resegment_prompted = resegment_prompted
-        self.tile_batch_size, self.encode_batch_size = tile_batch_size, encode_batch_size
-        self.memory_budget_gb = memory_budget_gb
-        self.views, self.slice_stride = views, check_stride(slice_stride)
+        self.settings, self.batching = settings, batching
         self.eval()
 
     def plan(self, num_tiles: int, depth: int) -> MemoryPlan:
-        """What goes through the networks together, and the memory that this is expected to take.
+        """Batch sizes, and the memory that they are expected to take.
 
         Parameters
         ----------
@@ -205,11 +168,9 @@ class TwoStage(nn.Module):
         """
         return plan_memory(
             [stage.tracker for stage in self.stages],
-            num_tiles * self.views,
-            budget_gb=self.memory_budget_gb,
-            tile_batch_size=self.tile_batch_size,
-            encode_batch_size=self.encode_batch_size,
-            prompted=[prompted_slices(stage.prompt, depth) for stage in self.stages],
+            num_tiles * self.settings.views,
+            self.batching,
+            [prompted_slices(stage.prompt, depth) for stage in self.stages],
         )
 
     def forward(
@@ -231,14 +192,13 @@ class TwoStage(nn.Module):
         tiles = self.tiling.plan(height, width, min(stage.tracker.tile_voxels for stage in self.stages))
         seconds: dict[str, float] = {}
         plan = self.plan(len(tiles), depth)
-        encode_batch = EncodeBatch(plan.encode_batch_size)
-        segmented = len(segmented_slices(depth, self.slice_stride))
+        segmented = len(segmented_slices(depth, self.settings.slice_stride))
         log.info(
             "%s%d tile%s a slice%s, %d together%s; about %.1f GB expected (%s)",
             "" if segmented == depth else f"{segmented} of {depth} slices are segmented; ",
             len(tiles),
             "" if len(tiles) == 1 else "s",
-            "" if self.views == 1 else f" in {self.views} views",
+            "" if self.settings.views == 1 else f" in {self.settings.views} views",
             plan.tile_batch_size,
             "" if plan.tile_workers == 1 else f" on each of {plan.tile_workers} cores",
             plan.gigabytes,
@@ -254,12 +214,8 @@ class TwoStage(nn.Module):
                 tiles,
                 stage1_mask=mask,
                 store=open_store((segmented, len(tiles), side, side), scratch_folder),
-                resegment_prompted=self.resegment_prompted,
-                tile_batch_size=plan.tile_batch_size,
-                tile_workers=plan.tile_workers,
-                encode_batch=encode_batch,
-                views=self.views,
-                stride=self.slice_stride,
+                settings=self.settings,
+                batching=plan,
                 progress=None if progress is None else lambda done, total: progress(name, done, total),
             )
             seconds[name] = time.perf_counter() - started

@@ -7,7 +7,7 @@ The network configs are ours (`configs/net`), because sam2's own cannot be found
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from hydra.core.global_hydra import GlobalHydra
@@ -117,7 +117,12 @@ def known_layers() -> KnownLayers:
 
 
 def build_tracker(
-    net: Mapping[str, Any], checkpoint: str | None = None, seed: int = 0, *, widen: bool = False
+    net: Mapping[str, Any],
+    checkpoint: str | None = None,
+    seed: int = 0,
+    *,
+    widen: bool = False,
+    kernels: Literal["fast", "reference"] = "fast",
 ) -> SliceTracker:
     """A stage's network with its weights, ready to track slices.
 
@@ -133,12 +138,16 @@ def build_tracker(
     widen
         Take weights of fewer input slices, too: what they saw lies in the middle, and the slices farther out count
         for nothing until training finds a use for them.
+    kernels
+        `fast`; or `reference` for SAM2's own code, as slow as it is, where a replacement is suspected.
 
     Raises
     ------
     ConfigError, CheckpointError
-        As `build_network`, `StageWeights.resolve` and `load_weights`.
+        As `build_network`, `StageWeights.resolve` and `load_weights`; or if `kernels` is another.
     """
+    if kernels not in ("fast", "reference"):
+        raise ConfigError(f"kernels={kernels} is unknown; allowed: fast, reference.")
     weights = StageWeights.resolve(checkpoint, seed)
     seen = input_slices(net)
     with torch.random.fork_rng(devices=[]):
@@ -147,9 +156,9 @@ def build_tracker(
     if weights.path is not None:
         load_weights(network, weights.path, adapt=partial(widen_input, channels=seen) if widen else None)
     trunk: Any = network.image_encoder.trunk
-    if type(trunk) is known_layers().trunk:
+    if kernels == "fast" and type(trunk) is known_layers().trunk:
         trunk.forward = WindowOrder(trunk)
-    return SliceTracker(network, seen, tile_voxels(net), memory_slices(net, network)).eval()
+    return SliceTracker(network, seen, tile_voxels(net), memory_slices(net, network), kernels).eval()
 
 
 def input_slices(net: Mapping[str, Any]) -> int:

@@ -7,7 +7,7 @@ Axes: B tiles or clips, C channels of the network (d_model), M channels of a mem
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,8 @@ class SliceTracker(nn.Module):
         image side.
     memory_slices
         How many slices are attended to besides prompted ones, the nearest; None: as many as the network was made for.
+    kernels
+        `fast`: with the replacements of `etsam.network.fast`; `reference`: SAM2's own code.
     """
 
     mean: Tensor
@@ -47,8 +49,10 @@ class SliceTracker(nn.Module):
         input_slices: int = 1,
         tile_voxels: int | None = None,
         memory_slices: int | None = None,
+        kernels: Literal["fast", "reference"] = "fast",
     ) -> None:
         super().__init__()
+        self.kernels = kernels
         self.network: Any = network
         self.input_slices, self.tile_voxels = input_slices, tile_voxels or self.side
         self.memory_slices: int = network.num_maskmem - 1 if memory_slices is None else memory_slices

@@ -112,7 +112,8 @@ class Stage(LightningModule):
         truth, ignore = masks == 1, masks == IGNORE  # (T, B, S, S)
         # all processes draw the same plan, as if the global batch were one
         generator = np.random.default_rng([self.seed, self._step])
-        with Float32Attention() if torch.is_autocast_enabled("cpu") else nullcontext():
+        fast = self.tracker.kernels == "fast" and torch.is_autocast_enabled("cpu")
+        with Float32Attention() if fast else nullcontext():
             outputs = forward_clip(
                 self.tracker,
                 images,

@@ -56,7 +56,8 @@ def run(cfg: DictConfig) -> None:
     for logger in loggers:
         logger.log_hyperparams(description(cfg))
     try:
-        with heap.kept() if trainer.strategy.root_device.type == "cpu" else nullcontext():
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        with heap.retain_freed_memory() if on_cpu and cfg.kernels == "fast" else nullcontext():
             trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     except SIGTERMException:
         if is_first_process():

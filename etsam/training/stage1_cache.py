@@ -18,6 +18,7 @@ import torch
 
 from etsam.errors import ConfigError
 from etsam.inference.logit_store import open_store
+from etsam.inference.propagate import PropagationSettings
 from etsam.inference.tiles import Overlapping, Stitched, Tiling
 from etsam.inference.two_stage import Stage, run_stage
 from etsam.normalize import Normalization, normalize
@@ -116,7 +117,7 @@ class Stage1Logits:
             side = stage.tracker.low_res_side
             store = open_store((volume.shape[0], len(tiles), side, side), None)
             normalized = normalize(volume, self._normalization, nonfinite=self._nonfinite)
-            run_stage(stage, normalized, tiles, store=store, resegment_prompted=self._resegment)
+            run_stage(stage, normalized, tiles, store=store, settings=PropagationSettings(self._resegment))
             with atomic_path(self.path(sample), overwrite=True) as part, part.open("wb") as file:
                 np.save(file, np.asarray(store).astype(np.float16))
             log.info("stage-1 logits %d of %d: %s", done, len(missing), display_name(locate(sample.tomogram)))

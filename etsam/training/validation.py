@@ -9,6 +9,7 @@ import numpy as np
 from etsam.errors import ConfigError
 from etsam.inference.fusion import fuse
 from etsam.inference.prompts import Prompt
+from etsam.inference.propagate import PropagationSettings
 from etsam.inference.tiles import Overlapping, Tiling
 from etsam.inference.two_stage import DEFAULT_THRESHOLD, Stage, membrane_mask, run_stage
 from etsam.labels import overlap_scores, stat_counts
@@ -123,7 +124,7 @@ class Validator:
             network_input,
             tiles,
             stage1_mask=stage1_mask,
-            resegment_prompted=self.resegment_prompted,
+            settings=PropagationSettings(self.resegment_prompted),
         )
         return self._compare(logits, truth, network_input)
 

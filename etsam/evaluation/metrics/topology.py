@@ -8,12 +8,12 @@ from skimage.morphology import skeletonize
 from etsam.postprocess.components import StreamedComponents
 from etsam.threads import in_order
 from etsam.volume import Slices
-from etsam.volume.slices import FilteredSlices
+from etsam.volume.slices import LazySlices
 
 
 def _annotated(mask: Slices, annotated: Slices | None) -> Slices:
     """A mask without the voxels that nobody annotated, which count as background in both masks."""
-    return mask if annotated is None else FilteredSlices(mask.shape, lambda z: mask[z] & annotated[z])
+    return mask if annotated is None else LazySlices(tuple(mask.shape), lambda z: mask[z] & annotated[z]).keep_last()
 
 
 def _background(mask: Slices) -> Slices:
@@ -26,7 +26,7 @@ def _background(mask: Slices) -> Slices:
             out[1:-1, 1:-1] = ~mask[z - 1]
         return out
 
-    return FilteredSlices(shape, plane)
+    return LazySlices(shape, plane).keep_last()
 
 
 def cl_dice(

@@ -11,7 +11,7 @@ layers of the image encoder, and four layers of attention to 28,736 memory token
 - attention to memories over the memories themselves (64 channels) and not over their projection to 256: softmax weights
   sum to one, so that the projection can come afterwards. That saves 37 % of the arithmetic of cross attention.
 
-Memory that is freed meanwhile is kept (network/heap.py). The operator of oneDNN is torch's own, the one that
+The operator of oneDNN is torch's own, the one that
 `torch.compile` uses; where a build of torch lacks it, or it gives something else than `torch.nn.functional.linear`,
 everything stays as it is.
 """
@@ -27,8 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etsam.network.build import known_layers
-from etsam.network.fast import heap
-from etsam.network.fast.patching import Replacement, constants, is_memory_attention, replaced, rotations
+from etsam.network.fast.patching import Replacement, constants, is_memory_attention, patched, rotations, wants_reference
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +50,17 @@ def faster(network: nn.Module) -> Iterator[None]:
         Any module; of SAM2, its image encoder, MLPs and attention to memories are known besides linear layers.
     """
     parameter = next(network.parameters(), None)
-    if parameter is None or parameter.device.type != "cpu" or parameter.dtype != torch.float32 or not available():
+    suits = parameter is not None and parameter.device.type == "cpu" and parameter.dtype == torch.float32
+    if wants_reference(network) or not suits or not available():
         yield
         return
-    with replaced(network, _replacements), heap.kept():
+    with patched(network, _replacements):
         yield
 
 
 @cache
 def available() -> bool:
-    """Whether this build of torch has oneDNN's linear layer, and it computes what it should."""
+    """True if this build of torch has oneDNN's linear layer and it computes what it should."""
     try:
         x, weight, bias = torch.linspace(-1, 1, 15).view(5, 3), torch.linspace(-1, 2, 12).view(4, 3), torch.arange(4.0)
         found = [_product(x, _packed(weight), bias, kind) for kind in ("none", "gelu")]
@@ -83,7 +83,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "
 
 
 def _usual(x: Tensor) -> bool:
-    """Whether an input has to go the usual way."""
+    """True for an input that has to go the usual way."""
     return (
         x.device.type != "cpu"
         or x.dtype != torch.float32
@@ -94,7 +94,7 @@ def _usual(x: Tensor) -> bool:
 
 
 def _replacements(module: Any) -> Iterator[Replacement]:
-    """What to replace in a module."""
+    """Replacements for a module."""
     layers = known_layers()
     if type(module) is nn.Linear:
         yield module, "forward", _Linear(module)
@@ -226,6 +226,6 @@ class _Folded:
         return _product(x.permute(0, 2, 3, 1).contiguous(), self.weight, self.bias).permute(0, 3, 1, 2)
 
     def second(self, x: Tensor) -> Tensor:
-        """As `conv_s0` or `conv_s1`."""
+        """Output of `conv_s0` or `conv_s1`."""
         second = self.convolutions[1]
         return nn.Conv2d.forward(second, x) if x.shape[1] == second.in_channels else x

@@ -75,7 +75,7 @@ def _processors(device: torch.device) -> int:
 
 
 def parts_of(batch: int, queries: int, keys: int, processors: int) -> int:
-    """How many groups of keys keep so many processors busy: 1, 2, 4 or 8."""
+    """Number of key splits (split-K) that occupies all streaming multiprocessors: 1, 2, 4 or 8."""
     parts = 1
     busy = batch * -(-queries // _QUERIES)
     while 2 * parts * busy <= processors and keys % (2 * parts) == 0 and keys // (2 * parts) >= _LEAST_KEYS:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from etsam.network.build import known_layers
 from etsam.network.fast.gpu_attention import SplitAttention
-from etsam.network.fast.patching import Replacement, constants, is_memory_attention, replaced
+from etsam.network.fast.patching import Replacement, constants, is_memory_attention, patched, wants_reference
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def graphed(network: nn.Module) -> Iterator[None]:
         Any module.
     """
     device = next((parameter.device for parameter in network.parameters()), None)
-    if device is None or device.type != "cuda":
+    if wants_reference(network) or device is None or device.type != "cuda":
         yield
         return
     with ExitStack() as undo:
@@ -53,7 +53,7 @@ def graphed(network: nn.Module) -> Iterator[None]:
         if torch.is_autocast_enabled("cuda"):
             _round_weights(network, torch.get_autocast_dtype("cuda"), undo)
         pool = torch.cuda.graph_pool_handle()
-        undo.enter_context(replaced(network, partial(_replacements, partial(_record, pool))))
+        undo.enter_context(patched(network, partial(_replacements, partial(_record, pool))))
         yield
         torch.cuda.synchronize(device)  # no replay may outlive its memory
 

@@ -1,4 +1,4 @@
-"""What faster kernels for CPUs and GPUs have in common: how they take a method's place, what both know of SAM2."""
+"""Patching of SAM2's methods by faster kernels, and what those for CPUs and for GPUs both know of SAM2."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,15 +16,15 @@ Replacement = tuple[Any, str, Callable[..., Any]]
 
 
 @contextmanager
-def replaced(network: nn.Module, replacements: Callable[[Any], Iterable[Replacement]]) -> Iterator[None]:
-    """Replace methods while in this context; what is replaced already, or watched by a clock, stays as it is.
+def patched(network: nn.Module, replacements: Callable[[Any], Iterable[Replacement]]) -> Iterator[None]:
+    """Patch methods while in this context; what is replaced already, or watched by a clock, stays as it is.
 
     Parameters
     ----------
     network
         Any module.
     replacements
-        What to replace for a module; asked for each in `network`.
+        Replacements for a module; asked for each in `network`.
     """
     with ExitStack() as undo:
         for module in network.modules():
@@ -35,8 +35,13 @@ def replaced(network: nn.Module, replacements: Callable[[Any], Iterable[Replacem
         yield
 
 
+def wants_reference(network: nn.Module) -> bool:
+    """True for a tracker that was built with `kernels=reference`: its methods stay SAM2's own."""
+    return isinstance(network, SliceTracker) and network.kernels == "reference"
+
+
 def constants(module: Any) -> Iterator[Replacement]:
-    """What would be computed anew for each slice although it is the same: position encodings."""
+    """Position encodings, kept instead of computed anew for each slice."""
     layers = known_layers()
     if isinstance(module, SliceTracker):
         yield module, "memory_positions", cache(module.memory_positions)
@@ -85,7 +90,7 @@ class _Rows:
 
 
 def is_memory_attention(module: Any) -> bool:
-    """Whether a module is attention to memories of few channels, with one head and rotary positions."""
+    """True for attention to memories of few channels, with one head and rotary positions."""
     rotary = type(module) is known_layers().rotary_attention
     return rotary and module.num_heads == 1 and module.kv_in_dim < module.internal_dim
 

@@ -30,7 +30,7 @@ class Windows(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        """Of all of them."""
+        """Number of pixels of all of them."""
         return self.number * self.height * self.width
 
 
@@ -135,7 +135,7 @@ class WindowOrder:
 
 
 def _halve_evenly(blocks: Any, size: _Size) -> bool:
-    """Whether maps that are halved have windows, also cut ones, of even sides."""
+    """True if maps that are halved have windows, also cut ones, of even sides."""
     side = 0
     for block in blocks:
         side = block.window_size or side
@@ -148,7 +148,7 @@ def _halve_evenly(blocks: Any, size: _Size) -> bool:
 
 
 def _through(block: Any, pixels: _Pixels) -> _Pixels:
-    """What a `MultiScaleBlock` makes of a map."""
+    """Output of a `MultiScaleBlock`."""
     size, side = pixels.size, block.window_size or pixels.side
     windows = windows_of(size, side)
     if block.window_size and len(windows) > 1 and pixels.values.device.type != "cpu":
@@ -176,7 +176,7 @@ def _halved(x: Tensor, windows: list[Windows]) -> Tensor:
 
 
 def _attention(attention: Any, x: Tensor, windows: list[Windows], side: int) -> Tensor:
-    """What a `MultiScaleAttention` makes of (B, N, C); `side` 0: pixels attend to the whole map."""
+    """Output of a `MultiScaleAttention` for (B, N, C); `side` 0: pixels attend to the whole map."""
     qkv = attention.qkv(x).unflatten(2, (3, attention.num_heads, -1))  # (B, N, 3, heads, C)
     if not side:
         q, k, v = qkv.unbind(2)
