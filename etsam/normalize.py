@@ -31,7 +31,7 @@ BLOCK = 4  # side in voxels of the block means whose skewness tells the contrast
 
 @dataclass(frozen=True)
 class Statistics:
-    """What one streaming pass over a volume tells.
+    """Grey-value statistics of a volume, from one streaming pass.
 
     Attributes
     ----------

@@ -163,7 +163,7 @@ def test_a_disk_too_small_for_the_outputs_is_told_before_the_run(refused, tomogr
     usage = type("usage", (), {"free": 10_000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     message = refused("tomo.mrc", "--store-logits")
-    assert "need 0.067 MB" in message
+    assert "need 0.079 MB" in message
     assert "0.010 MB free" in message
 
 
@@ -232,7 +232,7 @@ def test_debug_shows_the_traceback_and_the_line(predict, work):
 
 
 def test_a_defect_is_called_a_defect(refused, tomogram, monkeypatch):
-    monkeypatch.setattr("etsam.prediction.writer.PreviewPlanes", lambda volume: 1 / 0)
+    monkeypatch.setattr("etsam.prediction.writer.Sections", lambda shape: 1 / 0)
     assert refused("tomo.mrc") == (
         "unexpected ZeroDivisionError: division by zero - this is a defect; run again with debug=true and report it."
     )

@@ -1,12 +1,15 @@
 """What is there already: kept, replaced when asked for, completed by `--resume`."""
 
 import json
+import os
 
 import pytest
 from conftest import grey, write_mrc
 
 from etsam.errors import InputError
 from etsam.prediction import writer
+from etsam.prediction.writer import PredictionWriter
+from etsam.volume.location import checksum_of
 
 FAST = "write_preview=false"
 MASK, RECORD = "tomo_etsam_predicted_mask.mrc", "tomo_etsam_predicted_record.json"
@@ -73,6 +76,35 @@ def test_resume_notices_that_the_input_has_changed(predict, first, states):
     assert states() == before
 
 
+def test_resume_notices_a_change_in_mid_file(predict, first, states):
+    with open("tomo.mrc", "r+b") as file:
+        file.seek(os.path.getsize("tomo.mrc") // 2)
+        file.write(b"\x7f")
+    before = states()
+    assert "tomo.mrc has changed" in predict("tomo.mrc", FAST, "--resume").message
+    assert states() == before
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_resume_takes_records_that_hold_a_checksum_of_the_whole_file(predict, first, states, work, known):
+    record = json.loads((work / "out" / RECORD).read_text())
+    del record["input"]["fingerprint"]
+    record["input"] |= {"sha256": checksum_of(first)[0] if known else "0", "sha256_of": "file"}
+    (work / "out" / RECORD).write_text(json.dumps(record))
+    before = states()
+    assert predict("tomo.mrc", FAST, "--resume").status == (0 if known else 1)
+    assert states() == before
+
+
+def test_resume_looks_at_each_input_once(predict, first, monkeypatch):
+    write_mrc("second.mrc")
+    assert predict("tomo.mrc", "second.mrc", FAST, "--resume").status == 0
+    looked, real = [], writer.fingerprint_of
+    monkeypatch.setattr(writer, "fingerprint_of", lambda path: looked.append(path.name) or real(path))
+    assert predict("tomo.mrc", "second.mrc", FAST, "--resume").status == 0
+    assert looked == ["tomo.mrc", "second.mrc"]
+
+
 def test_resume_completes_a_batch(predict, first, states):
     write_mrc("second.mrc")
     before = states()
@@ -117,13 +149,13 @@ def test_outputs_are_not_taken_for_inputs_of_their_folder(predict, first, work):
 
 
 def test_a_run_that_is_stopped_while_it_replaces_leaves_what_was_complete(predict, first, states, monkeypatch):
-    def stop(path):
+    def stop(*arguments):
         raise KeyboardInterrupt
 
     before = states()
     with monkeypatch.context() as patch:
-        patch.setattr("etsam.prediction.writer.checksum_of", stop)
-        assert predict("tomo.mrc", FAST, "--overwrite", "--logit-threshold", "-100").status != 0
+        patch.setattr("etsam.prediction.writer.write_preview", stop)
+        assert predict("tomo.mrc", "--overwrite", "--logit-threshold", "-100").status != 0
     assert states() == before
     assert predict("tomo.mrc", FAST, "--resume").status == 0
     assert states() == before
@@ -136,14 +168,14 @@ def test_resume_refuses_other_views(predict, first):
 def test_a_tomogram_that_cannot_be_written_does_not_stop_the_others(predict, first, work, monkeypatch):
     write_mrc("bad.mrc")
     write_mrc("later.mrc")
-    real = writer.checksum_of
+    real = PredictionWriter.write
 
-    def gone(path):
-        if path.name == "bad.mrc":
+    def gone(self, prediction):
+        if prediction.volume.path.name == "bad.mrc":
             raise InputError("it was moved meanwhile")
-        return real(path)
+        return real(self, prediction)
 
-    monkeypatch.setattr(writer, "checksum_of", gone)
+    monkeypatch.setattr(PredictionWriter, "write", gone)
     outcome = predict("bad.mrc", "later.mrc", FAST)
     assert outcome.status == 1
     assert outcome.message == "bad.mrc: it was moved meanwhile"
@@ -153,8 +185,8 @@ def test_a_tomogram_that_cannot_be_written_does_not_stop_the_others(predict, fir
 
 
 def test_a_run_that_fails_while_it_replaces_keeps_no_half_of_it(predict, first, work, monkeypatch):
-    monkeypatch.setattr("etsam.prediction.writer.checksum_of", lambda path: 1 / 0)
+    monkeypatch.setattr("etsam.prediction.writer.write_preview", lambda *arguments: 1 / 0)
     before = (work / "out" / MASK).read_bytes()
-    assert predict("tomo.mrc", FAST, "--overwrite", "--logit-threshold", "-100").status == 1
+    assert predict("tomo.mrc", "--overwrite", "--logit-threshold", "-100").status == 1
     assert (work / "out" / MASK).read_bytes() == before
     assert [path.name for path in (work / "out").iterdir() if path.name.startswith(".")] == []

@@ -46,7 +46,7 @@ def test_the_command_reads_and_writes_zarr_with_the_values_of_mrc(predict, work)
         assert data.min() < data.max()
         assert (volume.voxel_size_angstrom, volume.origin_angstrom) == (VOXEL_SIZE_ZYX, ORIGIN_ZYX)
     record = json.loads((outcome.folder / "tomo_etsam_predicted_record.json").read_text())
-    assert record["input"]["sha256_of"] == "files"
+    assert record["input"]["fingerprint"]["of"] == "names, sizes and times"
     assert record["input"]["path"] == str(work / "tomo.zarr")
     assert sorted(record["outputs"]) == top(outcome.folder)
 
@@ -59,7 +59,7 @@ def test_the_command_takes_an_address(predict, work):
     assert read_volume(outcome.folder / "tomo_etsam_predicted_mask.mrc").shape == (3, 20, 28)
     record = json.loads((outcome.folder / "tomo_etsam_predicted_record.json").read_text())
     assert record["input"]["path"] == f"{site.url}/tomo.zarr/1"
-    assert record["input"]["sha256_of"] == "metadata"
+    assert record["input"]["fingerprint"]["of"] == "metadata"
 
 
 def test_two_levels_of_a_tomogram_would_write_the_same_files(refused, work):

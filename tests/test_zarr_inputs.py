@@ -13,7 +13,7 @@ from etsam.data.manifest import read_manifest, write_manifest
 from etsam.errors import InputError
 from etsam.prediction.inputs import find_tomograms
 from etsam.volume import Url, locate, strip_suffix
-from etsam.volume.location import checksum_of, display_name, state_of
+from etsam.volume.location import checksum_of, display_name, fingerprint_of, state_of
 
 # Names and content
 
@@ -57,6 +57,10 @@ def test_state_and_checksum_follow_the_content(tmp_path):
     write_zarr(path, values() + 1)
     assert state_of(path) != state
     assert checksum_of(path) != checksum
+    known = fingerprint_of(path)
+    assert known == fingerprint_of(path)
+    write_zarr(path, values() + 2)
+    assert fingerprint_of(path) != known
     with serving_folder(tmp_path) as site:
         assert checksum_of(Url(f"{site.url}/a.zarr"))[1] == "metadata"
         assert state_of(Url(f"{site.url}/a.zarr"))[0] == f"{site.url}/a.zarr"

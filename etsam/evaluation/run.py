@@ -21,6 +21,7 @@ from etsam.evaluation.result_store import ResultStore
 from etsam.evaluation.scorer import Scorer
 from etsam.evaluation.stored import StoredPredictions
 from etsam.prediction.record import settings_of
+from etsam.prediction.segmenter import Progress
 from etsam.prediction.writer import PredictionWriter
 from etsam.volume.atomic import refuse_existing
 from etsam.volume.location import locate
@@ -123,7 +124,7 @@ def check_predictions(cfg: DictConfig, data: EvaluationData) -> None:
             writer(job).check({locate(job.tomogram): 0})
 
 
-def _writer_of(cfg: DictConfig) -> Callable[[Job], PredictionWriter] | None:
+def _writer_of(cfg: DictConfig, progress: Progress | None = None) -> Callable[[Job], PredictionWriter] | None:
     """Writer of a job's prediction, in a folder for each dataset, named after the run; None if none is kept."""
     if not cfg.write_predictions or cfg.predictions is not None:
         return None
@@ -134,9 +135,8 @@ def _writer_of(cfg: DictConfig) -> Callable[[Job], PredictionWriter] | None:
 
     def writer(job: Job) -> PredictionWriter:
         name = Path(job.name)
-        made = make(Path(cfg.output_dir) / "predictions" / name.parent, stem=name.name, postprocess=steps)
-        made.settings = settings_of(cfg)
-        return made
+        folder = Path(cfg.output_dir) / "predictions" / name.parent
+        return make(folder, stem=name.name, postprocess=steps, settings=settings_of(cfg), progress=progress)
 
     return writer
 
@@ -149,15 +149,17 @@ def score(cfg: DictConfig, data: EvaluationData, metrics: Metrics, store: Result
 
     from etsam.prediction.progress import SliceProgress
 
+    bars = SliceProgress()
     predictor: LightningModule
     if cfg.predictions is not None:
         predictor = StoredPredictions(cfg.prediction_threshold)
     else:
         if None in (cfg.weights.stage1, cfg.weights.stage2):
             log.warning("the weights are RANDOM, so the scores mean nothing; see weights=etsam_v1 or weights=files")
-        predictor = instantiate(cfg.segmenter)
-    scorer = Scorer(metrics, store, instantiate(cfg.postprocess, _convert_="all"), _writer_of(cfg))
-    trainer = instantiate(cfg.trainer, callbacks=[scorer, SliceProgress()])
+        predictor = instantiate(cfg.segmenter, _partial_=True)(progress=bars.update)
+    steps = instantiate(cfg.postprocess, _convert_="all")
+    scorer = Scorer(metrics, store, steps, _writer_of(cfg, bars.update), bars.update)
+    trainer = instantiate(cfg.trainer, callbacks=[scorer, bars])
     trainer.test(predictor, datamodule=data, verbose=False)
     trainer.strategy.barrier()
 

@@ -20,7 +20,7 @@ from etsam.evaluation.result_store import ResultStore
 from etsam.inference.two_stage import membrane_mask
 from etsam.labels import IGNORE, Overlap
 from etsam.postprocess.steps import Step, apply_steps
-from etsam.prediction.segmenter import Prediction
+from etsam.prediction.segmenter import Prediction, Progress
 from etsam.prediction.writer import PredictionWriter
 from etsam.volume import Volume, read_volume
 
@@ -43,6 +43,8 @@ class Scorer(Callback):
         Where results go.
     writer
         Of predictions that are made in this run; what it has written is scored. None: they are not kept.
+    progress
+        Called slice by slice; None: nobody asks.
     """
 
     def __init__(
@@ -51,10 +53,11 @@ class Scorer(Callback):
         store: ResultStore,
         postprocess: Mapping[str, Step] | None = None,
         writer: Callable[[Job], PredictionWriter] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.metrics, self.store = metrics, store
         self.steps: Sequence[Step] = list((postprocess or {}).values())
-        self.writer = writer
+        self.writer, self.progress = writer, progress
 
     def on_test_batch_end(
         self,
@@ -67,7 +70,7 @@ class Scorer(Callback):
     ) -> None:
         """Score a prediction; one that cannot be scored makes a result with an error, and does not stop the others."""
         try:
-            result = self._result(outputs, batch, getattr(pl_module, "progress", None))
+            result = self._result(outputs, batch)
         except InputError as error:
             log.warning("%s: not scored: %s", batch.name, error)
             result = TomogramResult(
@@ -78,12 +81,12 @@ class Scorer(Callback):
             )
         self.store.save(result, batch.inputs)
 
-    def _result(self, outputs: Any, job: Job, progress: Any) -> TomogramResult:
+    def _result(self, outputs: Any, job: Job) -> TomogramResult:
         if "error" in outputs:
             raise outputs["error"]
         prediction = outputs["prediction"]
         own = isinstance(prediction, Prediction)
-        written = self._written(prediction, job, progress) if own and self.writer is not None else None
+        written = self._written(prediction, job) if own and self.writer is not None else None
         with ExitStack() as files:
             truth = files.enter_context(read_volume(job.target_mask, warn=False))
             tomogram = prediction.volume if own else _tomogram(job)
@@ -92,7 +95,7 @@ class Scorer(Callback):
             def score(scored: Scored) -> TomogramResult:
                 if written is None:
                     scored = self._post_processed(scored)
-                return self._score(job, truth, scored, size, tomogram, progress)
+                return self._score(job, truth, scored, size, tomogram)
 
             if not own:
                 return prediction.score(score)
@@ -104,11 +107,11 @@ class Scorer(Callback):
             seconds = math.fsum(prediction.seconds.values())
             return score(Scored(prediction.logits if logits is None else logits, prediction.threshold, mask, seconds))
 
-    def _written(self, prediction: Prediction, job: Job, progress: Any) -> tuple[Path, Path | None]:
+    def _written(self, prediction: Prediction, job: Job) -> tuple[Path, Path | None]:
         """Write a prediction: files of the mask that is scored, and of its logits (None: they are not kept)."""
         assert self.writer is not None
         writer = self.writer(job)
-        names = writer.write(prediction, progress)
+        names = writer.write(prediction)
         return names.post_processed_mask if self.steps else names.mask, names.logits if writer.write_logits else None
 
     def _score(
@@ -118,9 +121,8 @@ class Scorer(Callback):
         scored: Scored,
         size: tuple[float, float, float] | None,
         tomogram: Volume | None,
-        progress: Any,
     ) -> TomogramResult:
-        scores = self.metrics(truth, scored, size, progress)
+        scores = self.metrics(truth, scored, size, self.progress)
         if tomogram is not None and tuple(tomogram.shape) != tuple(truth.shape):
             raise InputError(f"the tomogram has shape {tomogram.shape}, the mask of the truth {truth.shape}.")
         log.info("%s: Dice %.4f", job.name, scores.metrics["dice"])

@@ -273,7 +273,6 @@ class StoredPredictions(LightningModule):
         if threshold is not None and not number:
             raise ConfigError(f"prediction_threshold={threshold} does not fit; allowed: numbers.")
         self.threshold = threshold
-        self.progress: Any = None
 
     def test_step(self, batch: Any, batch_idx: int = 0) -> dict[str, Any]:
         """Prediction that `batch.prediction` names.

@@ -1,8 +1,7 @@
-"""What a user names -> the list of tomograms, checked before anything heavy starts."""
+"""Names that a user gives -> the list of tomograms, checked before anything heavy starts."""
 
 import glob
 import logging
-import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -60,7 +59,7 @@ def _expand(item: str) -> list[Location]:
 
 
 def _is_tomogram(path: Path) -> bool:
-    """Whether a file, or a Zarr folder that is not a part of another one."""
+    """True for a file, or a Zarr folder that is not a part of another one."""
     return path.is_file() or (is_zarr(path) and not is_zarr(path.parent))
 
 
@@ -127,7 +126,9 @@ class Tomograms(LightningDataModule):
         self, input: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], output_dir: str | os.PathLike[str]
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer tomograms than processes
         self.paths = find_tomograms(input)
+        self._todo = self.paths
         self._refuse_collisions(Path(output_dir))
 
     def _refuse_collisions(self, output_dir: Path) -> None:
@@ -140,13 +141,13 @@ class Tomograms(LightningDataModule):
                     "different output folders."
                 )
 
-    def check(self) -> dict[Location, int]:
+    def check(self) -> dict[Location, tuple[int, int, int] | None]:
         """Open each header; compressed files are looked at when their turn comes.
 
         Returns
         -------
         dict
-            Tomogram -> number of voxels, 0 where it is not known yet.
+            Tomogram -> (Z, Y, X), None where it is not known yet.
 
         Raises
         ------
@@ -154,22 +155,33 @@ class Tomograms(LightningDataModule):
             Naming every file that cannot be used.
         """
         faults: list[str] = []
-        voxels: dict[Location, int] = {}
+        shapes: dict[Location, tuple[int, int, int] | None] = {}
         for path in self.paths:
-            voxels[path] = 0
+            shapes[path] = None
             packed = isinstance(path, Path) and path.name.lower().endswith((".gz", ".bz2")) and path.is_file()
             if packed and os.access(path, os.R_OK):
                 continue
             try:
-                voxels[path] = math.prod(read_volume(path, warn=False).shape)
+                shapes[path] = read_volume(path, warn=False).shape
             except InputError as error:
                 faults.append(str(error))
         if len(faults) == 1:
             raise InputError(faults[0])
         if faults:
             raise InputError(f"{len(faults)} of {len(self.paths)} tomograms cannot be used: {_some(faults)}")
-        return voxels
+        return shapes
+
+    def only(self, todo: Sequence[Location]) -> None:
+        """Leave out all other tomograms; what the first process says here counts for all."""
+        self._todo = list(todo)
+
+    def setup(self, stage: str) -> None:
+        """Take the list of the first process, before any output of this run could have changed it."""
+        assert self.trainer is not None
+        self._todo = self.trainer.strategy.broadcast(self._todo)
 
     def predict_dataloader(self) -> DataLoader:
-        """One path a batch; reading is part of the prediction, slice by slice."""
-        return DataLoader([str(path) for path in self.paths], batch_size=None)  # type: ignore[arg-type]
+        """A path a batch, to each process its share; reading is part of the prediction, slice by slice."""
+        assert self.trainer is not None
+        mine = self._todo[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader([str(path) for path in mine], batch_size=None)  # type: ignore[arg-type]

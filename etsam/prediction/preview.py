@@ -4,61 +4,67 @@ from pathlib import Path
 
 import numpy as np
 
-from etsam.volume import Volume, atomic_path
+from etsam.volume import atomic_path
 
 _OUTLINE = "#ffb000"  # colour-blind safe on grey (IBM palette)
 _CLIP_PERCENT = (1.0, 99.0)
 
 
-class PreviewPlanes:
-    """Collects, while the slices pass by, what the picture needs: three XY planes, one XZ and one YZ.
+class Sections:
+    """The planes of a volume that the picture shows, kept while the slices pass by: three XY, one XZ and one YZ.
 
     Parameters
     ----------
-    volume
-        The tomogram.
+    shape
+        (Z, Y, X).
+
+    Attributes
+    ----------
+    z, y, x
+        Where they lie.
+    xy
+        Slice index -> (Y, X) float32.
+    xz, yz
+        (Z, X) and (Z, Y) float32.
     """
 
-    def __init__(self, volume: Volume) -> None:
-        depth, height, width = volume.shape
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        depth, height, width = shape
         self.z = sorted({depth // 4, depth // 2, (3 * depth) // 4})
         self.y, self.x = height // 2, width // 2
-        self.shape = volume.shape
-        self.grey_xz, self.grey_yz = np.zeros((depth, width), np.float32), np.zeros((depth, height), np.float32)
-        self.mask_xz, self.mask_yz = np.zeros((depth, width), bool), np.zeros((depth, height), bool)
-        self.xy: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.xy: dict[int, np.ndarray] = {}
+        self.xz, self.yz = np.zeros((depth, width), np.float32), np.zeros((depth, height), np.float32)
 
-    def add(self, z: int, grey: np.ndarray, mask: np.ndarray) -> None:
-        """Take what is needed of slice `z`; `grey` and `mask` are (Y, X)."""
-        self.grey_xz[z], self.grey_yz[z] = grey[self.y], grey[:, self.x]
-        self.mask_xz[z], self.mask_yz[z] = mask[self.y] > 0, mask[:, self.x] > 0
+    def add(self, z: int, plane: np.ndarray) -> None:
+        """Take what is needed of slice `z`, (Y, X)."""
+        self.xz[z], self.yz[z] = plane[self.y], plane[:, self.x]
         if z in self.z:
-            self.xy[z] = (np.array(grey, dtype=np.float32), np.array(mask > 0))
+            self.xy[z] = np.array(plane, dtype=np.float32)
 
 
-def write_preview(path: Path, planes: PreviewPlanes, title: str, overwrite: bool = False) -> None:
-    """Draw the planes into a PNG, whole or not at all."""
+def write_preview(path: Path, grey: Sections, mask: Sections, title: str, overwrite: bool = False) -> None:
+    """Draw grey values and the outline of the mask, both of the same volume, into a PNG, whole or not at all."""
     from matplotlib.figure import Figure  # no pyplot: no window system, no global state
 
-    views = [(f"slice z = {z}", *planes.xy[z], "x", "y") for z in planes.z]
-    views.append((f"side view y = {planes.y}", planes.grey_xz, planes.mask_xz, "x", "z"))
-    views.append((f"side view x = {planes.x}", planes.grey_yz, planes.mask_yz, "y", "z"))
+    views = [(f"slice z = {z}", grey.xy[z], mask.xy[z] > 0, "x", "y") for z in grey.z]
+    views.append((f"side view y = {grey.y}", grey.xz, mask.xz > 0, "x", "z"))
+    views.append((f"side view x = {grey.x}", grey.yz, mask.yz > 0, "y", "z"))
     heights = [max(view[1].shape[0] / view[1].shape[1], 0.15) for view in views]
-    columns = len(planes.z)
+    columns = len(grey.z)
     figure = Figure(figsize=(4 * columns, 4 * (heights[0] + max(heights[-2:])) + 1.2), layout="constrained")
     grid = figure.add_gridspec(2, 2 * columns * 3, height_ratios=[heights[0], max(heights[-2:])])
     width = 2 * 3
     cells = [grid[0, i * width : (i + 1) * width] for i in range(columns)]
     half = columns * width // 2
     cells += [grid[1, :half], grid[1, half:]]
-    for cell, (name, grey, mask, horizontal, vertical) in zip(cells, views, strict=True):
+    for cell, (name, image, outlined, horizontal, vertical) in zip(cells, views, strict=True):
         axes = figure.add_subplot(cell)
-        finite = grey[np.isfinite(grey)]
+        finite = image[np.isfinite(image)]
         low, high = np.percentile(finite, _CLIP_PERCENT) if finite.size else (0.0, 1.0)
-        axes.imshow(grey, cmap="gray", vmin=low, vmax=high, interpolation="nearest", origin="lower")
-        if mask.any() and not mask.all() and min(mask.shape) > 1:
-            axes.contour(mask, levels=[0.5], colors=[_OUTLINE], linewidths=0.8)
-        axes.set(title=f"{name}, {100 * mask.mean():.1f} % membrane", xlabel=horizontal, ylabel=vertical)
+        axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest", origin="lower")
+        if outlined.any() and not outlined.all() and min(outlined.shape) > 1:
+            axes.contour(outlined, levels=[0.5], colors=[_OUTLINE], linewidths=0.8)
+        axes.set(title=f"{name}, {100 * outlined.mean():.1f} % membrane", xlabel=horizontal, ylabel=vertical)
         axes.tick_params(labelsize=7)
     figure.suptitle(title, wrap=True)
     with atomic_path(path, overwrite) as part:

@@ -21,7 +21,7 @@ class SliceProgress(ProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._console = Console(stderr=True)
-        self._enabled = True
+        self._enabled, self._opened = True, False
         self._bars: Progress | None = None
         self._tomograms: TaskID | None = None
         self._slices: TaskID | None = None
@@ -37,12 +37,12 @@ class SliceProgress(ProgressBar):
         self._enabled = True
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the bars and listen to the Segmenter."""
-        self._open(pl_module, trainer.num_predict_batches)
+        """Show the bars."""
+        self._open(trainer.num_predict_batches)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the bars and listen to what makes or opens predictions."""
-        self._open(pl_module, trainer.num_test_batches)
+        """Show the bars."""
+        self._open(trainer.num_test_batches)
 
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -76,10 +76,10 @@ class SliceProgress(ProgressBar):
         """Leave a clean terminal for the message."""
         self._close()
 
-    def _open(self, module: LightningModule, batches: Sequence[int | float]) -> None:
+    def _open(self, batches: Sequence[int | float]) -> None:
         if not self._enabled:
             return
-        module.progress = self._update  # type: ignore[assignment]
+        self._opened = True
         if self._console.is_terminal:
             self._bars = Progress(
                 TextColumn("{task.description}"),
@@ -99,11 +99,23 @@ class SliceProgress(ProgressBar):
             self._bars.advance(self._tomograms)
 
     def _close(self) -> None:
+        self._opened = False
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
 
-    def _update(self, part: str, done: int, total: int) -> None:
+    def update(self, part: str, done: int, total: int) -> None:
+        """Show how far the tomogram at work is; given to what works. Nothing happens in processes without bars.
+
+        Parameters
+        ----------
+        part
+            Such as `stage 1`.
+        done, total
+            Slices.
+        """
+        if not self._opened:
+            return
         now = time.monotonic()
         if part != self._part:
             self._part, self._part_started, self._last_line = part, now, now

@@ -135,7 +135,7 @@ def _plain(value: Any) -> Any:
 
 
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
-    """What decides a mask, plain values: for the record and for `resume`."""
+    """Settings that decide a mask, plain values: for the record and for `resume`."""
     keys = ("net", "normalize", "nonfinite", "tiles", "postprocess", "resegment_prompted", "views", "slice_stride")
     settings = {key: _resolved(cfg[key]) for key in keys}
     settings["precision"] = cfg.trainer.precision

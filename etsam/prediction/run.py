@@ -1,6 +1,8 @@
 """A prediction from its config: tomograms in, files out."""
 
 import logging
+import math
+import warnings
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -32,25 +34,51 @@ def run(cfg: DictConfig) -> list[Path]:
     check_values(cfg, "predict")
     from hydra.utils import instantiate
 
+    from etsam.prediction.progress import SliceProgress
     from etsam.prediction.record import settings_of
     from etsam.weights.store import ensure_weights
 
-    inputs = instantiate(cfg.inputs)
-    writer = instantiate(cfg.writer)
+    inputs, bars = instantiate(cfg.inputs), SliceProgress()
     ensure_weights(cfg.weights)
-    writer.settings = settings_of(cfg)
+    writer = instantiate(cfg.writer, _partial_=True)(settings=settings_of(cfg), progress=bars.update)
     if is_first_process():  # before the networks are built, and once for all processes
-        writer.check(inputs.check())
-
-    from etsam.prediction.progress import SliceProgress
-
-    segmenter = instantiate(cfg.segmenter)
+        shapes = inputs.check()
+        voxels = {path: math.prod(shape or (0,)) for path, shape in shapes.items()}
+        inputs.only(writer.check(voxels, {path: scratch_bytes(cfg, shape) for path, shape in shapes.items()}))
+    segmenter = instantiate(cfg.segmenter, _partial_=True)(progress=bars.update)
     if is_first_process():
         _tell_weights(cfg)
-    trainer = instantiate(cfg.trainer, callbacks=[writer, SliceProgress()])
-    trainer.predict(segmenter, datamodule=inputs, return_predictions=False)
-    segmenter.raise_failures()
-    return writer.written
+    trainer = instantiate(cfg.trainer, callbacks=[writer, bars])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*across ranks is zero.*")  # all are complete
+        trainer.predict(segmenter, datamodule=inputs, return_predictions=False)
+    if trainer.is_global_zero:
+        writer.raise_failures()
+    return list(writer.written)
+
+
+def scratch_bytes(cfg: DictConfig, shape: tuple[int, int, int] | None) -> int:
+    """Bytes of low-resolution logits that wait on the output folder's disk while a tomogram is at work.
+
+    Parameters
+    ----------
+    cfg
+        configs/predict.yaml, composed; the networks need not have been built.
+    shape
+        (Z, Y, X); None, unknown: 0.
+    """
+    from hydra.utils import instantiate
+
+    from etsam.inference.slice_stride import check_stride, segmented_slices
+    from etsam.network.build import tile_voxels
+    from etsam.network.tracker import LOW_RES_STRIDE
+
+    if shape is None or cfg.segmenter.scratch_folder != cfg.output_dir:
+        return 0
+    nets = [cfg[stage].tracker.net for stage in ("stage1", "stage2")]
+    tiles = instantiate(cfg.tiles).plan(*shape[1:], min(tile_voxels(net) for net in nets))
+    slices = len(segmented_slices(shape[0], check_stride(cfg.slice_stride)))
+    return sum(4 * slices * len(tiles) * (int(net.image_size) // LOW_RES_STRIDE) ** 2 for net in nets)
 
 
 def _tell_weights(cfg: DictConfig) -> None:

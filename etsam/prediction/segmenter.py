@@ -1,20 +1,29 @@
-"""The two stages as one LightningModule: `predict_step` and `test_step` take a tomogram's path and give its logits."""
+"""The two stages as one LightningModule: `predict_step` and `test_step` take a tomogram's path and give its logits.
+
+Lightning is what devices, precision and the sharing of a list over processes come from, with the settings `trainer.*`
+that people type, and the way to stop on Ctrl-C. Fabric offers the first three in a plain loop, but not those settings;
+and an evaluation predicts through the same Segmenter, progress bars and configs.
+"""
 
 import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 
 from etsam.errors import InputError
-from etsam.inference.two_stage import TwoStage, membrane_mask
+from etsam.inference.two_stage import TwoStage
+from etsam.network.fast.heap import retain_freed_memory
 from etsam.normalize import Normalization, normalize
-from etsam.volume import Location, Slices, Volume, locate, read_volume
+from etsam.prediction.preview import Sections
+from etsam.volume import Slices, Volume, read_volume
+from etsam.volume.location import fingerprint_of
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +32,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class NamesTomogram(Protocol):
-    """What `test_step` takes."""
+    """Batch of `test_step`."""
 
     @property
     def tomogram(self) -> str:
@@ -33,7 +42,7 @@ class NamesTomogram(Protocol):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the two stages say of one tomogram; nothing of the size of the volume is held.
+    """Logits of both stages for one tomogram; nothing of the size of the volume is held.
 
     Attributes
     ----------
@@ -41,23 +50,26 @@ class Prediction:
         The tomogram.
     stage1_logits, logits
         (Z, Y, X) float32 of stage 1 and stage 2, computed slice by slice from the networks' low-resolution logits.
-    mask
-        (Z, Y, X) uint8: logits strictly above the threshold.
     threshold
-        That of stage 2.
+        That of stage 2; logits strictly above are membrane.
     tiles
         Number of tiles a slice was cut into.
     seconds
         By part: normalise (one pass over the file), stage 1, stage 2.
+    grey
+        Planes of the tomogram for the preview, taken in the first pass.
+    fingerprint
+        `fingerprint_of` the file, taken before the first pass; empty for an array.
     """
 
     volume: Volume
     stage1_logits: Slices
     logits: Slices
-    mask: Slices
     threshold: float
     tiles: int
     seconds: dict[str, float]
+    grey: Sections
+    fingerprint: dict[str, Any]
 
 
 class Segmenter(LightningModule):
@@ -73,6 +85,8 @@ class Segmenter(LightningModule):
         `error`, or `mean` to replace NaN and infinite voxels by the mean of the others.
     scratch_folder
         Where low-resolution logits wait between the stages; None: in memory.
+    progress
+        Called slice by slice; None: nobody asks.
     """
 
     def __init__(
@@ -81,36 +95,18 @@ class Segmenter(LightningModule):
         normalization: Normalization,
         nonfinite: Literal["error", "mean"] = "error",
         scratch_folder: str | os.PathLike[str] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         super().__init__()
         self.two_stage = two_stage
         self.normalization = normalization
         self.nonfinite = nonfinite
         self.scratch_folder = None if scratch_folder is None else Path(scratch_folder)
-        self.progress: Progress | None = None
-        self.skip: Callable[[Location], bool] = lambda path: False
-        self.failures: list[str] = []
+        self.progress = progress
 
-    def predict_step(self, batch: str, batch_idx: int = 0) -> Prediction | None:
-        """Segment one tomogram.
-
-        A tomogram that cannot be used does not stop the others: it is logged, kept in `failures`, and gives None.
-        """
-        path = locate(batch)
-        if self.skip(path):
-            log.info("%s: complete, skipped", path.name)
-            return None
-        try:
-            return self.segment(read_volume(path))
-        except InputError as error:
-            self.fail(str(error), self.trainer)
-            return None
-
-    def fail(self, why: str, trainer: Trainer) -> None:
-        """Keep why there is no result for a tomogram; the others go on."""
-        if sum(trainer.num_predict_batches) > 1:  # of a single one it is said at the end, once
-            log.warning("not segmented: %s", why)
-        self.failures.append(why)
+    def predict_step(self, batch: str, batch_idx: int = 0) -> Prediction | InputError:
+        """Segment one tomogram, to be written; see `attempt`."""
+        return self.attempt(batch)
 
     def test_step(self, batch: NamesTomogram, batch_idx: int = 0) -> dict[str, Any]:
         """Segment one tomogram, to be scored.
@@ -118,25 +114,42 @@ class Segmenter(LightningModule):
         Returns
         -------
         dict
-            `prediction`: a `Prediction`; or, so that one tomogram does not stop the others, `error`: an `InputError`.
+            `prediction`: a `Prediction`; or `error`: an `InputError`; see `attempt`.
         """
+        found = self.attempt(batch.tomogram)
+        return {"error" if isinstance(found, InputError) else "prediction": found}
+
+    def attempt(self, path: str) -> Prediction | InputError:
+        """Prediction of one tomogram, or why there is none, so that one tomogram does not stop the others.
+
+        That is an input that cannot be used, an error of reading it at any slice, or too little memory for it.
+        """
+        fast = self.device.type == "cpu" and all(tracker.kernels == "fast" for tracker in self.two_stage.trackers)
         try:
-            return {"prediction": self.segment(read_volume(batch.tomogram))}
+            with retain_freed_memory() if fast else nullcontext():
+                return self.segment(read_volume(path))
         except InputError as error:
-            return {"error": error}
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            return {"error": InputError(f"{batch.tomogram}: {' '.join(str(error).split())[:200]}")}
+            return error
+        except OSError as error:  # of a disk or network, in mid-volume; what is written raises OutputError
+            return InputError(f"{path}: cannot be read: {error.strerror or error}.")
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            why = f"{path}: out of memory: {' '.join(str(error).split())[:200]}"
+        torch.cuda.empty_cache()  # not before the error, which holds tensors, is gone
+        return InputError(f"{why} - use tile_batch_size=1, a smaller net, or tiles=auto tiles.size_voxels=N.")
 
-    def on_predict_end(self) -> None:
-        """Tell every process what failed in the others."""
-        if self.trainer.world_size > 1:
-            gathered: list[list[str]] = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(gathered, self.failures)
-            self.failures = [failure for failures in gathered for failure in failures]
-
-    def segment(self, volume: Volume) -> Prediction:
+    def segment(
+        self, volume: Volume, *, scratch_folder: Path | None = None, progress: Progress | None = None
+    ) -> Prediction:
         """Segment a volume.
+
+        Parameters
+        ----------
+        volume
+            The tomogram.
+        scratch_folder, progress
+            For this volume, instead of those that the Segmenter was made with.
 
         Raises
         ------
@@ -144,39 +157,33 @@ class Segmenter(LightningModule):
             If its grey values make no sense for the normalisation.
         """
         started = time.perf_counter()
-        report = self.progress
+        report, grey = progress or self.progress, Sections(volume.shape)
+        fingerprint = {} if volume.path is None else fingerprint_of(volume.path)
         try:
             normalized = normalize(
                 volume,
                 self.normalization,
                 nonfinite=self.nonfinite,
                 progress=None if report is None else lambda done, total: report("reading", done, total),
+                seen=grey.add,
             )
         except InputError as error:
             raise InputError(f"{volume.path or 'array'}: {error}") from error
         seconds = {"normalize": time.perf_counter() - started}
-        out = self.two_stage(normalized, scratch_folder=self.scratch_folder, progress=report)
+        out = self.two_stage(normalized, scratch_folder=scratch_folder or self.scratch_folder, progress=report)
         threshold = self.two_stage.stages[1].threshold
         return Prediction(
             volume=volume,
             stage1_logits=out.stage1_logits,
             logits=out.logits,
-            mask=membrane_mask(out.logits, threshold),
             threshold=threshold,
             tiles=len(out.tiles),
             seconds=seconds | out.seconds,
+            grey=grey,
+            fingerprint=fingerprint,
         )
 
-    def raise_failures(self) -> None:
-        """To be called after a prediction; one process speaks for all.
 
-        Raises
-        ------
-        InputError
-            If a tomogram failed, naming each and why.
-        """
-        if not self.failures or not self.trainer.is_global_zero:
-            return
-        if len(self.failures) == 1:
-            raise InputError(self.failures[0])
-        raise InputError(f"{len(self.failures)} tomograms were not segmented: {' | '.join(self.failures)}")
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for a GPU's and for Python's own error, and for what torch raises on a CPU, which has no class."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

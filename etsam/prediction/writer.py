@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from etsam.errors import ConfigError, InputError, OutputError
 from etsam.postprocess.steps import InstanceLabels, Step, apply_steps
-from etsam.prediction.preview import PreviewPlanes, write_preview
+from etsam.prediction.preview import Sections, write_preview
 from etsam.prediction.record import OutputNames, environment, peak_memory_mb, read_record, write_record
-from etsam.prediction.segmenter import Prediction, Segmenter
+from etsam.prediction.segmenter import Prediction, Progress, is_out_of_memory
 from etsam.threads import worker_count
 from etsam.volume import Location, VolumeWriter, strip_suffix, volume_writer
-from etsam.volume.location import absolute, checksum_of, display_name
+from etsam.volume.location import absolute, checksum_of, display_name, fingerprint_of
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,13 @@ def _remove(output: Path) -> None:
         shutil.rmtree(output)
     else:
         output.unlink(missing_ok=True)
+
+
+def _same_input(recorded: Mapping[str, Any], path: Location) -> bool:
+    """True if the tomogram is the one of a record; records up to version 0.1 hold the SHA-256 of all of it."""
+    if "fingerprint" in recorded:
+        return bool(recorded["fingerprint"] == fingerprint_of(path))
+    return bool(recorded.get("sha256") == checksum_of(path)[0])
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -59,13 +67,17 @@ class PredictionWriter(BasePredictionWriter):
         Skip tomograms whose record says that they are complete, made with the same settings.
     workers
         Threads of post-processing, as of `etsam.threads.worker_count`.
+    settings
+        All that decides the result, plain values; compared by `resume` and written to the record.
+    progress
+        Called slice by slice; None: nobody asks.
 
     Attributes
     ----------
     written
         Masks of the tomograms that are complete, in order.
-    settings
-        What decides the result, plain values; compared by `resume` and written to the record. Set by the entry script.
+    failures
+        Why others were not segmented or written.
 
     Raises
     ------
@@ -87,6 +99,8 @@ class PredictionWriter(BasePredictionWriter):
         overwrite: bool = False,
         resume: bool = False,
         workers: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         super().__init__(write_interval="batch")
         if overwrite and resume:
@@ -101,8 +115,9 @@ class PredictionWriter(BasePredictionWriter):
         self.write_logits, self.write_instances, self.write_preview = write_logits, write_instances, write_preview
         self.steps = list((postprocess or {}).values())
         self.overwrite, self.resume, self.workers = overwrite, resume, worker_count(workers)
-        self.settings: dict[str, Any] = {}
+        self.settings, self.progress = dict(settings or {}), progress
         self.written: list[Path] = []
+        self.failures: list[str] = []
 
     def names(self, path: Location) -> OutputNames:
         """Output files of the tomogram at `path`."""
@@ -116,13 +131,22 @@ class PredictionWriter(BasePredictionWriter):
         wanted += [names.preview] * self.write_preview + [names.post_processed_mask] * bool(self.steps)
         return wanted
 
-    def check(self, voxels: Mapping[Location, int]) -> None:
+    def check(
+        self, voxels: Mapping[Location, int], scratch_bytes: Mapping[Location, int] | None = None
+    ) -> list[Location]:
         """Make the folder, and refuse to touch what is there or to fill the disk, before anything is computed.
 
         Parameters
         ----------
         voxels
-            Tomogram -> number of its voxels.
+            Tomogram -> number of its voxels, 0 if unknown.
+        scratch_bytes
+            Tomogram -> bytes that wait in the output folder while it is at work.
+
+        Returns
+        -------
+        list
+            Tomograms that are still to be done, in order: all but those that `resume` keeps.
 
         Raises
         ------
@@ -149,14 +173,18 @@ class PredictionWriter(BasePredictionWriter):
             voxel_bytes = (
                 0  # compressed to nobody knows what: masks to a tenth or less, logits to nearly nothing or not
             )
-        needed, free = voxel_bytes * sum(voxels[path] for path in todo), shutil.disk_usage(self.output_dir).free
+        scratch = max((scratch_bytes[path] for path in todo), default=0) if scratch_bytes else 0
+        needed = voxel_bytes * sum(voxels[path] for path in todo) + scratch
+        free = shutil.disk_usage(self.output_dir).free
         if needed > free:
             raise OutputError(
-                f"the outputs need {_size(needed)}, and {self.output_dir} has {_size(free)} free; free "
-                "some space or choose another output_dir."
+                f"the outputs need {_size(needed)}{f', {_size(scratch)} of it meanwhile' if scratch else ''}, and "
+                f"{self.output_dir} has {_size(free)} free; free some space or choose another output_dir."
             )
+        for path in voxels.keys() - set(todo):
+            log.info("%s: complete, skipped", display_name(path))
         if self.overwrite:
-            return
+            return todo
         existing = [file for path in todo for file in self.wanted(path) if file.exists()]
         if existing and not self.resume:
             more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
@@ -164,9 +192,10 @@ class PredictionWriter(BasePredictionWriter):
                 f"{existing[0]} exists already{more}; set overwrite=true to replace it, resume=true to keep what is "
                 "complete, or choose another output_dir."
             )
+        return todo
 
     def complete(self, path: Location) -> bool:
-        """Whether `resume` may skip this tomogram.
+        """True if `resume` may skip this tomogram.
 
         Raises
         ------
@@ -196,36 +225,56 @@ class PredictionWriter(BasePredictionWriter):
             )
         if not all(file.exists() for file in self.wanted(path)):
             return False
-        if record["input"].get("sha256") != checksum_of(path)[0]:
+        if not _same_input(record["input"], path):
             raise OutputError(
                 f"{path} has changed since {names.mask} was made; choose another output_dir, or set overwrite=true to "
                 "make it anew."
             )
         return True
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell the Segmenter what to skip."""
-        assert isinstance(pl_module, Segmenter)
-        pl_module.skip = self.complete
-
     def write_on_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: Prediction | None,
+        prediction: Prediction | InputError,
         *args: Any,
     ) -> None:
-        """Lightning's hook; None is a tomogram that was skipped or failed. What fails here does not stop the others."""
-        if prediction is None:
-            return
-        assert isinstance(pl_module, Segmenter)
-        try:
-            self.write(prediction, pl_module.progress)
-        except InputError as error:  # of its components there are too many, or the file was moved meanwhile
+        """Lightning's hook. A tomogram that was not segmented, or fails here, does not stop the others."""
+        why = str(prediction)
+        if isinstance(prediction, Prediction):
             assert prediction.volume.path is not None
-            pl_module.fail(f"{display_name(prediction.volume.path)}: {error}", trainer)
+            try:
+                self.write(prediction)
+                return
+            except (InputError, MemoryError, RuntimeError) as error:  # too many components, too little memory
+                if not isinstance(error, InputError) and not is_out_of_memory(error):
+                    raise
+                why = f"{display_name(prediction.volume.path)}: {str(error) or 'out of memory'}"
+        if sum(trainer.num_predict_batches) > 1:  # that of a single one is reported once, by `raise_failures`
+            log.warning("not segmented: %s", why)
+        self.failures.append(why)
 
-    def write(self, prediction: Prediction, progress: Any = None) -> OutputNames:
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell every process what failed in the others."""
+        if trainer.world_size > 1:
+            gathered: list[list[str]] = [[] for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(gathered, self.failures)
+            self.failures = [failure for failures in gathered for failure in failures]
+
+    def raise_failures(self) -> None:
+        """To be called after a prediction, by one process for all.
+
+        Raises
+        ------
+        InputError
+            If a tomogram failed, naming each and why.
+        """
+        if len(self.failures) == 1:
+            raise InputError(self.failures[0])
+        if self.failures:
+            raise InputError(f"{len(self.failures)} tomograms were not segmented: {' | '.join(self.failures)}")
+
+    def write(self, prediction: Prediction) -> OutputNames:
         """Write all outputs of a prediction.
 
         Raises
@@ -235,20 +284,20 @@ class PredictionWriter(BasePredictionWriter):
         """
         made: list[Path] = []
         try:
-            return self._write(prediction, progress, made)
+            return self._write(prediction, made)
         except BaseException:
             for file in made:  # without their record they would be in the way of the next run
                 _remove(file)
             raise
 
-    def _write(self, prediction: Prediction, progress: Any, made: list[Path]) -> OutputNames:
+    def _write(self, prediction: Prediction, made: list[Path]) -> OutputNames:
         """Write all outputs; those that have got their names are in `made`, also when this fails."""
-        volume, started = prediction.volume, time.perf_counter()
+        volume, started, progress = prediction.volume, time.perf_counter(), self.progress
         assert volume.path is not None
         names = self.names(volume.path)
         replace = self.overwrite or self.resume  # what resume finds incomplete is made anew
         depth = volume.shape[0]
-        planes = PreviewPlanes(volume)
+        sections = Sections(volume.shape)
 
         def writer(path: Path, dtype: type) -> VolumeWriter:
             # what is pushed before the writer runs after it: then the file has its name
@@ -281,25 +330,24 @@ class PredictionWriter(BasePredictionWriter):
             for z in range(depth):
                 plane = final[z]
                 membrane += int(np.count_nonzero(plane))
-                if self.write_preview:  # else the tomogram need not be read again
-                    planes.add(z, volume[z], plane)
-            share = membrane / float(np.prod(volume.shape))
-            checksum = checksum_of(volume.path)  # takes a while, so before the outputs get their names
+                sections.add(z, plane)
+            fraction = membrane / float(np.prod(volume.shape))
             if replace:
                 names.record.unlink(missing_ok=True)  # what is there was complete until now
             if self.write_preview:
-                title = f"{display_name(volume.path)}: {100 * share:.2f} % membrane" + self._caption()
-                write_preview(names.preview, planes, title.replace("$", r"\$"), replace)  # $...$ would be a formula
+                title = f"{display_name(volume.path)}: {100 * fraction:.2f} % membrane" + self._caption()
+                title = title.replace("$", r"\$")  # $...$ would be a formula
+                write_preview(names.preview, prediction.grey, sections, title, replace)
                 made.append(names.preview)
         seconds = prediction.seconds | {"write": time.perf_counter() - started}
-        record = self._record(prediction, share, seconds, checksum)
+        record = self._record(prediction, fraction, seconds)
         write_record(names.record, record, replace)
         self.written.append(names.mask)
         memory = ", ".join(f"{megabytes / 1e3:.1f} GB {kind}" for kind, megabytes in record["peak_memory_mb"].items())
         log.info(
             "%s: %.2f %% membrane, %.1f s, at most %s -> %s",
             display_name(volume.path),
-            100 * share,
+            100 * fraction,
             sum(seconds.values()),
             memory,
             names.mask,
@@ -310,22 +358,19 @@ class PredictionWriter(BasePredictionWriter):
         weights = str(self.settings.get("weights", {}).get("stage2", {}).get("name", ""))
         return f"\nweights: {weights}" + (" - MEANINGLESS" if weights.startswith("random") else "") if weights else ""
 
-    def _record(
-        self, prediction: Prediction, share: float, seconds: Mapping[str, float], checksum: tuple[str, str]
-    ) -> dict[str, Any]:
+    def _record(self, prediction: Prediction, fraction: float, seconds: Mapping[str, float]) -> dict[str, Any]:
         volume = prediction.volume
         assert volume.path is not None
         return {
             "input": {
                 "path": absolute(volume.path),
-                "sha256": checksum[0],
-                "sha256_of": checksum[1],
+                "fingerprint": prediction.fingerprint,
                 "shape_zyx": list(volume.shape),
                 "dtype": str(volume.dtype),
                 "voxel_size_angstrom_zyx": volume.voxel_size_angstrom,
             },
             "outputs": [path.name for path in self.wanted(volume.path)],
-            "membrane_share": share,
+            "membrane_share": fraction,
             "tiles": prediction.tiles,
             "seconds": {part: round(value, 3) for part, value in seconds.items()},
             "peak_memory_mb": peak_memory_mb(),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from etsam.errors import InputError
 from etsam.paths import sha256
@@ -20,6 +20,7 @@ ZARR_SUFFIXES = (".ome.zarr", ".zarr")
 """What names of OME-Zarr folders usually end in, the longer one first."""
 
 _ZARR_ENTRIES = (".zgroup", ".zarray", ".zattrs", "zarr.json")  # Zarr 2 and 3 specifications
+_END_BYTES = 1 << 20  # of head and tail that are looked at to know a file again
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")  # RFC 3986, but for one letter, which is a drive of Windows
 
 
@@ -141,6 +142,45 @@ def state_of(location: Location) -> tuple[str, int, int]:
         raise InputError(f"{location}: cannot be read: {error.strerror or error}") from error
     times = max((one.st_mtime_ns for one in found), default=0)
     return str(location.resolve()), times, sum(one.st_size for one in found)
+
+
+def fingerprint_of(location: Location) -> dict[str, Any]:
+    """State of a tomogram by which it is known again, cheap however large it is; plain values.
+
+    It answers "is it the same file", not "is it authentic": size, time of the last change, and the first and last MiB.
+
+    Returns
+    -------
+    dict
+        `of`: what was looked at: `head and tail` of a file, `names, sizes and times` of the files of a Zarr folder,
+        `metadata` of a URL. `sha256` of that; `bytes` and `mtime_ns` unless it is a URL.
+
+    Raises
+    ------
+    InputError
+        If it is not there, or cannot be read.
+    """
+    if isinstance(location, Url):
+        return {"of": "metadata", "sha256": _remote_checksum(location)}
+    digest = hashlib.sha256()
+    try:
+        if location.is_file():
+            state, of = location.stat(), "head and tail"
+            total, changed = state.st_size, state.st_mtime_ns
+            with open(location, "rb") as file:
+                digest.update(file.read(_END_BYTES))
+                file.seek(max(0, total - _END_BYTES))
+                digest.update(file.read(_END_BYTES))
+        else:
+            total, changed, of = 0, 0, "names, sizes and times"
+            for path in _files(location):
+                state = path.stat()
+                total, changed = total + state.st_size, max(changed, state.st_mtime_ns)
+                line = f"{path.relative_to(location).as_posix()} {state.st_size} {state.st_mtime_ns}\n"
+                digest.update(line.encode())
+    except OSError as error:
+        raise InputError(f"{location}: cannot be read: {error.strerror or error}") from error
+    return {"of": of, "bytes": total, "mtime_ns": changed, "sha256": digest.hexdigest()}
 
 
 def checksum_of(location: Location) -> tuple[str, str]:

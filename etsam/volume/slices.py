@@ -1,4 +1,4 @@
-"""What the whole pipeline hands around: a volume that gives out one Z slice at a time."""
+"""Volumes that give out one Z slice at a time: what the whole pipeline hands around."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
