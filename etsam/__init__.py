@@ -1,20 +1,21 @@
 """etsam segments cell membranes in cryo-electron tomograms with a two-stage SAM2 model.
 
-`etsam.segment(array_or_path)` is the Python interface; importing the package itself is cheap and has no side effects.
+`etsam.load().segment(array_or_path)` is the Python interface, `etsam.segment` the same for a single tomogram; importing
+the package itself is cheap and has no side effects.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from etsam._version import __version__
 
-__all__ = ["Segmentation", "__version__", "segment"]
+__all__ = ["Model", "Segmentation", "__version__", "load", "segment"]
 
 if TYPE_CHECKING:
-    from etsam.api import Segmentation, segment
+    from etsam.api import Model, Segmentation, load, segment
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("segment", "Segmentation"):
+    if name in ("Model", "Segmentation", "load", "segment"):
         from etsam import api
 
         return getattr(api, name)

@@ -1,7 +1,7 @@
-"""The Python interface: `etsam.segment`."""
+"""The Python interface: `etsam.load` and `etsam.segment`."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,29 +9,174 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from etsam.volume import Slices
+    import torch
+
+    from etsam.prediction.segmenter import Segmenter
+    from etsam.volume import Slices, Volume
+
+_COMMAND_LINE = (
+    *("input", "output_dir", "overwrite", "resume", "debug", "write_logits", "write_instances", "write_preview"),
+    *("output_format", "output_infix", "inputs", "writer", "segmenter", "paths", "local", "trainer", "hydra"),
+)
+_HONOURED = (  # settings of configs/predict.yaml, and their groups, that mean something for arrays
+    *("net", "weights", "stage1", "stage2", "prompt", "grid_interval", "normalize", "nonfinite", "tiles", "views"),
+    *("slice_stride", "resegment_prompted", "tile_batch_size", "encode_batch_size", "memory_budget_gb", "kernels"),
+    *("postprocess", "workers", "trainer.precision", "trainer.accelerator", "trainer=auto", "trainer=cpu"),
+)
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What `segment` returns.
+    """Logits and mask of one tomogram.
 
     Attributes
     ----------
     logits
         (Z, Y, X) float32; above `threshold` is membrane. An array; with `output_path` a lazy `Volume` on that file.
     mask
-        (Z, Y, X) uint8, 0 or 1. An array; with `output_path` computed slice by slice: `mask[z]`.
+        (Z, Y, X) uint8, 0 or 1, post-processed if that was asked for. An array; with `output_path` computed slice by
+        slice: `mask[z]`.
     voxel_size
         (z, y, x) in Å, None if unknown.
     threshold
-        The one that made the mask.
+        Logits strictly above are membrane.
     """
 
     logits: "Slices"
     mask: "Slices"
     voxel_size: tuple[float, float, float] | None
     threshold: float
+
+
+class Model:
+    """Both networks with their weights and settings, which segment volumes one after another; made by `load`.
+
+    Parameters
+    ----------
+    segmenter
+        On its device.
+    autocast
+        Type that the networks compute in where they may; None: float32.
+    steps
+        Post-processing of masks, by name.
+    workers
+        Threads of post-processing.
+    """
+
+    def __init__(
+        self, segmenter: "Segmenter", autocast: "torch.dtype | None", steps: Mapping[str, Any], workers: int | None
+    ) -> None:
+        self._segmenter, self._autocast, self._steps, self._workers = segmenter, autocast, steps, workers
+
+    def segment(
+        self,
+        tomogram: np.ndarray | str | Path,
+        *,
+        voxel_size: tuple[float, float, float] | None = None,
+        output_path: str | Path | None = None,
+        overwrite: bool = False,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> Segmentation:
+        """Segment one tomogram.
+
+        Parameters
+        ----------
+        tomogram
+            (Z, Y, X) array of real numbers, or the path of a file or OME-Zarr, or the URL of one.
+        voxel_size
+            (z, y, x) in Å of an array; a file has its own.
+        output_path
+            Stream the logits into this file (OME-Zarr if it ends in `.zarr`, else MRC), so that memory does not grow
+            with the volume.
+        overwrite
+            Replace `output_path` if it exists.
+        progress
+            Called with (part, slices done, slices in all).
+
+        Raises
+        ------
+        etsam.errors.EtsamError
+            Whatever is wrong with input or output, in one line.
+        """
+        from etsam.errors import InputError, OutputError
+        from etsam.volume import Volume, read_volume, volume_writer
+
+        if isinstance(tomogram, np.ndarray):
+            volume = Volume.from_array(tomogram, voxel_size)
+        elif voxel_size is not None:
+            raise InputError("voxel_size is for arrays; a file has its own in its header.")
+        else:
+            volume = read_volume(tomogram)
+        if output_path is None:
+            logits = np.empty(volume.shape, np.float32)
+            threshold = self._fill(logits, volume, None, progress)
+            mask = self._mask(logits, threshold)
+            mask = np.stack([mask[z] for z in range(volume.shape[0])])
+            return Segmentation(logits, mask, volume.voxel_size_angstrom, threshold)
+        if volume.path is not None and os.path.realpath(volume.path) == os.path.realpath(output_path):
+            raise OutputError(f"{output_path} is the tomogram itself; choose another output_path.")
+        # opened first, so that hours of prediction are not for a file that may not be written
+        with volume_writer(output_path, volume.shape, np.float32, volume, overwrite) as writer:
+            threshold = self._fill(writer, volume, Path(output_path).absolute().parent, progress)
+        written = read_volume(output_path, warn=False)
+        return Segmentation(written, self._mask(written, threshold), volume.voxel_size_angstrom, threshold)
+
+    def _fill(self, out: Any, volume: "Volume", scratch_folder: Path | None, progress: Any) -> float:
+        """Put the logits of a volume into `out`, slice by slice; gives the threshold."""
+        import torch
+
+        with torch.autocast(self._segmenter.device.type, self._autocast, enabled=self._autocast is not None):
+            prediction = self._segmenter.segment(volume, scratch_folder=scratch_folder, progress=progress)
+        for z in range(volume.shape[0]):
+            out[z] = prediction.logits[z]
+            if progress is not None:
+                progress("writing", z + 1, volume.shape[0])
+        return prediction.threshold
+
+    def _mask(self, logits: "Slices", threshold: float) -> "Slices":
+        from etsam.inference.two_stage import membrane_mask
+        from etsam.postprocess.steps import apply_steps
+
+        mask = membrane_mask(logits, threshold)
+        return apply_steps(mask, self._steps, workers=self._workers) if self._steps else mask
+
+
+def load(overrides: Sequence[str] = (), *, device: str | None = None) -> Model:
+    """Networks, weights and settings, kept in memory: `model = etsam.load(); model.segment(volume)`.
+
+    Parameters
+    ----------
+    overrides
+        Settings as on the command line, such as `["weights=etsam_v1", "stage2.threshold=0"]`; those about files,
+        folders and several devices are refused.
+    device
+        Such as `cuda:0`; default: a GPU if there is one (bfloat16 where it can), else the CPU (float32).
+
+    Raises
+    ------
+    etsam.errors.EtsamError
+        Whatever is wrong with weights or settings, in one line.
+    """
+    from hydra.utils import instantiate
+
+    from etsam.app import check_values, compose_config, config_error
+    from etsam.threads import worker_count
+    from etsam.weights.store import ensure_weights
+
+    for override in overrides:
+        _refuse_unused(override)
+    with config_error():
+        cfg = compose_config("predict", overrides)
+        check_values(cfg, "predict")
+        target, autocast = _device(cfg, device), None
+        if target.type != "cpu" or any(item.lstrip("+").startswith("trainer.precision=") for item in overrides):
+            autocast = _autocast(cfg.trainer.precision)
+        workers = worker_count(cfg.workers)
+        ensure_weights(cfg.weights)
+        cfg.segmenter.scratch_folder = None
+        segmenter = instantiate(cfg.segmenter).to(target)
+        steps = instantiate(cfg.postprocess, _convert_="all")
+    return Model(segmenter, autocast, steps or {}, workers)
 
 
 def segment(
@@ -44,75 +189,58 @@ def segment(
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Segmentation:
-    """Segment one tomogram.
+    """Segment one tomogram; for several, `load` builds the networks once.
 
     Parameters
     ----------
-    tomogram
-        (Z, Y, X) array of real numbers, or the path of a file or OME-Zarr, or the URL of one.
-    voxel_size
-        (z, y, x) in Å of an array; a file has its own.
-    overrides
-        Settings as on the command line, such as `["weights=etsam_v1", "stage2.threshold=0"]`.
-    device
-        Such as `cuda:0`; default: a GPU if there is one (bfloat16 where it can), else the CPU (float32).
-    output_path
-        Stream the logits into this file (OME-Zarr if it ends in `.zarr`, else MRC), so that memory does not grow with
-        the volume.
-    overwrite
-        Replace `output_path` if it exists.
-    progress
-        Called with (part, slices done, slices in all).
+    tomogram, voxel_size, output_path, overwrite, progress
+        As of `Model.segment`.
+    overrides, device
+        As of `load`.
 
     Raises
     ------
     etsam.errors.EtsamError
         Whatever is wrong with input, output, weights or settings, in one line.
     """
+    return load(overrides, device=device).segment(
+        tomogram, voxel_size=voxel_size, output_path=output_path, overwrite=overwrite, progress=progress
+    )
+
+
+def _refuse_unused(override: str) -> None:
+    """Raise ConfigError for a setting of the command line that would be without effect here."""
+    from etsam.errors import ConfigError
+
+    name, _, value = override.lstrip("+~").partition("=")
+    name = name.partition("@")[0]
+    if {name, f"{name}={value}", name.partition(".")[0]} & set(_HONOURED):
+        return
+    if name.partition(".")[0] in _COMMAND_LINE:
+        raise ConfigError(f"{override}: {name} is for the command line and has no effect in Python; leave it out.")
+
+
+def _device(cfg: Any, device: str | None) -> "torch.device":
+    """Device of the argument or of `trainer.accelerator`, which must not contradict each other."""
     import torch
-    from hydra.utils import instantiate
 
-    from etsam.app import check_values, compose_config, config_error
-    from etsam.errors import InputError, OutputError
-    from etsam.inference.two_stage import membrane_mask
-    from etsam.volume import Volume, read_volume, volume_writer
-    from etsam.weights.store import ensure_weights
+    from etsam.errors import ConfigError
 
-    if isinstance(tomogram, np.ndarray):
-        volume = Volume.from_array(tomogram, voxel_size)
-    elif voxel_size is not None:
-        raise InputError("voxel_size is for arrays; a file has its own in its header.")
-    else:
-        volume = read_volume(tomogram)
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with config_error():
-        cfg = compose_config("predict", overrides)
-        check_values(cfg, "predict")
-        ensure_weights(cfg.weights)
-        cfg.segmenter.scratch_folder = None if output_path is None else str(Path(output_path).absolute().parent)
-        segmenter = instantiate(cfg.segmenter).to(target)
-    segmenter.progress = progress
-    half = target.type == "cuda" and cfg.trainer.precision == "bf16-mixed"
+    wanted = {"gpu": "cuda", "auto": None}.get(cfg.trainer.accelerator, cfg.trainer.accelerator)
+    found = torch.device(device or wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if wanted is not None and found.type != wanted:
+        raise ConfigError(f"device={device} and trainer.accelerator={cfg.trainer.accelerator} exclude each other.")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"{found}: torch finds no GPU here; use device='cpu'.")
+    return found
 
-    def fill(logits: Any, mask: Any) -> float:
-        with torch.autocast(target.type, torch.bfloat16, enabled=half):
-            prediction = segmenter.segment(volume)
-        for z in range(volume.shape[0]):
-            logits[z] = prediction.logits[z]
-            if mask is not None:
-                mask[z] = logits[z] > prediction.threshold
-            if progress is not None:
-                progress("writing", z + 1, volume.shape[0])
-        return prediction.threshold
 
-    if output_path is None:
-        logits, mask = np.empty(volume.shape, np.float32), np.empty(volume.shape, np.uint8)
-        threshold = fill(logits, mask)
-        return Segmentation(logits, mask, volume.voxel_size_angstrom, threshold)
-    if volume.path is not None and os.path.realpath(volume.path) == os.path.realpath(output_path):
-        raise OutputError(f"{output_path} is the tomogram itself; choose another output_path.")
-    # opened first, so that hours of prediction are not for a file that may not be written
-    with volume_writer(output_path, volume.shape, np.float32, volume, overwrite) as writer:
-        threshold = fill(writer, None)
-    written = read_volume(output_path, warn=False)
-    return Segmentation(written, membrane_mask(written, threshold), volume.voxel_size_angstrom, threshold)
+def _autocast(precision: Any) -> "torch.dtype | None":
+    import torch
+
+    from etsam.errors import ConfigError
+
+    known = {"32-true": None, "32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    if str(precision) not in known:
+        raise ConfigError(f"trainer.precision={precision} is not for Python; allowed: {', '.join(known)}.")
+    return known[str(precision)]

@@ -1,10 +1,13 @@
-"""`etsam.segment`, the Python interface."""
+"""`etsam.load` and `etsam.segment`, the Python interface."""
 
 import numpy as np
 import pytest
 
 import etsam
 from etsam.errors import ConfigError, InputError, OutputError
+from etsam.network import build
+from etsam.network.fast import heap
+from etsam.postprocess import steps
 from etsam.volume import MrcWriter, read_volume
 
 TINY = ["net=tiny_test", "weights=random", "weights.seed=1"]
@@ -122,3 +125,82 @@ def test_a_setting_that_does_not_fit_is_a_config_error(array, override):
 def test_float32_on_a_gpu_is_close_to_float32_on_a_cpu(array, found):
     on_gpu = etsam.segment(array, overrides=[*TINY, "trainer.precision=32-true"], device="cuda")
     assert np.abs(on_gpu.logits - found.logits).mean() < 1e-3
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """Networks that are built, one entry each."""
+    calls, real = [], build.build_network
+    monkeypatch.setattr(build, "build_network", lambda net: calls.append(net) or real(net))
+    return calls
+
+
+def test_a_loaded_model_segments_many_volumes_without_building_networks_again(array, found, built, tmp_path):
+    model = etsam.load(TINY)
+    assert len(built) == 2
+    other = array[:4, :30, ::-1]
+    for volume, name in ((array, None), (other, None), (array, tmp_path / "logits.mrc")):
+        result = model.segment(volume, output_path=name)
+        assert result.logits.shape == volume.shape
+    assert len(built) == 2
+    np.testing.assert_array_equal(result.logits.read(), found.logits)
+    again = etsam.segment(other, overrides=TINY)
+    np.testing.assert_array_equal(model.segment(other).logits, again.logits)
+    assert model.segment(array).voxel_size is None
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_mask_is_post_processed_if_asked_for(array, found, tmp_path, streamed):
+    asked = ["postprocess=thin_noise", "postprocess.thin_noise.min_slices=100", "stage2.threshold=-1e9"]
+    path = tmp_path / "logits.mrc" if streamed else None
+    thinned = etsam.segment(array, overrides=[*TINY, *asked], output_path=path)
+    assert [int(thinned.mask[z].max()) for z in range(SHAPE[0])] == [0] * SHAPE[0]
+    np.testing.assert_array_equal(thinned.logits[2], found.logits[2])
+    plain = etsam.segment(array, overrides=[*TINY, asked[-1]])
+    assert plain.mask.min() == 1
+
+
+def test_workers_and_precision_are_honoured(array, found, monkeypatch):
+    seen, real = [], steps.apply_steps
+    monkeypatch.setattr(steps, "apply_steps", lambda *a, **kw: seen.append(kw["workers"]) or real(*a, **kw))
+    asked = ["trainer.precision=bf16-mixed", "workers=3", "postprocess=thin_noise"]
+    half = etsam.segment(array, overrides=[*TINY, *asked], device="cpu")
+    assert seen == [3]
+    assert 0 < np.abs(half.logits - found.logits).max() < 1
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("output_dir=out", "overwrite=true", "resume=true", "write_logits=true", "output_format=zarr", "input=a.mrc"),
+        *("trainer=gpus", "trainer.devices=2", "+trainer.max_time=1", "debug=true", "segmenter.scratch_folder=x"),
+    ],
+)
+def test_a_setting_that_would_be_without_effect_is_refused_by_name(override):
+    with pytest.raises(ConfigError, match=override.lstrip("+").partition("=")[0]):
+        etsam.load([*TINY, override])
+
+
+@pytest.mark.parametrize(
+    "override", ["workers=0", "trainer.precision=64-true", "trainer.accelerator=tpu", "kernels=quick", "views=3"]
+)
+def test_a_value_that_does_not_fit_is_a_config_error_when_loading(override):
+    with pytest.raises(ConfigError):
+        etsam.load([*TINY, override], device="cpu")
+
+
+@pytest.mark.parametrize("kernels", ["fast", "reference"])
+def test_the_library_does_not_touch_the_memory_of_the_process_and_the_program_only_with_fast_kernels(
+    array, monkeypatch, tmp_path, kernels
+):
+    calls = []
+    library = type("Library", (), {name: lambda *a: calls.append(a) for name in ("mallopt", "malloc_trim")})
+    monkeypatch.setattr(heap, "_glibc", library)
+    model = etsam.load([*TINY, f"kernels={kernels}"], device="cpu")
+    model.segment(array)
+    assert calls == []
+    with MrcWriter(tmp_path / "a.mrc", SHAPE, np.float32) as writer:
+        for z in range(SHAPE[0]):
+            writer[z] = array[z]
+    model._segmenter.predict_step(str(tmp_path / "a.mrc"))
+    assert bool(calls) == (kernels == "fast")
