@@ -154,8 +154,8 @@ def test_a_run_that_is_stopped_while_it_replaces_leaves_what_was_complete(predic
 
     before = states()
     with monkeypatch.context() as patch:
-        patch.setattr("etsam.prediction.writer.write_preview", stop)
-        assert predict("tomo.mrc", "--overwrite", "--logit-threshold", "-100").status != 0
+        patch.setattr("etsam.prediction.writer.InstanceLabels", stop)
+        assert predict("tomo.mrc", FAST, "--overwrite", "write_instances=true", "stage2.threshold=-100").status == 130
     assert states() == before
     assert predict("tomo.mrc", FAST, "--resume").status == 0
     assert states() == before
