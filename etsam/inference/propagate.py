@@ -25,7 +25,7 @@ from etsam.inference.slice_stride import check_stride, segmented_slices
 from etsam.inference.tiles import Tile
 from etsam.network.fast.cpu_kernels import faster
 from etsam.network.fast.gpu_graphs import graphed
-from etsam.network.tracker import SliceFeatures, SliceMemory, SliceState, SliceTracker
+from etsam.network.tracker import MemoryBank, SliceFeatures, SliceState, SliceTracker
 from etsam.transfers import download, upload
 from etsam.volume.slices import Slices
 
@@ -104,7 +104,7 @@ def track(
             yield due, _segment_again(tracker, due, features[due], memory)
 
 
-def _neighbours_known(tracker: SliceTracker, memory: SliceMemory, prompted: int, z: int) -> bool:
+def _neighbours_known(tracker: SliceTracker, memory: MemoryBank, prompted: int, z: int) -> bool:
     """True if prompted slice `prompted` can be segmented again now that `z` is done."""
     if z == memory.num_slices - 1:
         return True
@@ -113,7 +113,7 @@ def _neighbours_known(tracker: SliceTracker, memory: SliceMemory, prompted: int,
     return z - prompted >= tracker.network.num_maskmem - 1
 
 
-def _segment_again(tracker: SliceTracker, z: int, features: SliceFeatures, memory: SliceMemory) -> SliceState:
+def _segment_again(tracker: SliceTracker, z: int, features: SliceFeatures, memory: MemoryBank) -> SliceState:
     known = {other: state for other, state in memory.tracked.items() if state.memory is not None}
     before = {other: state for other, state in known.items() if other < z}
     after = {other: state for other, state in known.items() if other > z}

@@ -1,5 +1,5 @@
 """The network of one stage in plain torch: SAM2 built from a config, its weights, and its use slice by slice."""
 
-from etsam.network.tracker import SliceFeatures, SliceMemory, SliceTracker
+from etsam.network.tracker import MemoryBank, SliceFeatures, SliceTracker
 
-__all__ = ["SliceFeatures", "SliceMemory", "SliceTracker"]
+__all__ = ["MemoryBank", "SliceFeatures", "SliceTracker"]

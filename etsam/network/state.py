@@ -104,7 +104,7 @@ class SliceState:
     memory: Tensor | None
 
 
-class SliceMemory:
+class MemoryBank:
     """Memory bank of one pass over the slices: all prompted slices, and as many others as attention can reach.
 
     Parameters

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from etsam.network.images import channel_statistics, prepare_image, prepare_prompt, slices_seen
 from etsam.network.memory_tokens import MemoryTokens, gather, memory_positions, pointer_positions
-from etsam.network.state import Clicks, Decoded, SliceFeatures, SliceMemory, SliceState
+from etsam.network.state import Clicks, Decoded, MemoryBank, SliceFeatures, SliceState
 
 LOW_RES_STRIDE = 4  # the mask decoder's logits have a quarter of the image side
 MEMORY_DTYPE = torch.bfloat16  # SAM2's predictor rounds memory features to it, whatever the precision of the rest
@@ -75,7 +75,7 @@ class SliceTracker(nn.Module):
         """What the parameters take."""
         return sum(parameter.nbytes for parameter in self.parameters())
 
-    def new_memory(self, num_slices: int) -> SliceMemory:
+    def new_memory(self, num_slices: int) -> MemoryBank:
         """An empty memory bank for a volume of so many slices.
 
         Two slices more than attention reaches are kept, because a prompted slice is segmented again after the one
@@ -84,7 +84,7 @@ class SliceTracker(nn.Module):
         network = self.network
         stride = network.memory_temporal_stride_for_eval
         features = max(1, 2 + (stride - 1) + (network.num_maskmem - 3) * stride)  # oldest index in SAM2's own rule
-        return SliceMemory(num_slices, max(network.max_obj_ptrs_in_encoder, features) + 1, features + 1)
+        return MemoryBank(num_slices, max(network.max_obj_ptrs_in_encoder, features) + 1, features + 1)
 
     def seen_with(self, z: int, num_slices: int) -> list[int]:
         """As `images.slices_seen`."""
@@ -104,7 +104,7 @@ class SliceTracker(nn.Module):
         _, levels, positions, sizes = self.network._prepare_backbone_features(encoded)
         return SliceFeatures(levels, positions, sizes)
 
-    def prompt(self, z: int, features: SliceFeatures, prompt: Tensor, memory: SliceMemory) -> SliceState:
+    def prompt(self, z: int, features: SliceFeatures, prompt: Tensor, memory: MemoryBank) -> SliceState:
         """Put a prompted slice into memory. Its logits are the prompt itself at +-10, not a prediction.
 
         Parameters
@@ -122,7 +122,7 @@ class SliceTracker(nn.Module):
         memory.prompted[z] = self.remember_prompt(features, decoded)
         return memory.prompted[z]
 
-    def track(self, z: int, features: SliceFeatures, memory: SliceMemory) -> SliceState:
+    def track(self, z: int, features: SliceFeatures, memory: MemoryBank) -> SliceState:
         """Segment slice `z` from the memory of others, and remember it.
 
         `memory` needs at least one prompted slice.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from etsam.network.state import Clicks, Decoded, SliceFeatures, SliceMemory
+from etsam.network.state import Clicks, Decoded, MemoryBank, SliceFeatures
 from etsam.network.tracker import SliceTracker
 from etsam.training.prompting import FIXED_KINDS, Annotator, ClipPlan, PromptKind, PromptSampler, fixed_prompt
 
@@ -137,7 +137,7 @@ class _Run:
     tracker: SliceTracker
     plan: ClipPlan
     features: list[SliceFeatures]
-    memory: SliceMemory
+    memory: MemoryBank
     dtype: torch.dtype | None
 
     def prompt(self, z: int, kind: PromptKind, planes: Tensor) -> SliceOutput:
