@@ -2,26 +2,27 @@
 
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
 
 from etsam.network.build import build_tracker
 from etsam.paths import share
 
 
-def tiny_net(**changes):
-    """Config of the toy network; changes such as `num_maskmem=3` apply to its root."""
+def tiny_net(name="tiny_test", **changes):
+    """Config of a toy network; changes such as `num_maskmem=3` apply to its root."""
     with initialize_config_dir(str(share("configs")), version_base="1.3"):
-        net = compose("net/tiny_test").net
-    for key, value in changes.items():
-        net[key] = value
+        net = compose(f"net/{name}").net
+    with open_dict(net):
+        net.update(changes)
     return net
 
 
-def random_tracker(seed=0, **changes):
+def random_tracker(seed=0, name="tiny_test", **changes):
     """Tracker whose every parameter is random: the default initialisation (zeros, 1e-6) hides mistakes.
 
     The object score straddles zero and the logits the threshold, so that both branches are met.
     """
-    tracker = build_tracker(tiny_net(**changes))
+    tracker = build_tracker(tiny_net(name, **changes))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in tracker.parameters():

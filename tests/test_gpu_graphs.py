@@ -45,9 +45,10 @@ def volume():
     return np.random.default_rng(4).random(SHAPE).astype(np.float32)
 
 
-def tracker_of(seed=0):
-    tracker = random_tracker(seed)
-    score_bias(tracker, 20.0)
+def tracker_of(seed=0, name="tiny_test"):
+    tracker = random_tracker(seed, name)
+    if tracker.tile_step is None:
+        score_bias(tracker, 20.0)
     return tracker
 
 
@@ -97,16 +98,18 @@ def test_what_cannot_be_recorded_goes_on_as_usual_and_is_said_once(caplog):
     assert caplog.text.count("no memory for a graph") == 1
 
 
+@pytest.mark.parametrize("name", ["tiny_test", "tiny_voxel_test"])
 @pytest.mark.parametrize(("tiles", "batch"), [(None, 1), (Overlapping(overlap_voxels=8).plan(60, 52, 48), 3)])
-def test_replayed_parts_give_the_logits_of_the_plain_network(monkeypatch, volume, tiles, batch):
-    tracker, record = tracker_of(), Recorder()
+def test_replayed_parts_give_the_logits_of_the_plain_network(monkeypatch, volume, tiles, batch, name):
+    tracker, record = tracker_of(name=name), Recorder()
     plain = logits(tracker, volume, tiles, batch)
     with patched(tracker, partial(gpu_graphs._replacements, record)), torch.no_grad():
         monkeypatch.setattr(propagation, "faster", lambda tracker: nullcontext())
         replayed = logits(tracker, volume, tiles, batch)
     assert record.recorded >= 4  # the encoder, attention with a full bank, decoder, memory encoder
     assert record.replayed > 3 * (SHAPE[0] - 20)
-    np.testing.assert_allclose(replayed, plain, rtol=0, atol=1e-4)
+    step = 0 if tracker.tile_step is None else 8e-3  # kept as float16, by whose step a logit of 8 to 16 may differ
+    np.testing.assert_allclose(replayed, plain, rtol=0, atol=1e-4 + step)
     np.testing.assert_array_equal(logits(tracker, volume, tiles, batch), logits(tracker, volume, tiles, batch))
 
 

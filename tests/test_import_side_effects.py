@@ -46,7 +46,11 @@ def test_plain_inference_needs_no_lightning(module):
     assert run(f"import {module}, sys; print('lightning' in sys.modules)")[1] == "False"
 
 
-def test_only_the_builder_names_sam2():
+def test_our_own_network_imports_sam2_as_the_builder_does():
+    assert run(f"import etsam.network.voxel_sam2; {INITIALISED}")[1] == "False"
+
+
+def test_only_the_builder_and_our_own_network_name_sam2():
     from etsam.paths import share
 
     package = share("etsam") if (share("configs").parent / "etsam").exists() else None
@@ -57,4 +61,4 @@ def test_only_the_builder_names_sam2():
         for path in package.rglob("*.py")
         if any(line.strip().startswith(("import sam2", "from sam2")) for line in path.read_text().splitlines())
     ]
-    assert importing == ["network/build.py"]
+    assert sorted(importing) == ["network/build.py", "network/voxel_sam2.py"]

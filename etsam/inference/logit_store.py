@@ -1,4 +1,4 @@
-"""Where low-resolution logits wait between the stages: in memory, or in an unnamed file beside the outputs."""
+"""Where logits of tiles wait between the stages: in memory, or in an unnamed file beside the outputs."""
 
 import os
 import tempfile
@@ -12,7 +12,7 @@ from etsam.errors import OutputError
 
 
 class LogitStore(Protocol):
-    """(Z, tiles, s, s) float32, one slice position at a time."""
+    """(Z, tiles, s, s) float32 or float16, one slice position at a time."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -35,6 +35,8 @@ class FileStore:
         (Z, tiles, s, s).
     folder
         Where there is room; the output folder.
+    dtype
+        Kept numbers; float16 rounds to 11 bits.
 
     Raises
     ------
@@ -42,9 +44,9 @@ class FileStore:
         If the folder is not writable or full.
     """
 
-    def __init__(self, shape: tuple[int, ...], folder: Path) -> None:
-        self.shape, self._folder = shape, folder
-        self._slice_bytes = int(np.prod(shape[1:])) * 4
+    def __init__(self, shape: tuple[int, ...], folder: Path, dtype: type[np.floating] = np.float32) -> None:
+        self.shape, self._folder, self._dtype = shape, folder, np.dtype(dtype)
+        self._slice_bytes = int(np.prod(shape[1:])) * self._dtype.itemsize
         try:
             self._file = tempfile.TemporaryFile(dir=folder, prefix=".etsam-", suffix=".part")  # noqa: SIM115 (finalize)
         except OSError as error:
@@ -52,7 +54,7 @@ class FileStore:
         weakref.finalize(self, self._file.close)
 
     def __getitem__(self, z: int, /) -> np.ndarray:
-        """Logits of slice `z`, (tiles, s, s) float32."""
+        """Logits of slice `z`, (tiles, s, s)."""
         try:
             self._file.seek(z * self._slice_bytes)
             data = self._file.read(self._slice_bytes)
@@ -60,18 +62,18 @@ class FileStore:
             raise OutputError(
                 f"intermediate logits cannot be read from {self._folder}: {os.strerror(error.errno or 0)}."
             ) from error
-        return np.frombuffer(bytearray(data), dtype=np.float32).reshape(self.shape[1:])
+        return np.frombuffer(bytearray(data), dtype=self._dtype).reshape(self.shape[1:])
 
     def __setitem__(self, z: int, value: np.ndarray, /) -> None:
         try:
             self._file.seek(z * self._slice_bytes)
-            self._file.write(np.ascontiguousarray(value, dtype=np.float32).data)
+            self._file.write(np.ascontiguousarray(value, dtype=self._dtype).data)
         except OSError as error:
             raise OutputError(
                 f"intermediate logits cannot be written to {self._folder}: {os.strerror(error.errno or 0)}."
             ) from error
 
 
-def open_store(shape: tuple[int, ...], folder: Path | None) -> LogitStore:
+def open_store(shape: tuple[int, ...], folder: Path | None, dtype: type[np.floating] = np.float32) -> LogitStore:
     """In `folder`, or in memory without one."""
-    return np.zeros(shape, dtype=np.float32) if folder is None else FileStore(shape, folder)
+    return np.zeros(shape, dtype=dtype) if folder is None else FileStore(shape, folder, dtype)

@@ -18,6 +18,7 @@ _BLOCKS = 11.0
 _EMBEDDED, _MODELED = 1.875, 3.73
 # float32 copies of (memory tokens, d_model) while a slice is tracked, the one in oneDNN's order included
 _TRACKED = 8.0
+_VOXEL_BLOCKS = 8.0  # of a network at voxel resolution, as float32 planes at its finest level per channel
 _GPU_ENCODE_BATCH = 4  # slices a GPU encodes together unless it is told; our choice
 _LARGEST_BATCH = 16  # beyond it nothing is gained; our choice
 _SIDE_BY_SIDE_BYTES = 1e9  # that tiles at the same time may take together unless there is a budget; our choice
@@ -36,7 +37,8 @@ class Batching:
     encode_batch_size
         Slices of these tiles encoded together; None: 1 on a CPU (more are not faster there), 4 on a GPU.
     tile_workers
-        Such batches of tiles at the same time, each by one core of a CPU; None: as `plan_memory` chooses.
+        Such batches of tiles at the same time, each by one core of a CPU; None: as `plan_memory` chooses. Large tiles
+        of a network at voxel resolution are work enough for all cores, where there are more cores than tiles.
     memory_budget_gb
         Memory from which the sizes above follow, 10^9 bytes: RAM on a CPU, its own on a GPU; None: they are taken as
         they are.
@@ -118,7 +120,8 @@ def plan_memory(
         working = (working_bytes(one, tiles, slices, count) for one, count in zip(trackers, prompts, strict=True))
         need = margin * max(working)
         room = _SIDE_BY_SIDE_BYTES if budget_gb is None else 1e9 * budget_gb - resident
-        at_most = 1 if on_gpu else min(torch.get_num_threads(), -(-num_tiles // tiles))
+        cores, batches = torch.get_num_threads(), -(-num_tiles // tiles)
+        at_most = 1 if on_gpu or (trackers[0].tile_step and batches < cores) else min(cores, batches)
         workers = batching.tile_workers or max(1, min(at_most, int(room / need)))
         return MemoryPlan(tiles, slices, workers, budget_gb, (resident + workers * need) / 1e9, name)
 
@@ -150,6 +153,8 @@ def working_bytes(tracker: SliceTracker, tiles: int, slices: int, prompted: int 
     prompted
         Prompted slices of the volume.
     """
+    if tracker.tile_step:
+        return _voxel_bytes(tracker, tiles, slices, prompted)
     network, quarter = tracker.network, tracker.side // 4
     most = network.max_cond_frames_in_attn
     attended = prompted if most == -1 else min(prompted, most)
@@ -164,3 +169,12 @@ def working_bytes(tracker: SliceTracker, tiles: int, slices: int, prompted: int 
     bank = (network.num_maskmem + 1 + prompted) * tokens * network.mem_dim * 2 * tiles
     bank += 4 * quarter**2 * prompted * tiles  # their masks
     return int(max(encoding, tracking) + waiting + bank)
+
+
+def _voxel_bytes(tracker: SliceTracker, tiles: int, slices: int, prompted: int) -> int:
+    """As `working_bytes`, of a network at voxel resolution whose tiles are as large as they can be."""
+    network, voxels = tracker.network, tracker.side**2
+    widths = network.image_encoder.trunk.channel_list
+    encoding = 4 * voxels * _VOXEL_BLOCKS * widths[0] * tiles * slices
+    waiting = 4 * voxels * (1 + sum(network.sam_mask_decoder.widths)) * tiles * slices  # coarser levels are smaller
+    return int(encoding + waiting + 4 * voxels * prompted * tiles)  # masks of prompted slices

@@ -22,9 +22,10 @@ from etsam.inference.memory_plan import Batching
 from etsam.inference.mirrored_views import View, average, flip, mirrored_views
 from etsam.inference.parallel_tiles import run_tiles_in_parallel
 from etsam.inference.slice_stride import check_stride, segmented_slices
-from etsam.inference.tiles import Tile
+from etsam.inference.tiles import Tile, common_shape
 from etsam.network.fast.cpu_kernels import faster
 from etsam.network.fast.gpu_graphs import graphed
+from etsam.network.images import extend, mirror
 from etsam.network.tracker import MemoryBank, SliceFeatures, SliceState, SliceTracker
 from etsam.transfers import download, upload
 from etsam.volume.slices import Slices
@@ -74,7 +75,7 @@ def track(
     tracker
         The stage.
     image_at
-        Slice index -> (B, C, S, S) image from `tracker.prepare`.
+        Slice index -> (B, C, H, W) image from `tracker.prepare`.
     num_slices
         Z.
     prompts
@@ -152,7 +153,8 @@ def propagate(
     tiles
         From `Tiling.plan`.
     out
-        Gets the logits of the slices that are segmented, (slices, tiles, S/4, S/4) float32.
+        Gets the logits of the slices that are segmented, (slices, tiles, S/4, S/4), or the tiles' common (Y, X) for
+        S/4 twice.
     settings
         With a stride, the network takes the slices that are segmented for neighbours.
     batching
@@ -161,7 +163,11 @@ def propagate(
         Called with (slices done, slices that are segmented).
     """
     seen = mirrored_views(settings.views)
-    inputs = [_Input(tile, view, masks) for tile, masks in zip(tiles, prompts, strict=True) for view in seen]
+    shape = common_shape(tiles)
+    # continued before views are flipped, so that all of them see the same
+    size = None if tracker.tile_step is None else tracker.image_shape(shape)
+    inputs = [_Input(tile, view, masks, size) for tile, masks in zip(tiles, prompts, strict=True) for view in seen]
+    height, width = tracker.logit_shape(shape)
     encode_batch = EncodeBatch(batching.encode_batch_size or 1)
     kept = tracker.input_slices + encode_batch.size - 1
     ahead = 0 if tracker.mean.device.type == "cpu" else READ_AHEAD
@@ -176,7 +182,7 @@ def propagate(
             for done, states in enumerate(steps, start=1):
                 z = states[0][0]  # the runs go through the slices in the same order
                 logits = average(torch.cat([state.low_res_logits for _, state in states])[:, 0].float(), seen)
-                under_way.append((z, download(logits)))
+                under_way.append((z, download(logits[:, :height, :width])))
                 if len(under_way) > ahead:  # late, so that a GPU has the next ones to work at
                     _put(out, *under_way.popleft())
                 if progress is not None:
@@ -197,19 +203,25 @@ def _put(out: LogitStore, z: int, logits: Callable[[], Tensor]) -> None:
 
 @dataclass(frozen=True)
 class _Input:
-    """Image of one tile in one view, slice by slice, with its prompts."""
+    """Image of one tile in one view, slice by slice, with its prompts.
+
+    `size`: (H, W) to which it is continued, if it is not to be resized.
+    """
 
     tile: Tile
     view: View
     prompts: Mapping[int, np.ndarray]
+    size: tuple[int, int] | None
 
     def crop(self, planes: Sequence[np.ndarray]) -> Tensor:
         # cut before they are stacked: a slice can have a hundred tiles
         cut = [torch.from_numpy(plane[self.tile.index]) for plane in planes]
-        return flip(torch.stack(cut) if len(cut) > 1 else cut[0][None], self.view)
+        image = torch.stack(cut) if len(cut) > 1 else cut[0][None]
+        return flip(image if self.size is None else mirror(image, self.size), self.view)
 
     def prompt(self, z: int) -> Tensor:
-        return flip(torch.from_numpy(self.prompts[z]), self.view)
+        mask = torch.from_numpy(self.prompts[z])
+        return flip(mask if self.size is None else extend(mask, self.size), self.view)
 
 
 def _runs(

@@ -4,7 +4,6 @@ The network sees a square of fixed side. The published tool shrinks whatever is 
 2000-voxel slice is lost; here such slices are covered by overlapping tiles whose logits are blended.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from etsam.errors import ConfigError
+from etsam.network.images import next_multiple, spread
 from etsam.volume.slices import Slices
 
 BLEND_LIMIT = 10.0
@@ -53,8 +53,11 @@ class Tiling(Protocol):
         """See above."""
         ...
 
-    def plan(self, height: int, width: int, side: int) -> list[Tile]:
-        """Tiles that cover slices of (height, width) voxels for a network of image side `side`."""
+    def plan(self, height: int, width: int, side: int, step: int | None = None) -> list[Tile]:
+        """Tiles that cover slices of (height, width) voxels for a network of image side `side`.
+
+        `step`: of a network that takes any size up to `side`; it sees multiples of so many voxels.
+        """
         ...
 
 
@@ -64,7 +67,7 @@ class Whole:
 
     fuse_per_tile: bool = False
 
-    def plan(self, height: int, width: int, side: int) -> list[Tile]:
+    def plan(self, height: int, width: int, side: int, step: int | None = None) -> list[Tile]:
         """The whole slice."""
         return [Tile(0, height, 0, width)]
 
@@ -79,7 +82,7 @@ class Split2x2:
 
     fuse_per_tile: bool = True
 
-    def plan(self, height: int, width: int, side: int) -> list[Tile]:
+    def plan(self, height: int, width: int, side: int, step: int | None = None) -> list[Tile]:
         """Quadrants in the order top left, top right, bottom left, bottom right."""
         if height < 2 or width < 2:
             raise ConfigError(f"a slice of {height} x {width} voxels cannot be split in four; use tiles=auto.")
@@ -90,6 +93,8 @@ class Split2x2:
 @dataclass(frozen=True)
 class Overlapping:
     """As many equal tiles as needed, evenly spread, neighbours overlapping; one tile if the slice is small enough.
+
+    For a network that takes any size, tiles are no larger than so many of them have to be.
 
     Attributes
     ----------
@@ -103,7 +108,7 @@ class Overlapping:
     overlap_voxels: int | None = None
     fuse_per_tile: bool = False
 
-    def plan(self, height: int, width: int, side: int) -> list[Tile]:
+    def plan(self, height: int, width: int, side: int, step: int | None = None) -> list[Tile]:
         """Tiles row by row."""
         size = side if self.size_voxels is None else self.size_voxels
         if not isinstance(size, int) or size < 1:
@@ -113,17 +118,22 @@ class Overlapping:
             raise ConfigError(
                 f"tiles.overlap_voxels={overlap} has to be from 0 to {size - 1}, below tiles.size_voxels."
             )
-        rows, columns = _spread(height, size, overlap), _spread(width, size, overlap)
+        rows, columns = (_intervals(length, size, overlap, step) for length in (height, width))
         return [Tile(*row, *column) for row in rows for column in columns]
 
 
-def _spread(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
-    """Intervals of `size` that cover 0..length, neighbours sharing at least `overlap`."""
-    if length <= size:
-        return [(0, length)]
-    count = math.ceil((length - overlap) / (size - overlap))
-    starts = [round(i * (length - size) / (count - 1)) for i in range(count)]
-    return [(start, start + size) for start in starts]
+def _intervals(length: int, size: int, overlap: int, step: int | None) -> list[tuple[int, int]]:
+    """As `spread`; with a step, `size` is the most, and it takes no more intervals."""
+    found = spread(length, size, overlap)
+    if step is None or len(found) == 1:
+        return found
+    shared = overlap * (len(found) - 1)
+    return spread(length, min(size, next_multiple(-(-(length + shared) // len(found)), step)), overlap)
+
+
+def common_shape(tiles: Sequence[Tile]) -> tuple[int, int]:
+    """(Y, X) that each of some tiles fits into."""
+    return max(tile.shape[0] for tile in tiles), max(tile.shape[1] for tile in tiles)
 
 
 def _ramp(start: int, end: int, neighbours: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -140,20 +150,24 @@ def _ramp(start: int, end: int, neighbours: Sequence[tuple[int, int]]) -> np.nda
 
 
 class Stitched:
-    """Logits of a whole volume, put together from low-resolution logits of its tiles, slice by slice.
+    """Logits of a whole volume, put together from those of its tiles, slice by slice.
 
     Parameters
     ----------
     low_res
-        Store with `[z] -> (tiles, s, s)` float32.
+        Store with `[z] -> (tiles, s, s)` float32, or, `at_voxels`, (tiles, Y, X) of their common shape.
     tiles
         In the order of the store.
     shape
         (Z, Y, X) of the volume.
+    at_voxels
+        Whether there is a logit for every voxel of a tile; else they are enlarged.
     """
 
-    def __init__(self, low_res: Slices, tiles: Sequence[Tile], shape: tuple[int, ...]) -> None:
-        self._low_res, self._tiles, self._shape = low_res, list(tiles), shape
+    def __init__(
+        self, low_res: Slices, tiles: Sequence[Tile], shape: tuple[int, ...], *, at_voxels: bool = False
+    ) -> None:
+        self._low_res, self._tiles, self._shape, self._at_voxels = low_res, list(tiles), shape, at_voxels
         area = sum(tile.shape[0] * tile.shape[1] for tile in tiles)
         self._blend = area > shape[1] * shape[2]
         rows, columns = {(t.y0, t.y1) for t in tiles}, {(t.x0, t.x1) for t in tiles}
@@ -173,10 +187,11 @@ class Stitched:
 
     def __getitem__(self, z: int, /) -> np.ndarray:
         """Logits of slice `z`, (Y, X) float32."""
-        low_res = self._low_res[z]  # (tiles, s, s)
+        low_res = np.asarray(self._low_res[z], dtype=np.float32)  # (tiles, s, s)
         out = np.zeros(self._shape[1:], dtype=np.float32)
         for logits, tile, weight in zip(low_res, self._tiles, self._weights, strict=True):
-            enlarged = enlarge(logits, tile.shape)
+            height, width = tile.shape
+            enlarged = logits[:height, :width] if self._at_voxels else enlarge(logits, tile.shape)
             if weight is None:
                 out[tile.index] = enlarged
             else:

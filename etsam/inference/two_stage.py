@@ -15,7 +15,7 @@ from etsam.inference.memory_plan import Batching, MemoryPlan, plan_memory
 from etsam.inference.prompts import Prompt, prompted_slices
 from etsam.inference.propagate import PropagationSettings, propagate
 from etsam.inference.slice_stride import InterpolatedLogits, prompts_on, segmented_slices
-from etsam.inference.tiles import Overlapping, Stitched, Tile, Tiling
+from etsam.inference.tiles import Overlapping, Stitched, Tile, Tiling, common_shape
 from etsam.network.tracker import SliceTracker
 from etsam.volume.slices import LazySlices, Slices
 
@@ -42,6 +42,12 @@ class Stage:
     threshold: float = DEFAULT_THRESHOLD
 
 
+def store_for(tracker: SliceTracker, tiles: Sequence[Tile], num_slices: int, folder: Path | None = None) -> LogitStore:
+    """Store of a stage's logits, (slices, tiles, s, s), in a folder or, without one, in memory."""
+    shape = num_slices, len(tiles), *tracker.logit_shape(common_shape(tiles))
+    return open_store(shape, folder, tracker.logit_dtype)
+
+
 def run_stage(
     stage: Stage,
     slices: Slices,
@@ -66,7 +72,7 @@ def run_stage(
     stage1_mask
         For the prompt `stage1_mask`.
     store
-        Where low-resolution logits of the segmented slices go, (slices, tiles, S/4, S/4); default: in memory.
+        Where logits of the segmented slices go, as `store_for` makes it; default: in memory.
     settings, progress
         As for `propagate`.
     batching
@@ -78,10 +84,9 @@ def run_stage(
         Logits (Z, Y, X), put together slice by slice as they are read.
     """
     depth, height, width = slices.shape
-    side = stage.tracker.low_res_side
     places = segmented_slices(depth, settings.slice_stride)
     if store is None:
-        store = open_store((len(places), len(tiles), side, side), None)
+        store = store_for(stage.tracker, tiles, len(places))
     if batching.tile_workers is None:
         batching = plan_memory(
             [stage.tracker], len(tiles) * settings.views, batching, [prompted_slices(stage.prompt, depth)]
@@ -97,8 +102,8 @@ def run_stage(
         batching,
         progress,
     )
-    low_res = store if settings.slice_stride == 1 else InterpolatedLogits(store, places)
-    return Stitched(low_res, tiles, (depth, height, width))
+    logits = store if settings.slice_stride == 1 else InterpolatedLogits(store, places)
+    return Stitched(logits, tiles, (depth, height, width), at_voxels=stage.tracker.tile_step is not None)
 
 
 @dataclass
@@ -183,13 +188,15 @@ class TwoStage(nn.Module):
         normalized
             Normalised tomogram (Z, Y, X) float32.
         scratch_folder
-            Where low-resolution logits are kept; None: in memory, S/4 x S/4 float32 a slice, tile and stage.
+            Where logits are kept; None: in memory, S/4 x S/4 float32 (or Y x X float16) a slice, tile and stage.
         progress
             Called slice by slice.
         """
         depth, height, width = normalized.shape
         stage1, stage2 = self.stages
-        tiles = self.tiling.plan(height, width, min(stage.tracker.tile_voxels for stage in self.stages))
+        trackers = [stage.tracker for stage in self.stages]
+        largest, step = min(one.tile_voxels for one in trackers), trackers[0].tile_step
+        tiles = self.tiling.plan(height, width, largest, step)
         seconds: dict[str, float] = {}
         plan = self.plan(len(tiles), depth)
         segmented = len(segmented_slices(depth, self.settings.slice_stride))
@@ -207,13 +214,12 @@ class TwoStage(nn.Module):
 
         def run(name: str, stage: Stage, slices: Slices, mask: Slices | None) -> Slices:
             started = time.perf_counter()
-            side = stage.tracker.low_res_side
             logits = run_stage(
                 stage,
                 slices,
                 tiles,
                 stage1_mask=mask,
-                store=open_store((segmented, len(tiles), side, side), scratch_folder),
+                store=store_for(stage.tracker, tiles, segmented, scratch_folder),
                 settings=self.settings,
                 batching=plan,
                 progress=None if progress is None else lambda done, total: progress(name, done, total),

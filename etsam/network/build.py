@@ -1,10 +1,11 @@
-"""The only place that imports `sam2`.
+"""The place that imports `sam2`: `etsam.network.voxel_sam2`, which extends it, calls `import_sam2` first.
 
 `import sam2` initialises Hydra for the whole process, after which `@hydra.main` and `compose` refuse to run with
 another config folder. The import is therefore guarded: Hydra is left as it was found (tests/test_import_side_effects).
 The network configs are ours (`configs/net`), because sam2's own cannot be found from inside another Hydra program.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -13,7 +14,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from etsam.errors import ConfigError
@@ -25,6 +26,8 @@ from etsam.weights.registry import StageWeights
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
+
+log = logging.getLogger(__name__)
 
 _SIDE_MULTIPLE = 32  # the coarsest level of the image encoder has stride 32
 _MOST_INPUT_SLICES = 15  # beyond it, what a slice shows is not what lies there
@@ -54,7 +57,10 @@ def build_network(net: Mapping[str, Any]) -> "SAM2Base":
         If a constructor refuses its arguments, or the image side is no multiple of 32.
     """
     import_sam2()
-    config = OmegaConf.create({key: value for key, value in net.items() if key not in _OURS})
+    config: Any = OmegaConf.create(OmegaConf.to_container(net) if isinstance(net, DictConfig) else dict(net))
+    OmegaConf.resolve(config)  # a trunk's input slices may be the network's
+    for ours in _OURS:
+        config.pop(ours, None)
     side = config.get("image_size")
     if not isinstance(side, int) or side <= 0 or side % _SIDE_MULTIPLE:
         raise ConfigError(f"net.image_size={side}: the image side has to be a positive multiple of {_SIDE_MULTIPLE}.")
@@ -63,7 +69,7 @@ def build_network(net: Mapping[str, Any]) -> "SAM2Base":
     except (HydraException, TypeError, ValueError, AssertionError, AttributeError) as error:
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(f"the network of the config group `net` cannot be built: {reason[-1]}") from error
-    if net.get("input_slices", 1) > RGB:
+    if net.get("input_slices", 1) > RGB and type(network.image_encoder.trunk) is known_layers().trunk:
         _widen(network, net["input_slices"])
     return network
 
@@ -98,6 +104,7 @@ class KnownLayers(NamedTuple):
 
     network: Any
     trunk: Any
+    neck: Any
     mlp: Any
     rotary_attention: Any
     positions: Any
@@ -108,12 +115,13 @@ def known_layers() -> KnownLayers:
     """Import the classes."""
     import_sam2()
     from sam2.modeling.backbones.hieradet import Hiera
+    from sam2.modeling.backbones.image_encoder import FpnNeck
     from sam2.modeling.position_encoding import PositionEmbeddingSine
     from sam2.modeling.sam.transformer import RoPEAttention
     from sam2.modeling.sam2_base import SAM2Base
     from sam2.modeling.sam2_utils import MLP
 
-    return KnownLayers(SAM2Base, Hiera, MLP, RoPEAttention, PositionEmbeddingSine)
+    return KnownLayers(SAM2Base, Hiera, FpnNeck, MLP, RoPEAttention, PositionEmbeddingSine)
 
 
 def build_tracker(
@@ -136,8 +144,8 @@ def build_tracker(
     seed
         Of the random weights.
     widen
-        Take weights of fewer input slices, too: what they saw lies in the middle, and the slices farther out count
-        for nothing until training finds a use for them.
+        For the start of training: take weights of fewer input slices, too (what they saw lies in the middle, and the
+        slices farther out count for nothing until training finds a use for them), and those of a trunk alone.
     kernels
         `fast`; or `reference` for SAM2's own code, as slow as it is, where a replacement is suspected.
 
@@ -154,11 +162,20 @@ def build_tracker(
         torch.manual_seed(seed)
         network = build_network(net)
     if weights.path is not None:
-        load_weights(network, weights.path, adapt=partial(widen_input, channels=seen) if widen else None)
+        load_weights(network, weights.path, adapt=partial(_adapted, network, seen) if widen else None)
     trunk: Any = network.image_encoder.trunk
     if kernels == "fast" and type(trunk) is known_layers().trunk:
         trunk.forward = WindowOrder(trunk)
     return SliceTracker(network, seen, tile_voxels(net), memory_slices(net, network), kernels).eval()
+
+
+def _adapted(network: Any, channels: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a file that training of `network` can start from."""
+    trunk = set(network.image_encoder.trunk.state_dict())
+    if set(state) == trunk:
+        log.info("these are weights of a trunk alone; the rest of the network starts at random")
+        return {**network.state_dict(), **{f"image_encoder.trunk.{name}": value for name, value in state.items()}}
+    return widen_input(state, channels)
 
 
 def input_slices(net: Mapping[str, Any]) -> int:

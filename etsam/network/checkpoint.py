@@ -27,6 +27,8 @@ from etsam.volume.atomic import atomic_path
 log = logging.getLogger(__name__)
 
 _ANCHOR = "maskmem_tpos_enc"  # a parameter at the root of every SAM2 network; tells the prefix that Lightning adds
+# channels of the first convolution of SAM2's trunk -> config; the first generation of nano has 32
+_HIERA = {32: "nano_v1", 96: "sam2.1_hiera_t or _s", 112: "sam2.1_hiera_b+", 144: "sam2.1_hiera_l"}
 _SHOWN = 1  # names of each kind in an error message
 
 
@@ -167,7 +169,7 @@ def load_weights(
         ]
         raise CheckpointError(
             f"{path} holds weights of another architecture than the chosen network: {'; '.join(faults)}. Choose the "
-            "net it was trained with (net=...)."
+            f"net it was trained with (net={_net_of(state)})."
         )
     broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
@@ -175,6 +177,14 @@ def load_weights(
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(state[name])
+
+
+def _net_of(state: dict[str, Tensor]) -> str:
+    """Name in the config group `net` of the network that weights look like; `...` if of none."""
+    if "image_encoder.trunk.down.0.0.weight" in state:
+        return "nano_v2"
+    channels = state.get("image_encoder.trunk.patch_embed.proj.bias", torch.empty(0)).numel()
+    return _HIERA.get(channels, "...")
 
 
 def export_weights(source: Path, target: Path, *, half: bool = False, overwrite: bool = False) -> None:

@@ -1,7 +1,12 @@
-"""Slices and prompts as the network takes them: a square image of a few channels, and a mask of the same side.
+"""Slices and prompts as the network takes them: images of a few channels, and masks of the same size.
 
-Axes: B tiles or clips, C channels of the network's first convolution, S image side.
+SAM2's images are squares of one side, so slices are resized. Networks at voxel resolution take any size: slices are
+only continued at their ends, to a multiple of the network's stride.
+
+Axes: B tiles or clips, C channels of the network's first convolution, S image side, H and W sides of an image.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -71,3 +76,34 @@ def prepare_prompt(masks: Tensor, side: int) -> Tensor:
         return prompts
     resized = F.interpolate(prompts, (side, side), mode="bilinear", align_corners=False, antialias=True)
     return (resized >= 0.5).float()
+
+
+def spread(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
+    """Intervals of `size` that cover 0..length evenly, neighbours sharing at least `overlap`; one if that is enough."""
+    if length <= size:
+        return [(0, length)]
+    count = math.ceil((length - overlap) / (size - overlap))
+    starts = [round(i * (length - size) / (count - 1)) for i in range(count)]
+    return [(start, start + size) for start in starts]
+
+
+def next_multiple(length: int, step: int, least: int = 0) -> int:
+    """Smallest multiple of `step` that is no less than `length` and `least`."""
+    return -(-max(length, least) // step) * step
+
+
+def mirror(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(..., Y, X) to (..., H, W): continued at the ends of both axes as in a mirror, as often as it takes."""
+    for axis, length in ((-2, size[0]), (-1, size[1])):
+        known = image.shape[axis]
+        if length > known:
+            period = max(1, 2 * known - 2)
+            there = torch.arange(length, device=image.device) % period
+            image = image.index_select(axis, torch.minimum(there, period - there))
+    return image
+
+
+def extend(masks: Tensor, size: tuple[int, int], value: float = 0) -> Tensor:
+    """(..., Y, X) to (..., H, W), with one value at the ends of both axes."""
+    missing = size[0] - masks.shape[-2], size[1] - masks.shape[-1]
+    return F.pad(masks, (0, missing[1], 0, missing[0]), value=value) if any(missing) else masks

@@ -1,6 +1,7 @@
 """What the tracker hands over and keeps: features, decoded masks, states of slices, the memory bank.
 
 Axes: B tiles or clips, C channels of the network (d_model), M channels of a memory, S image side; all slices square.
+With a network at voxel resolution, (H, W) takes the place of S x S and of S/4 x S/4, and (H/16, W/16) that of the rest.
 """
 
 from dataclasses import dataclass
@@ -122,8 +123,9 @@ class MemoryBank:
         self._pointer_reach, self._feature_reach = pointer_reach, feature_reach
 
     def remember(self, z: int, state: SliceState) -> None:
-        """Add a tracked slice and drop what is out of reach of the slices that follow."""
-        self.tracked[z] = state
+        """Add a tracked slice, without its logits, and drop what is out of reach of the slices that follow."""
+        nothing = state.low_res_logits.new_empty(0)
+        self.tracked[z] = SliceState(nothing, state.object_score, state.pointer, state.memory)
         for old in [other for other in self.tracked if other < z - self._pointer_reach]:
             del self.tracked[old]
         for old, kept in self.tracked.items():

@@ -3,21 +3,32 @@
 Training and inference use this one class. What is remembered is bounded: dropping what SAM2's memory attention can no
 longer reach leaves the output exactly that of SAM2's own video predictor (tests/test_upstream_parity.py).
 
-Axes: B tiles or clips, C channels of the network (d_model), M channels of a memory, S image side; all slices square.
+Axes: B tiles or clips, C channels of the network (d_model), M channels of a memory, H and W sides of the image. SAM2's
+images are squares of one side S, its logits squares of S/4. Networks at voxel resolution (`etsam.network.voxel_sam2`)
+take images of any size in steps of `tile_step`, and give a logit for every voxel.
 """
 
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etsam.network.images import channel_statistics, prepare_image, prepare_prompt, slices_seen
+from etsam.network.images import (
+    channel_statistics,
+    extend,
+    mirror,
+    next_multiple,
+    prepare_image,
+    prepare_prompt,
+    slices_seen,
+)
 from etsam.network.memory_tokens import MemoryTokens, gather, memory_positions, pointer_positions
 from etsam.network.state import Clicks, Decoded, MemoryBank, SliceFeatures, SliceState
 
-LOW_RES_STRIDE = 4  # the mask decoder's logits have a quarter of the image side
+LOW_RES_STRIDE = 4  # the logits of SAM2's mask decoder have a quarter of the image side
 MEMORY_DTYPE = torch.bfloat16  # SAM2's predictor rounds memory features to it, whatever the precision of the rest
 
 
@@ -27,7 +38,7 @@ class SliceTracker(nn.Module):
     Parameters
     ----------
     network
-        A `sam2.modeling.sam2_base.SAM2Base`.
+        A `sam2.modeling.sam2_base.SAM2Base`; a `VoxelSAM2` has a `tile_step`.
     input_slices
         What the network sees of slice z in its channels: 1: the slice three times, as published; 3: the slices z - 1,
         z, z + 1, of which noise averages out; 5 and more: as many channels (`build_network`).
@@ -62,13 +73,34 @@ class SliceTracker(nn.Module):
 
     @property
     def side(self) -> int:
-        """Side S of the square image that the network sees, pixels."""
+        """Side S of the square image that the network sees, pixels; of one of any size, the largest."""
         return int(self.network.image_size)
 
     @property
+    def tile_step(self) -> int | None:
+        """Of a network at voxel resolution, which takes any size: sides of images are its multiples. Else None."""
+        return getattr(self.network, "tile_step", None)
+
+    @property
     def low_res_side(self) -> int:
-        """Side S/4 of the logits that the network gives."""
+        """Side S/4 of the logits that SAM2 gives."""
         return self.side // LOW_RES_STRIDE
+
+    def image_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of the image that the network sees of tiles of (Y, X) voxels."""
+        if self.tile_step is None:
+            return self.side, self.side
+        least = self.network.least_side
+        return next_multiple(shape[0], self.tile_step, least), next_multiple(shape[1], self.tile_step, least)
+
+    def logit_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Sides of the logits that are kept of tiles of (Y, X) voxels: S/4 twice, or (Y, X) itself."""
+        return shape if self.tile_step else (self.low_res_side, self.low_res_side)
+
+    @property
+    def logit_dtype(self) -> type[np.floating]:
+        """Of kept logits: float32, or float16 where they are many; it moves a logit below 8 by at most 0.004."""
+        return np.float16 if self.tile_step else np.float32
 
     @property
     def weight_bytes(self) -> int:
@@ -91,15 +123,23 @@ class SliceTracker(nn.Module):
         return slices_seen(z, num_slices, self.input_slices)
 
     def prepare(self, planes: Tensor) -> Tensor:
-        """As `images.prepare_image`: (B, Y, X) or (B, input_slices, Y, X) to (B, C, S, S)."""
-        return prepare_image(planes, self.side, self.mean, self.std)
+        """Images of slices (B, Y, X) or (B, input_slices, Y, X): (B, C, S, S) as of `images.prepare_image`.
+
+        Or (B, C, H, W) of `image_shape`; slices are continued to it as in a mirror.
+        """
+        if self.tile_step is None:
+            return prepare_image(planes, self.side, self.mean, self.std)
+        images = (planes if planes.ndim == 4 else planes[:, None]).float()
+        return (mirror(images, self.image_shape((images.shape[-2], images.shape[-1]))) - self.mean) / self.std
 
     def prepare_prompt(self, masks: Tensor) -> Tensor:
-        """As `images.prepare_prompt`: (B, Y, X) bool to (B, 1, S, S), 0 or 1."""
-        return prepare_prompt(masks, self.side)
+        """Prompts (B, Y, X) bool, 0 or 1: (B, 1, S, S) as `images.prepare_prompt`, or (B, 1, H, W), 0 at the ends."""
+        if self.tile_step is None:
+            return prepare_prompt(masks, self.side)
+        return extend(masks[:, None].float(), self.image_shape((masks.shape[-2], masks.shape[-1])))
 
     def encode(self, images: Tensor) -> SliceFeatures:
-        """Image features of one slice position; `images` is (B, C, S, S) from `prepare`."""
+        """Image features of one slice position; `images` is (B, C, H, W) from `prepare`."""
         encoded = self.network.forward_image(images)
         _, levels, positions, sizes = self.network._prepare_backbone_features(encoded)
         return SliceFeatures(levels, positions, sizes)
@@ -254,8 +294,9 @@ class SliceTracker(nn.Module):
         self, features: SliceFeatures, decoded: Decoded, *, dtype: torch.dtype | None = MEMORY_DTYPE
     ) -> SliceState:
         """As `remember`, for a mask prompt, as SAM2's predictor does: from its logits at a quarter of the side."""
-        side = (self.side, self.side)
-        logits = F.interpolate(decoded.low_res_logits, side, mode="bilinear", align_corners=False)
+        logits = decoded.low_res_logits
+        if self.tile_step is None:
+            logits = F.interpolate(logits, (self.side, self.side), mode="bilinear", align_corners=False)
         return self._remember(features, decoded, logits, True, dtype)
 
     def _remember(
@@ -291,12 +332,14 @@ class SliceTracker(nn.Module):
         else:
             shape = (1, level.shape[1], network.mem_dim)
             found = MemoryTokens(network.no_mem_embed.expand(shape), network.no_mem_pos_enc.expand(shape), 0)
+        sized = {"size": size} if getattr(network.memory_attention, "needs_size", False) else {}
         attended = network.memory_attention(
             curr=[level],
             curr_pos=[features.positions[-1]],
             memory=found.tokens,
             memory_pos=found.positions,
             num_obj_ptr_tokens=found.num_pointer_tokens,
+            **sized,
         )
         return _as_map(attended, size)
 

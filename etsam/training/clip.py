@@ -3,7 +3,7 @@
 Prompted slices first, each by its prompt alone; then the others in order, from the memory of those before. Memory
 features keep the precision they are computed in, and gradients flow through memory.
 
-Axes: T slices of a clip, B clips, K candidate masks, S image side.
+Axes: T slices of a clip, B clips, K candidate masks, S image side; (H, W) in its place with a network of any size.
 """
 
 from collections.abc import Sequence
@@ -106,7 +106,7 @@ def forward_clip(
         if kind is None or kind in ("box", "click"):
             outputs[z] = run.decode(z, kind, Annotator(plan, z, truth, hidden, seeds))
         elif kind in FIXED_KINDS:
-            planes = fixed_prompt(kind, plan, crop_shape or (tracker.side, tracker.side))
+            planes = fixed_prompt(kind, plan, crop_shape or (images.shape[-2], images.shape[-1]))
             outputs[z] = run.prompt(z, kind, planes.to(masks.device))
         else:
             outputs[z] = run.prompt(z, kind, truth[:, 0])
@@ -125,7 +125,9 @@ def encode_clip(
         for part in flat.split(batch_size or len(flat))
     ]
     # split, not indexing: its backward joins the gradients of the slices instead of adding T arrays of full length
-    levels = [torch.cat(level, dim=1).split(clips, dim=1) for level in zip(*(p.levels for p in parts), strict=True)]
+    alike = zip(*(part.levels for part in parts), strict=True)
+    together = parts[0].levels if len(parts) == 1 else [torch.cat(level, dim=1) for level in alike]
+    levels = [level.split(clips, dim=1) for level in together]
     positions = [position[:, :1].expand(-1, clips, -1) for position in parts[0].positions]  # the same for all images
     return [SliceFeatures(list(level), positions, parts[0].sizes) for level in zip(*levels, strict=True)]
 

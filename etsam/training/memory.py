@@ -76,6 +76,7 @@ def estimate(
     batch_size: int,
     checkpoint_encoder: bool = False,
     encode_batch_size: int | None = None,
+    crop: tuple[int, int] | None = None,
     half: bool = False,
     averaged: bool = False,
 ) -> Footprint:
@@ -89,6 +90,8 @@ def estimate(
         Slices of a clip, with those at its ends that are only seen beside others, and clips of a batch.
     checkpoint_encoder, encode_batch_size
         As in `forward_clip`; with checkpointing the encoder keeps one group of images at a time.
+    crop
+        (Y, X) voxels of a clip, for a network that takes any size; None: the largest.
     half
         Whether the step is computed in bfloat16, by autocast.
     averaged
@@ -99,11 +102,12 @@ def estimate(
     tracker.eval()
     trained = num_slices - (tracker.input_slices - 1)
     memory = tracker.new_memory(trained)
-    image = torch.zeros(1, tracker.mean.shape[1], tracker.side, tracker.side)
+    size = tracker.image_shape(crop or (tracker.tile_voxels, tracker.tile_voxels))
+    image = torch.zeros(1, tracker.mean.shape[1], *size)
     with _Saved(tracker) as encoder:
         features = tracker.encode(image)
     with torch.no_grad():
-        empty = torch.zeros(1, 1, tracker.side, tracker.side)
+        empty = torch.zeros(1, 1, *size)
         state = tracker.prompt(0, features, empty, memory)
     reach = min(trained - 1, tracker.memory_slices)
     others = {z: state for z in range(1, 1 + reach)}
@@ -112,11 +116,11 @@ def estimate(
     tracker.train(training)
     images = trained * batch_size
     kept = min(images, encode_batch_size or images) if checkpoint_encoder else images
-    size = _AUTOCAST if half else 1.0
+    share = _AUTOCAST if half else 1.0
     return Footprint(
         state=tracker.weight_bytes * (_STATE_COPIES + averaged),
-        encoder=int(encoder.bytes * kept * size),
-        tracking=int(tracking.bytes * images * size),
+        encoder=int(encoder.bytes * kept * share),
+        tracking=int(tracking.bytes * images * share),
     )
 
 

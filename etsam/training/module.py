@@ -20,6 +20,7 @@ from etsam.data.datamodule import ValidationItem
 from etsam.data.measured import IGNORE
 from etsam.errors import ConfigError
 from etsam.network.fast.cpu_autocast import Float32Attention
+from etsam.network.images import extend
 from etsam.network.tracker import SliceTracker
 from etsam.training.clip import PromptSampler, forward_clip
 from etsam.training.losses import MaskLosses
@@ -138,7 +139,7 @@ class Stage(LightningModule):
         return int(self.trainer.fit_loop.total_batch_idx) + 1
 
     def _network_input(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
-        """Augmented images (T, B, C, S, S) float32 and masks (T, B, S, S) uint8 of a batch.
+        """Augmented images (T, B, C, H, W) float32 and masks (T, B, H, W) uint8 of a batch.
 
         Each clip is augmented by a generator of its own, so it does not matter with which others it shares a batch.
         """
@@ -147,10 +148,13 @@ class Stage(LightningModule):
         reach = self.tracker.input_slices // 2  # the outermost slices of a clip are only seen beside others
         masks = masks[:, reach : masks.shape[1] - reach]
         seen = images.unfold(1, 2 * reach + 1, 1).movedim(-1, 2)  # (B, T, input_slices, Y, X)
-        shape, side = seen.shape[:2], self.tracker.side
-        prepared = self.tracker.prepare(seen.flatten(0, 1)).unflatten(0, shape)  # (B, T, C, S, S)
-        resized = nn.functional.interpolate(masks.float(), (side, side), mode="nearest-exact").to(torch.uint8)
-        return prepared.transpose(0, 1), resized.transpose(0, 1)
+        prepared = self.tracker.prepare(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])  # (B, T, C, H, W)
+        size = prepared.shape[-2], prepared.shape[-1]
+        if self.tracker.tile_step:
+            fitting = extend(masks, size, IGNORE)  # what lies beyond a crop is not annotated
+        else:
+            fitting = nn.functional.interpolate(masks.float(), size, mode="nearest-exact").to(torch.uint8)
+        return prepared.transpose(0, 1), fitting.transpose(0, 1)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW or Muon, cosine to a fraction of each group's rate over the whole run, stepwise."""

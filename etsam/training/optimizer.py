@@ -28,9 +28,10 @@ def parameter_groups(
     encoder_lr
         Of the image encoder.
     layer_decay
-        The trunk's block number i of n has `encoder_lr * layer_decay ** (n - i)`: 1 switches that off, 0.9 is SAM2's.
+        Block number i of n of SAM2's trunk has `encoder_lr * layer_decay ** (n - i)`: 1 switches that off, 0.9 is
+        SAM2's. A trunk at voxel resolution ends where it began, and has one rate.
     weight_decay
-        Of everything but biases and LayerNorm weights.
+        Of everything but biases and weights of LayerNorm and GroupNorm.
 
     Returns
     -------
@@ -50,7 +51,7 @@ def parameter_groups(
     norms = {
         f"{name}.{part}"
         for name, module in network.named_modules()
-        if isinstance(module, nn.LayerNorm)
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm)
         for part, _ in module.named_parameters(recurse=False)
     }
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -70,9 +71,9 @@ def parameter_groups(
 def _rate(network: nn.Module, name: str, lr: float, encoder_lr: float, layer_decay: float) -> float:
     if not name.startswith("image_encoder."):
         return lr
-    if not name.startswith(_TRUNK) or _POSITION.search(name):
-        return encoder_lr
     trunk: Any = network.get_submodule("image_encoder.trunk")
+    if not name.startswith(_TRUNK) or _POSITION.search(name) or not hasattr(trunk, "get_layer_id"):
+        return encoder_lr
     depth = trunk.get_num_layers() + 1
     return encoder_lr * layer_decay ** (depth - trunk.get_layer_id(name[len(_TRUNK) :]))
 

@@ -169,12 +169,14 @@ def check_memory(cfg: DictConfig, stage: Stage) -> None:
     """Estimate what a step needs; raises `ConfigError` if the device has not got it."""
     import torch
 
+    crop = cfg.data.crop
     footprint = estimate(
         stage.tracker,
         num_slices=cfg.data.num_slices,
         batch_size=cfg.data.batch_size,
         checkpoint_encoder=cfg.checkpoint_encoder,
         encode_batch_size=cfg.encode_batch_size,
+        crop=(crop, crop) if isinstance(crop, int) else crop and (int(crop[0]), int(crop[1])),
         half=str(cfg.trainer.precision).startswith(("bf16", "16")),
         averaged="ema" in cfg.callbacks,
     )

@@ -17,10 +17,9 @@ import numpy as np
 import torch
 
 from etsam.errors import ConfigError
-from etsam.inference.logit_store import open_store
 from etsam.inference.propagate import PropagationSettings
 from etsam.inference.tiles import Overlapping, Stitched, Tiling
-from etsam.inference.two_stage import Stage, run_stage
+from etsam.inference.two_stage import Stage, run_stage, store_for
 from etsam.normalize import Normalization, normalize
 from etsam.training.validation import Annotated
 from etsam.volume import Slices, atomic_path, locate, read_volume, strip_suffix
@@ -46,7 +45,7 @@ class Stage1Logits:
     Parameters
     ----------
     folder
-        Of the cache; S/4 x S/4 float16 a slice and tile.
+        Of the cache; S/4 x S/4 (or Y x X) float16 a slice and tile.
     stage
         Builds stage 1 when something has to be computed; not called otherwise.
     normalization
@@ -55,6 +54,8 @@ class Stage1Logits:
         Plain values that, with tomogram and tiling, decide the logits: weights' checksum, network, prompt, ...
     tile_voxels
         Side of the tiles that the network is made for.
+    tile_step
+        Of a network at voxel resolution (`SliceTracker.tile_step`).
     tiling
         How slices are cut.
     resegment_prompted, nonfinite
@@ -70,6 +71,7 @@ class Stage1Logits:
         tile_voxels: int,
         tiling: Tiling | None = None,
         *,
+        tile_step: int | None = None,
         resegment_prompted: bool = True,
         nonfinite: Literal["error", "mean"] = "error",
     ) -> None:
@@ -77,7 +79,8 @@ class Stage1Logits:
         self._build = stage
         self._normalization = normalization
         self._tiling = tiling or Overlapping()
-        self._tile_voxels, self._resegment, self._nonfinite = tile_voxels, resegment_prompted, nonfinite
+        self._tile_voxels, self._tile_step = tile_voxels, tile_step
+        self._resegment, self._nonfinite = resegment_prompted, nonfinite
         described = {
             **identity,
             "normalization": repr(normalization),
@@ -108,14 +111,13 @@ class Stage1Logits:
             return 0
         self.folder.mkdir(parents=True, exist_ok=True)
         stage = self._build()
-        if stage.tracker.tile_voxels != self._tile_voxels:
+        if (stage.tracker.tile_voxels, stage.tracker.tile_step) != (self._tile_voxels, self._tile_step):
             raise ConfigError(f"stage 1 has tiles of {stage.tracker.tile_voxels} voxels, not {self._tile_voxels}.")
         stage.tracker.to(device).eval()
         for done, sample in enumerate(missing, start=1):
             volume = read_volume(sample.tomogram, warn=False)
-            tiles = self._tiling.plan(*volume.shape[1:], self._tile_voxels)
-            side = stage.tracker.low_res_side
-            store = open_store((volume.shape[0], len(tiles), side, side), None)
+            tiles = self._tiling.plan(*volume.shape[1:], self._tile_voxels, self._tile_step)
+            store = store_for(stage.tracker, tiles, volume.shape[0])
             normalized = normalize(volume, self._normalization, nonfinite=self._nonfinite)
             run_stage(stage, normalized, tiles, store=store, settings=PropagationSettings(self._resegment))
             with atomic_path(self.path(sample), overwrite=True) as part, part.open("wb") as file:
@@ -135,8 +137,8 @@ class Stage1Logits:
         if not path.exists():
             raise ConfigError(f"no stage-1 logits for {sample.tomogram} in {self.folder}; they are made by `prepare`.")
         volume = read_volume(sample.tomogram, warn=False)
-        tiles = self._tiling.plan(*volume.shape[1:], self._tile_voxels)
-        return Stitched(_Half(path), tiles, volume.shape)
+        tiles = self._tiling.plan(*volume.shape[1:], self._tile_voxels, self._tile_step)
+        return Stitched(_Half(path), tiles, volume.shape, at_voxels=self._tile_step is not None)
 
 
 def stage1_logits(
@@ -186,6 +188,7 @@ def stage1_logits(
         {"weights": weights.sha256() or weights.name, "net": plain(net), "prompt": plain(prompt)},
         tile_voxels(net),
         instantiate(tiling),
+        tile_step=net.get("tile_step"),
         resegment_prompted=resegment_prompted,
         nonfinite=nonfinite,
     )

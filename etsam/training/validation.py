@@ -118,7 +118,7 @@ class Validator:
         network_input, truth = (LazySlices.of(one).window(first, last) for one in (network_input, target))
         if stage1_mask is not None:
             stage1_mask = LazySlices.of(stage1_mask).window(first, last)
-        tiles = self.tiling.plan(*tomogram.shape[1:], tracker.tile_voxels)
+        tiles = self.tiling.plan(*tomogram.shape[1:], tracker.tile_voxels, tracker.tile_step)
         logits = run_stage(
             Stage(tracker, self.prompt, self.threshold),
             network_input,

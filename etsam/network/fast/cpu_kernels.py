@@ -193,6 +193,8 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
 def _folded_levels(network: Any) -> Iterator[Replacement]:
     """The projections of the two finest levels to d_model and on to the decoder's channels, as one each."""
     neck, decoder = network.image_encoder.neck, network.sam_mask_decoder
+    if type(neck) is not known_layers().neck:
+        return
     if not network.use_high_res_features_in_sam or {0, 1} & set(neck.fpn_top_down_levels):
         return
     for level, second in enumerate((decoder.conv_s0, decoder.conv_s1)):
