@@ -3,7 +3,8 @@
 Each layer makes tensors of tens of megabytes. By default glibc gets each from the system and gives it back, and the
 system clears every page anew: 0.7 of 5.2 s for each slice in the image encoder (base-plus at side 1024, two cores,
 measured). Kept, the memory is used again by the next layer. A training step of nano gains 5 % (32 slices, one core,
-measured), a prediction by nano 4 % (five slices of 256 x 256 in turns, seconds of one busy core: 4.84, 4.90 and 5.06).
+measured); a prediction by nano nothing that shows (five slices of 256 x 256, four pairs in turns, seconds of one busy
+core: 4.76 and 4.80 on average).
 
 It is a setting of the whole process, hence for the programs only: not for a notebook that calls `etsam.segment`.
 """
