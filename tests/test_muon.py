@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from networks import random_tracker
 from torch import nn
 
-from etsam.errors import ConfigError
+from etsam.errors import CheckpointError, ConfigError
 from etsam.network.fast.cpu_autocast import Float32Attention
-from etsam.training.optimizer import MuonAdamW, is_matrix, orthogonalized, parameter_groups
+from etsam.training.optimizer import MuonAdamW, is_matrix, parameter_groups
 
 SETTINGS = {"lr": 1e-2, "weight_decay": 0.1}
 
@@ -30,7 +30,6 @@ def _model():
     return nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.LayerNorm(40), nn.Linear(40, 20))
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9")
 def test_matrices_step_as_with_torchs_muon_and_the_rest_as_with_its_adamw():
     ours = _model()
     _trained(ours, MuonAdamW([{"params": list(ours.parameters()), **SETTINGS}], factor=2.0))
@@ -50,21 +49,30 @@ def test_matrices_step_as_with_torchs_muon_and_the_rest_as_with_its_adamw():
 
     _trained(theirs, Both())
     for (name, found), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        moved = (expected - dict(_model().named_parameters())[name]).norm()
-        assert moved > 0.05
-        assert (found - expected).norm() < 0.05 * moved, name  # the iteration is in bfloat16, and batched here
+        assert (expected - dict(_model().named_parameters())[name]).norm() > 0.05
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("shape", [(2, 20, 50), (3, 50, 20), (1, 32, 32)])
-def test_singular_values_are_made_about_equal(shape):
-    torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonalized(torch.randn(shape)))
-    assert values.min() > 0.5
-    assert values.max() < 1.3
+def test_a_schedule_reaches_both_also_after_a_state_was_loaded():
+    model = _model()
+    optimizer = MuonAdamW([{"params": list(model.parameters()), **SETTINGS}])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    _trained(model, optimizer, steps=1)
+    optimizer.load_state_dict(deepcopy(optimizer.state_dict()))
+    schedule.step()
+    before = deepcopy(model.state_dict())
+    for group in optimizer.param_groups:
+        assert group["lr"] == pytest.approx(SETTINGS["lr"] / 2)
+        group["lr"] = 0.0
+    _trained(model, optimizer, steps=1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_gradient_of_zero_moves_nothing():
-    assert orthogonalized(torch.zeros(1, 20, 30)).abs().max() == 0
+def test_a_state_of_another_optimizer_is_refused():
+    model = _model()
+    state = torch.optim.AdamW(model.parameters()).state_dict()
+    with pytest.raises(CheckpointError, match=r"optimizer\.muon"):
+        MuonAdamW([{"params": list(model.parameters()), **SETTINGS}]).load_state_dict(state)
 
 
 def test_tokens_norms_and_convolutions_are_not_matrices():

@@ -1,6 +1,5 @@
-"""Parameters sorted into groups for AdamW: encoder apart from the rest, lower layers slower, no decay on norms."""
+"""Parameter groups (encoder apart, lower layers slower, no decay on norms), and Muon beside AdamW."""
 
-import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, overload
@@ -8,7 +7,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from etsam.errors import ConfigError
+from etsam.errors import CheckpointError, ConfigError
 
 _TRUNK = "image_encoder.trunk."
 _POSITION = re.compile(r"pos_embed")  # position embeddings keep the full encoder rate, as SAM2's recipe has it
@@ -84,25 +83,21 @@ def freeze_encoder(network: nn.Module) -> None:
         parameter.requires_grad_(False)
 
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, and
-_ITERATIONS = 5  # how often it is repeated: both of Jordan et al.
-_RMS = 0.2  # of a step of AdamW, measured by Liu et al.
 _LEAST_SIDE = 16  # smaller matrices are lists of tokens
 
 
 class MuonAdamW(torch.optim.Optimizer):
     """Muon on weight matrices of at least 16 x 16, AdamW on biases, norms, tokens, position encodings and convolutions.
 
+    Two optimisers of torch behind the door of one, which is what Lightning's automatic optimisation takes.
+
     Parameters
     ----------
     groups
         As for AdamW: `params`, `lr`, `weight_decay`.
     factor
-        Learning rate of matrices against that of the rest.
-    momentum
-        Of matrices, Nesterov's.
-    betas, eps
-        Of AdamW.
+        Learning rate of matrices relative to that of the rest; their steps have the length of AdamW's (Liu et al. 2025,
+        "Muon is scalable for LLM training").
 
     Raises
     ------
@@ -110,114 +105,60 @@ class MuonAdamW(torch.optim.Optimizer):
         If `factor` is not above 0.
     """
 
-    def __init__(
-        self,
-        groups: Iterable[dict[str, Any]],
-        *,
-        factor: float = 1.0,
-        momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-    ) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], *, factor: float = 1.0) -> None:
         if not factor > 0:
             raise ConfigError(f"optimizer.muon={factor} has to be above 0, or null for AdamW alone.")
-        parts = []
-        for group in groups:
-            matrices = [parameter for parameter in group["params"] if is_matrix(parameter)]
-            others = [parameter for parameter in group["params"] if not is_matrix(parameter)]
-            if matrices:
-                parts.append({**group, "params": matrices, "muon": True, "lr": factor * group["lr"]})
-            if others:
-                parts.append({**group, "params": others, "muon": False})
-        super().__init__(parts, {"momentum": momentum, "betas": betas, "eps": eps})
+        groups = list(groups)
+        matrices = [{**group, "lr": factor * group["lr"], "params": _only(group, is_matrix)} for group in groups]
+        others = [{**group, "params": _only(group, lambda parameter: not is_matrix(parameter))} for group in groups]
+        matrices, others = ([group for group in part if group["params"]] for part in (matrices, others))
+        super().__init__([*matrices, *others], {})
+        self._parts: dict[str, torch.optim.Optimizer] = {}
+        if matrices:
+            self._parts["muon"] = torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")
+        if others:
+            self._parts["adamw"] = torch.optim.AdamW(others)
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        """Make the groups of both parts those of the whole, so that a schedule reaches them."""
+        self.param_groups = [group for part in self._parts.values() for group in part.param_groups]
 
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take a step; `closure` computes loss and gradients first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if trained:
-                torch._foreach_mul_(trained, 1 - group["lr"] * group["weight_decay"])
-                (self._muon if group["muon"] else self._adam)(trained, group)
+        for part in self._parts.values():
+            part.step()
         return loss
 
-    def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = [_gradient(parameter) for parameter in parameters]
-        averages = [self._kept(parameter, "momentum") for parameter in parameters]
-        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
-        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
-        for pair in zip(parameters, ahead, strict=True):
-            by_shape.setdefault(pair[0].shape, []).append(pair)
-        for shape, matrices in by_shape.items():  # those of a shape together
-            directions = orthogonalized(torch.stack([average for _, average in matrices]))
-            length = group["lr"] * _RMS * math.sqrt(max(shape))
-            torch._foreach_add_([parameter for parameter, _ in matrices], list(directions.unbind()), alpha=-length)
+    def state_dict(self) -> dict[str, Any]:
+        """State of both parts, by name."""
+        return {name: part.state_dict() for name, part in self._parts.items()}
 
-    def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        by_age: dict[int, list[Tensor]] = {}  # what a clip did not use is not stepped
-        for parameter in parameters:
-            state = self.state[parameter]
-            state["step"] = int(state.get("step", 0)) + 1
-            by_age.setdefault(state["step"], []).append(parameter)
-        first, second = group["betas"]
-        for age, members in by_age.items():
-            gradients = [_gradient(parameter) for parameter in members]
-            means, squares = ([self._kept(parameter, name) for parameter in members] for name in ("mean", "square"))
-            torch._foreach_lerp_(means, gradients, 1 - first)
-            torch._foreach_mul_(squares, second)
-            torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
-            scales = torch._foreach_div(squares, 1 - second**age)
-            torch._foreach_sqrt_(scales)
-            torch._foreach_add_(scales, group["eps"])
-            torch._foreach_addcdiv_(members, means, scales, -group["lr"] / (1 - first**age))
-
-    def _kept(self, parameter: Tensor, name: str) -> Tensor:
-        """What is remembered of a parameter under a name, zeros at first."""
-        state = self.state[parameter]
-        if name not in state:
-            state[name] = torch.zeros_like(parameter)
-        kept: Tensor = state[name]
-        return kept
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state; raises `CheckpointError` if it is that of another optimiser."""
+        if state_dict.keys() != self._parts.keys():
+            raise CheckpointError(
+                "the checkpoint is of a run with another optimizer (optimizer.muon), or of an older version of this "
+                "program; start=CHECKPOINT takes its weights."
+            )
+        for name, part in self._parts.items():
+            part.load_state_dict(state_dict[name])
+        self._share_groups()
 
 
-def _gradient(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
+def _only(group: dict[str, Any], wanted: Callable[[Tensor], bool]) -> list[Tensor]:
+    return [parameter for parameter in group["params"] if wanted(parameter)]
 
 
 def is_matrix(parameter: Tensor) -> bool:
-    """Whether a parameter is trained by Muon."""
+    """True for parameters that Muon trains."""
     return parameter.ndim == 2 and min(parameter.shape) >= _LEAST_SIDE
-
-
-def orthogonalized(matrices: Tensor) -> Tensor:
-    """The nearest matrices with singular values of about 1 (0.7 to 1.2), by five Newton-Schulz iterations in bfloat16.
-
-    Parameters
-    ----------
-    matrices
-        (B, M, N).
-
-    Returns
-    -------
-    Tensor
-        (B, M, N) float32.
-    """
-    a, b, c = _COEFFICIENTS
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = (matrices.mT if tall else matrices).bfloat16()
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
-    for _ in range(_ITERATIONS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).float()
