@@ -21,9 +21,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("manifest", help="CSV file, see `etsam data manifest`")
     parser.add_argument("--root", metavar="DIR", help="folder that relative names start from (the manifest's)")
-    parser.add_argument(
-        "--quick", action="store_true", help="read the masks only: no NaN, contrast, shifted or transposed masks"
-    )
+    parser.add_argument("--quick", action="store_true", help="read the masks only: no NaN, no contrast")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=run)
 

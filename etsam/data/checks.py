@@ -107,7 +107,7 @@ def examine(
     cache_folder
         Where what was found in masks is kept, so that other processes need not read them; None: in memory.
     grey_values
-        Also read every tomogram, for NaN, constant volumes, contrast, and masks that are shifted or turned.
+        Also read every tomogram, for NaN, constant volumes and contrast.
     progress
         Called with (samples examined, samples in all).
 
@@ -323,17 +323,11 @@ def _grey_findings(sample: Sample, pair: PairMeasurement) -> Iterator[Finding]:
             "copy or reconstruct the tomogram again",
         )
         return
-    if pair.placement is not None:
-        yield fault(
-            sample.name,
-            f"the mask does not lie where the membranes are; it would fit {pair.placement.what} ({sample.target_mask})",
-            "write the mask again in that place",
-        )
-    elif pair.membranes is None and pair.contrast is not None and not pair.crowded:
+    if pair.membranes is None and pair.contrast is not None and not pair.crowded:
         yield warning(
             sample.name,
             f"membranes hardly differ from what is around them (contrast {pair.contrast:+.2f}) ({sample.target_mask})",
-            "look whether the mask lies on the membranes of this tomogram",
+            "look whether the mask lies on the membranes of this tomogram: is it shifted, mirrored, or of another one?",
         )
     elif pair.membranes not in (None, found.contrast):
         yield warning(
