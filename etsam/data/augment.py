@@ -224,16 +224,6 @@ class Contrast(Augmentation):
         return mean + (images - mean) * uniform(1 - self.strength, 1 + self.strength, generator), masks
 
 
-class Grey(Augmentation):
-    """Colour to grey, of the published list: tomograms have one channel, so it changes nothing."""
-
-    def __init__(self, probability: float = 0.05) -> None:
-        super().__init__(probability)
-
-    def change(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return images, masks
-
-
 class InvertContrast(Augmentation):
     """Dark to bright between the clip's extremes. Not for stage 2: it would invert stage 1's evidence, too."""
 
