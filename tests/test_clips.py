@@ -10,10 +10,11 @@ import torch
 from test_manifest import make_sample, with_mask, write
 
 from etsam.data.batch import collate
-from etsam.data.clips import ClipDataset, LogitsFolder
+from etsam.data.clips import ClipDataset
 from etsam.data.measured import IGNORE
 from etsam.errors import ConfigError, InputError
 from etsam.inference.fusion import fuse
+from etsam.inference.two_stage import Stage2Input
 from etsam.normalize import MinMaxPositive, Robust, normalize
 from etsam.volume import read_volume
 
@@ -140,7 +141,7 @@ def test_another_epoch_or_seed_gives_other_clips(sample):
 
 def test_a_pickled_dataset_gives_the_same_clips(sample):
     data = dataset(sample, **RANDOM)
-    data.prepare()
+    data.measure()
     assert equal(pickle.loads(pickle.dumps(data))[3], data[3])
 
 
@@ -150,18 +151,22 @@ def test_every_tomogram_has_its_number_of_clips(tmp_path):
     assert sorted(names) == ["set/a", "set/a", "set/b", "set/b", "set/c", "set/c"]
 
 
-def test_stage_2_clips_are_fused_by_the_function_of_prediction(sample, tmp_path):
+def given(logits):
+    """Stage-1 logits of any sample, fused as a whole."""
+    return lambda sample, normalized: Stage2Input(fuse(normalized, logits), None)
+
+
+def test_stage_2_clips_are_fused_by_the_function_of_prediction(sample):
     logits = np.random.default_rng(3).normal(0, 4, SHAPE).astype(np.float32)
-    write(tmp_path / "set_a_stage1_logits.mrc", logits)
-    clip = dataset(sample, crop=12, axes="y", stage1_logits=LogitsFolder(tmp_path))[0]
+    clip = dataset(sample, crop=12, axes="y", stage1_logits=given(logits))[0]
     whole = stack(fuse(normalize(read_volume(sample.tomogram), Robust()), logits))
     np.testing.assert_array_equal(clip.images[:, 3:9], part(whole, clip._replace(images=clip.images[:, 3:9])))
     assert clip.images.max() > 1.2
 
 
 def test_stage_1_logits_of_another_shape_are_named(sample):
-    with pytest.raises(InputError, match=r"set/a: stage-1 logits of shape \(1, 2, 3\)"):
-        dataset(sample, stage1_logits=lambda _: np.zeros((1, 2, 3), np.float32))[0]
+    with pytest.raises(InputError, match="set/a"):
+        dataset(sample, stage1_logits=given(np.zeros((1, 2, 3), np.float32)))[0]
 
 
 def test_statistics_are_kept_in_the_cache_folder_and_give_the_same_clips(sample, tmp_path, monkeypatch):
@@ -172,7 +177,7 @@ def test_statistics_are_kept_in_the_cache_folder_and_give_the_same_clips(sample,
 
 def test_fitting_the_normalisation_says_nothing_for_each_tomogram(sample, caplog):
     caplog.set_level(logging.INFO)
-    dataset(sample).prepare()
+    dataset(sample).measure()
     assert not caplog.records
 
 

@@ -12,18 +12,18 @@ from hydra.utils import instantiate
 from networks import random_tracker, score_bias
 
 from etsam.app import compose_config
-from etsam.errors import ConfigError, InputError
+from etsam.errors import ConfigError
 from etsam.inference import prompts
-from etsam.inference.two_stage import Stage as InferenceStage
+from etsam.inference.tiles import Overlapping, Split2x2
+from etsam.inference.two_stage import Stage, TwoStage, run_stage, stage2_input
 from etsam.labels import stat_counts
-from etsam.normalize import MinMaxPositive, Robust
+from etsam.normalize import MinMaxPositive, Robust, normalize
 from etsam.training.callbacks import comparison_picture
-from etsam.training.module import CosineToFraction, OptimizerSettings
-from etsam.training.module import Stage as TrainingStage
+from etsam.training.module import CosineToFraction, OptimizerSettings, StageTraining
 from etsam.training.optimizer import freeze_encoder, parameter_groups
 from etsam.training.stage1_cache import Stage1Logits
 from etsam.training.validation import ValidationResult, Validator
-from etsam.volume import MrcWriter
+from etsam.volume import MrcWriter, read_volume
 
 RATES = {"lr": 1e-3, "encoder_lr": 5e-4, "layer_decay": 0.9, "weight_decay": 0.1}
 
@@ -81,7 +81,7 @@ def test_the_schedule_warms_up_and_ends_at_the_fraction():
 def test_a_run_that_goes_on_for_longer_follows_the_schedule_of_its_new_length(monkeypatch):
     def configured(total):
         settings = OptimizerSettings(lr=1.0, encoder_lr=1.0, final_fraction=0.1, warmup_steps=0)
-        stage = TrainingStage(random_tracker(), None, None, None, settings, {})
+        stage = StageTraining(random_tracker(), None, None, None, settings, {})
         monkeypatch.setattr(stage, "_total_steps", lambda: total)
         return stage.configure_optimizers()["lr_scheduler"]["scheduler"]
 
@@ -126,24 +126,16 @@ def tracker():
     return tracker
 
 
+def normalized(sample, method=None):
+    return normalize(read_volume(sample.tomogram), method or Robust(membranes="dark"))
+
+
 def test_validation_scores_equal_a_direct_count(pair, tracker):
-    import etsam.training.validation as module
-
     sample, truth = pair
-    validator = Validator(prompts.zero, Robust(membranes="dark"), threshold=0.0)
-    kept = {}
-    original = module.run_stage
-
-    def keep(*args, **kwargs):
-        kept["logits"] = original(*args, **kwargs)
-        return kept["logits"]
-
-    module.run_stage = keep
-    try:
-        result = validator(tracker, sample)
-    finally:
-        module.run_stage = original
-    mask = np.stack([kept["logits"][z] for z in range(7)]) > 0
+    validator = Validator(prompts.zero, threshold=0.0)
+    result = validator(tracker, sample, normalized(sample))
+    logits = validator.segment(tracker, sample, normalized(sample))[1]
+    mask = np.stack([logits[z] for z in range(7)]) > 0
     both = (mask & (truth == 1)).sum()
     assert result.dice == pytest.approx(2 * both / (mask.sum() + truth.sum()))
     assert result.iou == pytest.approx(both / (mask | (truth == 1)).sum())
@@ -154,25 +146,60 @@ def test_validation_scores_equal_a_direct_count(pair, tracker):
 
 def test_validation_on_a_part_takes_the_middle_slices(pair, tracker):
     sample, truth = pair
-    result = Validator(prompts.zero, Robust(membranes="dark"), max_slices=3)(tracker, sample)
+    result = Validator(prompts.zero, max_slices=3)(tracker, sample, normalized(sample))
     assert result.truth.sum() == truth[2:5].sum(axis=(1, 2)).max()
 
 
-def test_voxels_that_are_not_finite_are_replaced_as_in_training_or_refused(pair, tracker, tmp_path):
-    grey = np.random.default_rng(1).normal(size=(7, 50, 61)).astype(np.float32)
-    grey[2, 3:5] = np.nan
-    with MrcWriter(pair[0].tomogram, grey.shape, grey.dtype, overwrite=True) as writer:
+@pytest.mark.parametrize(("dtype", "unknown"), [(np.float32, -1), (np.int8, -1), (np.uint16, 255)])
+def test_voxels_that_nobody_annotated_are_known_by_their_value_whatever_the_dtype(pair, tracker, dtype, unknown):
+    sample, truth = pair
+    known = np.ones_like(truth, bool)
+    known[:, 10:30] = False
+    with MrcWriter(sample.target_mask, truth.shape, dtype, overwrite=True) as writer:
         for z in range(7):
-            writer[z] = grey[z]
-    stage = partial(InferenceStage, tracker, partial(prompts.grid_zero, interval=10))
-    stage1 = partial(Stage1Logits, tmp_path / "cache", stage, Robust(), {}, tracker.tile_voxels)
-    validator = partial(Validator, prompts.zero, Robust(), max_slices=3)
-    for refuses in (lambda: validator()(tracker, pair[0]), lambda: stage1().prepare([pair[0]])):
-        with pytest.raises(InputError, match="122 of 21350 voxels are NaN"):
-            refuses()
-    assert 0 <= validator(nonfinite="mean")(tracker, pair[0]).dice <= 1
-    assert stage1(nonfinite="mean").prepare([pair[0]]) == 1
-    assert stage1(nonfinite="mean").path(pair[0]) != stage1().path(pair[0])
+            writer[z] = np.where(known[z], truth[z], unknown).astype(dtype)
+    validator = Validator(prompts.zero)
+    logits = validator.segment(tracker, sample, normalized(sample))[1]
+    mask = (np.stack([logits[z] for z in range(7)]) > validator.threshold) & known
+    both = (mask & (truth == 1)).sum()
+    result = validator(tracker, sample, normalized(sample))
+    assert result.dice == pytest.approx(2 * both / (mask.sum() + (truth * known).sum()))
+    assert set(np.unique(result.truth)) == {0, 1, 255}
+
+
+@pytest.mark.parametrize("tiling", [Split2x2(), Overlapping(size_voxels=40)])
+@pytest.mark.parametrize("prompt", [prompts.zero, partial(prompts.stage1_mask, interval=3)])
+def test_validation_of_stage_2_is_its_prediction(pair, tracker, tmp_path, monkeypatch, tiling, prompt):
+    """Also with another threshold for what is scored: stage 1 keeps its own."""
+    monkeypatch.setattr("etsam.training.stage1_cache.STORED_DTYPE", np.float32)
+    stage1 = Stage(tracker, partial(prompts.grid_zero, interval=10))
+    second = random_tracker(seed=1)
+    score_bias(second, 20.0)
+    method = Robust(membranes="dark")
+    predicted = TwoStage(stage1, Stage(second, prompt), tiling)(normalized(pair[0], method))
+    assert np.ptp([predicted.stage1_logits[z] for z in range(7)]) > 0.1
+    logits1 = Stage1Logits(tmp_path, lambda: stage1, method, {}, tracker.tile_voxels, tiling)
+    logits1.prepare([(pair[0], normalized(pair[0], method))])
+    validator = Validator(prompt, threshold=0.5, tiling=tiling, stage1_logits=logits1)
+    _, validated = validator.segment(second, pair[0], normalized(pair[0], method))
+    for z in range(7):
+        np.testing.assert_array_equal(validated[z], predicted.logits[z])
+
+
+def test_clips_of_stage_2_are_what_its_prediction_sees(pair, tracker, tmp_path):
+    from etsam.data.clips import ClipDataset
+    from etsam.data.manifest import Sample
+
+    stage1 = Stage(tracker, partial(prompts.grid_zero, interval=10))
+    method, tiling = Robust(membranes="dark"), Split2x2()
+    logits1 = Stage1Logits(tmp_path, lambda: stage1, method, {}, tracker.tile_voxels, tiling)
+    sample = Sample("set", "a", "train", pair[0].tomogram, pair[0].target_mask)
+    logits1.prepare([(sample, normalized(sample, method))])
+    (clip,) = list(ClipDataset([sample], method, num_slices=7, stage1_logits=logits1))
+    first = TwoStage(stage1, stage1, tiling)(normalized(sample, method)).stage1_logits
+    expected = stage2_input(normalized(sample, method), first, tiling.plan(50, 61, 64), tiling, -0.25).slices
+    for z in range(7):
+        np.testing.assert_allclose(clip.images[z], expected[z], atol=2e-3)  # stored with 16 bits
 
 
 def test_workers_that_are_not_forked_can_be_given_stage_1_logits(tmp_path):
@@ -183,28 +210,36 @@ def test_workers_that_are_not_forked_can_be_given_stage_1_logits(tmp_path):
     assert pickle.loads(pickle.dumps(instantiate(cfg.stage1))).folder == tmp_path
 
 
-def cache(folder, tracker, weights, built, normalization=None):
+def cache(folder, tracker, weights, built, normalization=None, **settings):
     def build():
         built.append(weights)
-        return InferenceStage(tracker, partial(prompts.grid_zero, interval=10))
+        return Stage(tracker, partial(prompts.grid_zero, interval=10))
 
-    return Stage1Logits(folder, build, normalization or MinMaxPositive(), {"weights": weights}, tracker.tile_voxels)
+    method = normalization or MinMaxPositive()
+    return Stage1Logits(folder, build, method, {"weights": weights}, tracker.tile_voxels, **settings)
 
 
-def test_stage_1_logits_are_computed_once_and_equal_those_of_prediction(pair, tracker, tmp_path):
-    from etsam.inference.two_stage import run_stage
-    from etsam.normalize import normalize
-    from etsam.volume import read_volume
-
-    built = []
-    first = cache(tmp_path / "cache", tracker, "a", built)
-    assert first.prepare([pair[0]]) == 1
-    assert cache(tmp_path / "cache", tracker, "a", built).prepare([pair[0]]) == 0
+def test_stage_1_logits_are_computed_once(pair, tracker, tmp_path):
+    built, tomograms = [], [(pair[0], normalized(pair[0], MinMaxPositive()))]
+    assert cache(tmp_path / "cache", tracker, "a", built).prepare(tomograms) == 1
+    assert cache(tmp_path / "cache", tracker, "a", built).prepare(tomograms) == 0
     assert built == ["a"]
-    normalized = normalize(read_volume(pair[0].tomogram), MinMaxPositive())
-    stage = InferenceStage(tracker, partial(prompts.grid_zero, interval=10))
-    expected = run_stage(stage, normalized, first._tiling.plan(50, 61, tracker.side))
-    np.testing.assert_allclose(first(pair[0])[4], expected[4], rtol=1e-3, atol=1e-2)
+
+
+def test_stage_1_logits_are_computed_in_the_precision_of_prediction(pair, tracker, tmp_path):
+    slices, stage = normalized(pair[0], MinMaxPositive()), Stage(tracker, partial(prompts.grid_zero, interval=10))
+    tiles = Overlapping().plan(50, 61, tracker.tile_voxels)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = run_stage(stage, slices, tiles)
+    half, plain = (cache(tmp_path, tracker, "a", [], precision=precision) for precision in ("bf16-mixed", "32-true"))
+    assert half.path(pair[0]) != plain.path(pair[0])
+    masks = []
+    for logits1 in (half, plain):
+        logits1.prepare([(pair[0], slices)])
+        masks.append(logits1(pair[0], slices).slices[4])
+    expected = stage2_input(slices, expected, tiles, Overlapping(), -0.25).slices[4]
+    np.testing.assert_allclose(masks[0], expected, atol=2e-3)
+    assert np.abs(masks[1] - expected).max() > 2e-3
 
 
 def test_other_weights_normalisation_or_tomogram_make_other_logits(pair, tracker, tmp_path):
@@ -212,16 +247,17 @@ def test_other_weights_normalisation_or_tomogram_make_other_logits(pair, tracker
     folder = tmp_path / "cache"
     paths = {cache(folder, tracker, "a", built).path(sample), cache(folder, tracker, "b", built).path(sample)}
     paths.add(cache(folder, tracker, "a", built, Robust()).path(sample))
+    paths.add(cache(folder, tracker, "a", built, nonfinite="mean").path(sample))
     with MrcWriter(sample.tomogram, (7, 50, 61), np.float32, overwrite=True) as writer:
         for z in range(7):
             writer[z] = np.full((50, 61), z, np.float32)
     paths.add(cache(folder, tracker, "a", built).path(sample))
-    assert len(paths) == 4
+    assert len(paths) == 5
 
 
 def test_logits_that_were_not_computed_are_an_error(pair, tracker, tmp_path):
     with pytest.raises(ConfigError, match="no stage-1 logits"):
-        cache(tmp_path, tracker, "a", [])(pair[0])
+        cache(tmp_path, tracker, "a", [])(pair[0], normalized(pair[0]))
 
 
 def test_the_picture_shows_hits_misses_and_false_membrane_in_three_colours():
@@ -238,11 +274,10 @@ def test_the_picture_shows_hits_misses_and_false_membrane_in_three_colours():
 def test_training_sees_slices_as_prediction_does():
     from etsam.data.batch import ClipBatch
     from etsam.training.losses import MaskLosses
-    from etsam.training.module import Stage
     from etsam.training.prompting import PromptSampler
 
     wide = random_tracker(input_slices=3)
-    stage = Stage(wide, MaskLosses(), PromptSampler(), Validator(prompts.zero, Robust()))
+    stage = StageTraining(wide, MaskLosses(), PromptSampler(), Validator(prompts.zero))
     images, masks = torch.rand(2, 5, 24, 36), torch.randint(0, 2, (2, 5, 24, 36), dtype=torch.uint8)
     keys = torch.tensor([[0, 0, 0], [0, 0, 1]])
     batch = ClipBatch(images, masks, ["a", "b"], ["z", "z"], [(0, 0, 0)] * 2, [False, False], keys)

@@ -17,8 +17,8 @@ from etsam.data.datamodule import TomogramClips
 from etsam.errors import ConfigError
 from etsam.network.checkpoint import read_state_dict
 from etsam.paths import share
-from etsam.training.module import Stage
-from etsam.training.run_folder import check_net, check_strategy
+from etsam.training.module import StageTraining
+from etsam.training.run import check_settings
 from etsam.volume import MrcWriter
 
 EXPERIMENTS = sorted(path.stem for path in (share("configs") / "experiment").glob("*.yaml"))
@@ -39,7 +39,7 @@ def test_every_experiment_composes_and_builds_with_a_tiny_network(folder, experi
     if cfg.stage1 is not None:
         cfg.stage1.checkpoint, cfg.stage1.folder = None, str(tmp_path)
     assert isinstance(instantiate(cfg.data), TomogramClips)
-    assert isinstance(instantiate(cfg.stage, _convert_="all"), Stage)
+    assert isinstance(instantiate(cfg.stage, _convert_="all"), StageTraining)
     callbacks = instantiate(cfg.callbacks)
     assert {"best", "last"} <= set(callbacks)
     # W&B calls the file of any other the best one, too
@@ -51,7 +51,9 @@ def test_nano_is_fine_tuned_as_the_experiment_says():
     text = (share("configs") / "experiment/finetune.yaml").read_text()
     (line,) = [line for line in text.splitlines() if "# Nano: add" in line]
     settings = line.removeprefix("# Nano: add ").split()
-    check_net(compose_config("train", ["experiment=finetune", *settings, "start=x", "data.sources.own.manifest=x"]))
+    check_settings(
+        compose_config("train", ["experiment=finetune", *settings, "start=x", "data.sources.own.manifest=x"])
+    )
 
 
 def test_one_seed_is_that_of_weights_clips_and_prompts():
@@ -84,18 +86,18 @@ def test_two_processes_train_as_one_with_the_same_global_batch(folder):
 @pytest.mark.parametrize(("trainer", "right"), [("cpus", "ddp_cpu"), ("gpus", "ddp")])
 def test_a_trainer_of_prediction_is_refused(trainer, right):
     with pytest.raises(ConfigError, match=rf"for prediction: .* Take trainer={right}\."):
-        check_strategy(compose_config("train", ["experiment=nano_stage1", "name=x", f"trainer={trainer}"]))
+        check_settings(compose_config("train", ["experiment=nano_stage1", "name=x", f"trainer={trainer}"]))
 
 
 def test_clips_and_logits_that_do_not_suit_the_network_are_refused():
     nano = ["experiment=nano_stage2", "name=x", "stage1.checkpoint=x"]
     with pytest.raises(ConfigError, match=r"data\.num_slices=8 .* sees 9 slices at a time"):
-        check_net(compose_config("train", [*nano, "data.num_slices=8"]))
+        check_settings(compose_config("train", [*nano, "data.num_slices=8"]))
     cfg = compose_config("train", [*nano, "data.num_slices=9"])
-    check_net(cfg)
+    check_settings(cfg)
     cfg.stage1.net = {**cfg.net, "image_size": 512}
     with pytest.raises(ConfigError, match="stage 1 has image side 512 and stage 2 256"):
-        check_net(cfg)
+        check_settings(cfg)
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ from training_runs import TINY, command, curve, folder, train, train_apart, whol
 
 from etsam.app import compose_config
 from etsam.errors import ConfigError, OutputError
-from etsam.training.run_folder import claim_folder, plugins
+from etsam.training.run import plugins
+from etsam.training.run_folder import RunFolder
 from etsam.training.stopping import LastCheckpoint
 
 
@@ -87,10 +88,10 @@ def test_what_does_not_change_the_result_may_change_when_a_run_goes_on(folder, w
     settings = ["experiment=nano_stage1", "data.sources.own.manifest=manifest.csv", *TINY, "name=whole"]
     settings += [f"output_dir='{folder / 'runs/whole'}'", "ckpt_path=last"]
     free = ["checkpoint_encoder=true", "encode_batch_size=2", "data.num_workers=1", "trainer.max_epochs=3"]
-    claim_folder(compose_config("train", [*settings, *free]))
+    RunFolder(compose_config("train", [*settings, *free])).claim()
     for other in ("data.num_slices=9", "augment=none", "seed=3"):
         with pytest.raises(OutputError, match="other settings"):
-            claim_folder(compose_config("train", [*settings, *free, other]))
+            RunFolder(compose_config("train", [*settings, *free, other])).claim()
 
 
 @pytest.mark.parametrize(

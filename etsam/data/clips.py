@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,24 +14,16 @@ from etsam.data.batch import Clip
 from etsam.data.manifest import Sample
 from etsam.data.measured import IGNORE, labels, mask_summary, statistics
 from etsam.errors import ConfigError, InputError
-from etsam.inference.fusion import fuse
+from etsam.inference.two_stage import Stage2Input
 from etsam.normalize import Normalization, SliceTransform, normalized
-from etsam.volume import Slices, Volume, read_volume
+from etsam.volume import Slices, read_volume
 from etsam.volume.slices import LazySlices
 
 _TRANSPOSE = {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 0, 1)}  # slices first, the other two in their order
 
 
-@dataclass(frozen=True)
-class LogitsFolder:
-    """Stage-1 logits that lie in one folder as `DATASET_RUN_stage1_logits.mrc`, for `ClipDataset`."""
-
-    folder: str | Path
-
-    def __call__(self, sample: Sample) -> Volume:
-        """Logits (Z, Y, X) of a sample; raises `InputError` if there are none."""
-        name = f"{sample.dataset_id}_{sample.run_id}_stage1_logits.mrc"
-        return read_volume(Path(self.folder).expanduser() / name, warn=False)
+Stage2Inputs = Callable[[Sample, Slices], Stage2Input]
+"""(Sample, its normalised slices) -> input of stage 2."""
 
 
 def _cut(slices: Slices, box: Sequence[slice]) -> LazySlices:
@@ -73,8 +64,7 @@ class ClipDataset(Dataset[Clip]):
         Of clips that are cut so that they hold a membrane voxel, drawn from all of the tomogram's, in the middle half
         of the crop (nearer to its edge only where the tomogram ends); the others lie anywhere.
     stage1_logits
-        For stage 2: gives the stage-1 logits (Z, Y, X) of a sample, which are fused with its tomogram by
-        `etsam.inference.fusion.fuse`.
+        For stage 2: gives its input, the tomogram fused with the logits of stage 1 as in prediction.
     nonfinite
         What to do about NaN and infinite voxels: `error`, or `mean`, as in prediction.
     cache_folder
@@ -101,7 +91,7 @@ class ClipDataset(Dataset[Clip]):
         axes: Sequence[str] = ("z",),
         reverse_probability: float = 0.0,
         foreground_probability: float = 0.0,
-        stage1_logits: Callable[[Sample], Slices] | None = None,
+        stage1_logits: Stage2Inputs | None = None,
         nonfinite: Literal["error", "mean"] = "error",
         cache_folder: Path | None = None,
         seed: int = 0,
@@ -149,22 +139,22 @@ class ClipDataset(Dataset[Clip]):
         """Say which epoch's clips `dataset[index]` gives."""
         self.epoch = epoch
 
-    def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Read every file once now, so that processes started later share what was found and workers do not wait.
-
-        Parameters
-        ----------
-        progress
-            Called with (tomograms done, tomograms in all).
-        """
+    def measure(self) -> None:
+        """Read every file once now, so that workers started later share what was found and do not wait."""
         for number, sample in enumerate(self.samples):
             self._transform(number)
             if self.foreground_probability:
                 mask_summary(sample.target_mask, self.cache_folder)
-            if self.stage1_logits is not None:
+
+    def fuse(self) -> None:
+        """Find the extremes of all stage-1 logits now, for stage 2, as `measure` does for grey values."""
+        if self.stage1_logits is not None:
+            for number in range(len(self.samples)):
                 self._stage2_input(number)
-            if progress is not None:
-                progress(number + 1, len(self.samples))
+
+    def normalized(self, number: int) -> Slices:
+        """Slices of a whole tomogram, normalised as in prediction, (Z, Y, X) float32; it is measured only once."""
+        return normalized(self._tomograms[number], *self._transform(number))
 
     def __getitem__(self, index: int) -> Clip:
         if not 0 <= index < len(self):
@@ -249,10 +239,8 @@ class ClipDataset(Dataset[Clip]):
         if number not in self._fused:
             assert self.stage1_logits is not None
             sample = self.samples[number]
-            grey = normalized(self._tomograms[number], *self._transform(number))
-            logits = self.stage1_logits(sample)
             try:
-                self._fused[number] = fuse(grey, logits)
+                self._fused[number] = self.stage1_logits(sample, self.normalized(number)).slices
             except ConfigError as error:  # of another shape
                 raise InputError(f"{sample.name}: {error}") from error
         return self._fused[number]

@@ -1,7 +1,7 @@
 """Named sources of tomograms mixed by weight, shared out over processes, resumable in the middle of an epoch."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from etsam.data.batch import collate
 from etsam.data.checks import check_samples
-from etsam.data.clips import ClipDataset
+from etsam.data.clips import ClipDataset, Stage2Inputs
 from etsam.data.manifest import Sample, read_manifest
 from etsam.data.sampling import ClipLoader, ClipSampler, MixedClips, ValidationSampler
 from etsam.errors import ConfigError, InputError
@@ -115,7 +115,7 @@ class TomogramClips(LightningDataModule):
         axes: Sequence[str] = ("z",),
         reverse_probability: float = 0.0,
         foreground_probability: float = 0.0,
-        stage1_logits: Callable[[Sample], Slices] | None = None,
+        stage1_logits: Stage2Inputs | None = None,
         nonfinite: Literal["error", "mean"] = "error",
         batch_size: int = 1,
         num_workers: int = 0,
@@ -149,6 +149,7 @@ class TomogramClips(LightningDataModule):
             "cache_folder": self.cache_folder,
         }
         ClipDataset([], **self._clip_settings)  # refuses settings that make no sense, before any file is looked at
+        self._datasets: tuple[list[ClipDataset], ClipDataset] | None = None
         self._mixed: MixedClips | None = None
 
     @property
@@ -166,17 +167,12 @@ class TomogramClips(LightningDataModule):
         }
 
     @property
-    def all_samples(self) -> list[Sample]:
-        """What a run reads: `train_samples` of all sources, then `val_samples`."""
-        return [sample for samples in self.train_samples.values() for sample in samples] + self.val_samples
-
-    @property
     def clips_per_epoch(self) -> int:
         """Clips in an epoch, of all processes together, before what fills no batch is left out."""
         samples = sum(len(group) for group in self.train_samples.values())
         return self.epoch_clips or samples * int(self._clip_settings["clips_per_tomogram"])
 
-    def check(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def check(self) -> None:
         """Find everything that is wrong with the files; raises `InputError` with all of it (see `check_samples`)."""
         empty = [name for name, samples in self.train_samples.items() if not samples]
         if empty:
@@ -186,45 +182,61 @@ class TomogramClips(LightningDataModule):
             clip_slices=self._clip_settings["num_slices"],
             axes=self._clip_settings["axes"],
             cache_folder=self.cache_folder,
-            progress=progress,
         )
 
     def prepare_data(self) -> None:
-        """Check all files, and measure them if there is a cache folder; in one process of each machine, for the others.
+        """Check and measure all files, once; with a cache folder, for other processes, too.
 
         Called by a trainer it keeps faults to itself: `setup` finds them again in every process alike, so that none
         waits for another that has ended.
         """
         try:
-            self.check()
-            if self.cache_folder is not None:
-                self._measure(self._datasets(stage1_logits=None))
+            self._measured()
         except InputError:
             if self.trainer is None:
                 raise
 
     def setup(self, stage: str | None = None) -> None:
-        """Check all files and measure the tomograms, for `fit`; nothing for other stages."""
+        """Check and measure all files unless this process has, and fuse what stage 2 sees; for `fit`."""
         if stage not in (None, "fit") or self._mixed is not None:
             return
-        self.check()
-        datasets = self._datasets()
-        self._measure(datasets)
+        datasets, _ = self._measured()
+        for dataset in datasets:
+            dataset.fuse()
         self._mixed = MixedClips(datasets, self.epoch_clips or sum(len(dataset) for dataset in datasets))
 
-    def _datasets(self, **changed: Any) -> list[ClipDataset]:
-        # sources draw independently of each other
-        seeds = [int(s) for s in np.random.SeedSequence(self.seed).generate_state(len(self.train_samples))]
-        return [
-            ClipDataset(samples, seed=seed, **{**self._clip_settings, **changed})
-            for samples, seed in zip(self.train_samples.values(), seeds, strict=True)
-        ]
+    def _measured(self) -> tuple[list[ClipDataset], ClipDataset]:
+        """Training clips of each source, and the validation tomograms, checked and measured.
 
-    def _measure(self, datasets: Sequence[ClipDataset]) -> None:
-        """Read every file once; those of validation, too, so that NaN is found before an epoch has been learned."""
-        whole = {"num_slices": 1, "foreground_probability": 0.0, "stage1_logits": None}
-        for dataset in [*datasets, ClipDataset(self.val_samples, **{**self._clip_settings, **whole})]:
-            dataset.prepare()
+        Validation tomograms are measured here, too, so that NaN is found before an epoch has been learned.
+        """
+        if self._datasets is None:
+            self.check()
+            # sources draw independently of each other
+            seeds = np.random.SeedSequence(self.seed).generate_state(len(self.train_samples))
+            datasets = [
+                ClipDataset(samples, seed=int(seed), **self._clip_settings)
+                for samples, seed in zip(self.train_samples.values(), seeds, strict=True)
+            ]
+            whole = {"num_slices": 1, "foreground_probability": 0.0, "stage1_logits": None}
+            validation = ClipDataset(self.val_samples, **{**self._clip_settings, **whole})
+            for dataset in [*datasets, validation]:
+                dataset.measure()
+            self._datasets = datasets, validation
+        return self._datasets
+
+    def normalized(self, number: int) -> Slices:
+        """Slices of validation tomogram `number`, (Z, Y, X) float32, normalised by what was measured before."""
+        return self._measured()[1].normalized(number)
+
+    def tomograms(self) -> list[tuple[Sample, Slices]]:
+        """All tomograms that a run reads, with their normalised slices: for training, then for validation."""
+        datasets, validation = self._measured()
+        return [
+            (sample, dataset.normalized(number))
+            for dataset in [*datasets, validation]
+            for number, sample in enumerate(dataset.samples)
+        ]
 
     def train_dataloader(self) -> ClipLoader:
         """`ClipBatch` after `ClipBatch`; the last, incomplete batch of an epoch is left out."""

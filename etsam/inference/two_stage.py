@@ -87,7 +87,7 @@ def run_stage(
     places = segmented_slices(depth, settings.slice_stride)
     if store is None:
         store = store_for(stage.tracker, tiles, len(places))
-    if batching.tile_workers is None:
+    if batching.tile_workers is None:  # as in prediction
         batching = plan_memory(
             [stage.tracker], len(tiles) * settings.views, batching, [prompted_slices(stage.prompt, depth)]
         )
@@ -104,6 +104,45 @@ def run_stage(
     )
     logits = store if settings.slice_stride == 1 else InterpolatedLogits(store, places)
     return Stitched(logits, tiles, (depth, height, width), at_voxels=stage.tracker.tile_step is not None)
+
+
+@dataclass(frozen=True)
+class Stage2Input:
+    """Input of stage 2: the same in training, validation and prediction.
+
+    Attributes
+    ----------
+    slices
+        Tomogram fused with the logits of stage 1, (Z, Y, X) float32, 0..2.
+    stage1_mask
+        (Z, Y, X) uint8, for the prompt `stage1_mask`.
+    """
+
+    slices: Slices
+    stage1_mask: Slices
+
+
+def stage2_input(
+    normalized: Slices, stage1_logits: Slices, tiles: Sequence[Tile], tiling: Tiling, threshold: float
+) -> Stage2Input:
+    """Input of stage 2 from the logits of stage 1.
+
+    Parameters
+    ----------
+    normalized, stage1_logits
+        (Z, Y, X) float32.
+    tiles, tiling
+        How slices are cut, and by what: it says whether each tile is fused by its own extremes.
+    threshold
+        Of stage 1.
+
+    Raises
+    ------
+    ConfigError
+        If the shapes differ.
+    """
+    fused = fuse(normalized, stage1_logits, tiles if tiling.fuse_per_tile else None)
+    return Stage2Input(fused, membrane_mask(stage1_logits, threshold))
 
 
 @dataclass
@@ -228,6 +267,6 @@ class TwoStage(nn.Module):
             return logits
 
         logits1 = run("stage 1", stage1, normalized, None)
-        fused = fuse(normalized, logits1, tiles if self.tiling.fuse_per_tile else None)
-        logits2 = run("stage 2", stage2, fused, membrane_mask(logits1, stage1.threshold))
+        seen = stage2_input(normalized, logits1, tiles, self.tiling, stage1.threshold)
+        logits2 = run("stage 2", stage2, seen.slices, seen.stage1_mask)
         return TwoStageOutput(logits1, logits2, tiles, seconds)

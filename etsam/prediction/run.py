@@ -70,14 +70,20 @@ def scratch_bytes(cfg: DictConfig, shape: tuple[int, int, int] | None) -> int:
     from hydra.utils import instantiate
 
     from etsam.inference.slice_stride import check_stride, segmented_slices
+    from etsam.inference.tiles import common_shape
     from etsam.network.build import tile_voxels
     from etsam.network.tracker import LOW_RES_STRIDE
 
     if shape is None or cfg.segmenter.scratch_folder != cfg.output_dir:
         return 0
     nets = [cfg[stage].tracker.net for stage in ("stage1", "stage2")]
-    tiles = instantiate(cfg.tiles).plan(*shape[1:], min(tile_voxels(net) for net in nets))
-    slices = len(segmented_slices(shape[0], check_stride(cfg.slice_stride)))
+    depth, height, width = shape
+    step = nets[0].get("tile_step")
+    tiles = instantiate(cfg.tiles).plan(height, width, min(tile_voxels(net) for net in nets), step)
+    slices = len(segmented_slices(depth, check_stride(cfg.slice_stride)))
+    if step is not None:  # logits of every voxel, 16 bits
+        tile_height, tile_width = common_shape(tiles)
+        return len(nets) * 2 * slices * len(tiles) * tile_height * tile_width
     return sum(4 * slices * len(tiles) * (int(net.image_size) // LOW_RES_STRIDE) ** 2 for net in nets)
 
 

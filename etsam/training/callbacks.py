@@ -1,4 +1,4 @@
-"""What training shows: validation slices with truth and prediction to whichever logger there is."""
+"""Pictures of validation slices with truth and prediction, for whichever logger there is."""
 
 import logging
 from pathlib import Path
@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from etsam.data.datamodule import ValidationItem
-from etsam.training.module import Stage
+from etsam.training.module import StageTraining
 from etsam.training.validation import ValidationResult
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class SliceLogger(Callback):
     Parameters
     ----------
     tomograms
-        How many.
+        Number of tomograms shown.
     folder
         Where PNG files go for loggers that take no pictures (CSV); None: nowhere.
     """
@@ -49,20 +49,26 @@ class SliceLogger(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collect anew."""
-        assert isinstance(pl_module, Stage)
         self._pictures = {}
-        threshold = pl_module.validator.threshold
 
-        def keep(item: ValidationItem, result: ValidationResult) -> None:
-            if len(self._pictures) < self.tomograms:
-                self._pictures[f"{item.dataset_id}_{item.run_id}_z{result.z}"] = comparison_picture(result, threshold)
-
-        pl_module.on_validated = keep
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: ValidationItem,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the slice with the most membrane of the first tomograms."""
+        if outputs and len(self._pictures) < self.tomograms:
+            assert isinstance(pl_module, StageTraining)
+            result: ValidationResult = outputs["result"]
+            name = f"{batch.dataset_id}_{batch.run_id}_z{result.z}"
+            self._pictures[name] = comparison_picture(result, pl_module.validator.threshold)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send the pictures away."""
-        assert isinstance(pl_module, Stage)
-        pl_module.on_validated = None
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
         for logger in trainer.loggers:

@@ -1,6 +1,6 @@
 """Training of one stage: fit on clips, validate by the real streaming inference."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ from etsam.network.tracker import SliceTracker
 from etsam.training.clip import PromptSampler, forward_clip
 from etsam.training.losses import MaskLosses
 from etsam.training.optimizer import MuonAdamW, freeze_encoder, parameter_groups
-from etsam.training.validation import Validator
+from etsam.training.validation import ValidationResult, Validator
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class OptimizerSettings:
     muon: float | None = None
 
 
-class Stage(LightningModule):
+class StageTraining(LightningModule):
     """One stage's network in training; the same class for both, only inputs and prompts differ.
 
     Parameters
@@ -99,7 +99,6 @@ class Stage(LightningModule):
         names = ("dice", "iou", "precision", "recall")
         self.metrics = MetricCollection({name: MeanMetric() for name in names}, prefix="val/", compute_groups=False)
         self.source_dice: dict[str, MeanMetric] = {}
-        self.on_validated: Callable[[ValidationItem, Any], None] | None = None
 
     # ------------------------------------------------------------------ training
 
@@ -182,33 +181,35 @@ class Stage(LightningModule):
         drops that state (2.6): a resumed run would begin its epoch anew.
         """
         trainer: Any = self.trainer
-        if trainer.max_steps > 0:
-            return int(trainer.max_steps)
-        if trainer.max_epochs is None or trainer.max_epochs < 1:
-            raise ConfigError("the cosine needs an end: set trainer.max_epochs or trainer.max_steps.")
         batches = trainer.datamodule.clips_per_epoch // (trainer.datamodule.batch_size * trainer.world_size)
-        return int(trainer.max_epochs * max(1, -(-batches // trainer.accumulate_grad_batches)))
+        limit = trainer.limit_train_batches  # a number of batches, or a fraction of them
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = trainer.max_epochs * max(1, -(-batches // trainer.accumulate_grad_batches))
+        limits = [most for most in (trainer.max_steps, steps) if most > 0]  # -1: no limit
+        if not limits:
+            raise ConfigError("the cosine needs an end: set trainer.max_epochs or trainer.max_steps.")
+        return int(min(limits))
 
     # ------------------------------------------------------------------ validation
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last round's scores; with several sources, each gets a Dice of its own (is the old one kept?)."""
+        """Reset the metrics; with several sources, keep one Dice per source so that forgetting is visible."""
         self.metrics.reset()
         samples = getattr(self.trainer.datamodule, "samples", {})  # type: ignore[attr-defined]
         names = [name for name, group in samples.items() if any(sample.split == "val" for sample in group)]
         self.source_dice = {name: MeanMetric().to(self.device) for name in names} if len(names) > 1 else {}
 
-    def validation_step(self, batch: ValidationItem, batch_idx: int) -> None:
-        """Segment one tomogram as prediction would, and score it."""
+    def validation_step(self, batch: ValidationItem, batch_idx: int) -> dict[str, ValidationResult]:
+        """Segment one tomogram as prediction would, and score it; callbacks get `result`."""
         if batch.number < 0:  # this process has none left while others work
-            return
-        result = self.validator(self.tracker, batch)
+            return {}
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        result = self.validator(self.tracker, batch, data.normalized(batch.number))
         for name in ("dice", "iou", "precision", "recall"):
             self.metrics[name].update(getattr(result, name))
         if batch.source in self.source_dice:
             self.source_dice[batch.source].update(result.dice)
-        if self.on_validated is not None:
-            self.on_validated(batch, result)
+        return {"result": result}
 
     def on_validation_epoch_end(self) -> None:
         """Mean over the tomograms of all processes."""

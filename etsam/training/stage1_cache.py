@@ -1,14 +1,15 @@
-"""Stage-1 logits of tomograms, computed once by the prediction code, along Z as in prediction, and cached.
+"""Stage-1 logits of tomograms, computed once by the prediction code, along Z and in the precision of prediction.
 
 Stage 2 trains on what stage 1 says. A file of the cache is named after everything that decides its content: tomogram,
-weights, network, prompt, tiles, normalisation. Other weights make other files, so nothing stale is ever used; what is
-there is not computed again, so an interrupted run goes on where it stopped.
+weights, network, prompt, tiles, normalisation, precision. Other weights make other files, so nothing stale is ever
+used; what is there is not computed again, so an interrupted run goes on where it stopped.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,17 +20,20 @@ import torch
 from etsam.errors import ConfigError
 from etsam.inference.propagate import PropagationSettings
 from etsam.inference.tiles import Overlapping, Stitched, Tiling
-from etsam.inference.two_stage import Stage, run_stage, store_for
-from etsam.normalize import Normalization, normalize
+from etsam.inference.two_stage import DEFAULT_THRESHOLD, Stage, Stage2Input, run_stage, stage2_input, store_for
+from etsam.normalize import Normalization
 from etsam.training.validation import Annotated
-from etsam.volume import Slices, atomic_path, locate, read_volume, strip_suffix
+from etsam.volume import Slices, atomic_path, locate, strip_suffix
 from etsam.volume.location import display_name, state_of
 
 log = logging.getLogger(__name__)
 
+STORED_DTYPE = np.float16  # rounds logits of up to 10 by at most 0.004, far less than bfloat16 does on the way to them
+_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
-class _Half:
-    """Low-resolution logits on disk, float16, handed out as float32; each access opens and closes the file."""
+
+class _Stored:
+    """Low-resolution logits on disk, handed out as float32; each access opens and closes the file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -48,8 +52,8 @@ class Stage1Logits:
         Of the cache; S/4 x S/4 (or Y x X) float16 a slice and tile.
     stage
         Builds stage 1 when something has to be computed; not called otherwise.
-    normalization
-        As in inference.
+    normalization, nonfinite
+        That of the tomograms which `prepare` and calls are given, as in inference.
     identity
         Plain values that, with tomogram and tiling, decide the logits: weights' checksum, network, prompt, ...
     tile_voxels
@@ -58,7 +62,11 @@ class Stage1Logits:
         Of a network at voxel resolution (`SliceTracker.tile_step`).
     tiling
         How slices are cut.
-    resegment_prompted, nonfinite
+    threshold
+        Of stage 1, for the prompt `stage1_mask` of stage 2.
+    precision
+        As of Lightning's Trainer: stage 1 computes in it, as in prediction.
+    resegment_prompted
         As in inference.
     """
 
@@ -72,15 +80,17 @@ class Stage1Logits:
         tiling: Tiling | None = None,
         *,
         tile_step: int | None = None,
+        threshold: float = DEFAULT_THRESHOLD,
+        precision: str = "32-true",
         resegment_prompted: bool = True,
         nonfinite: Literal["error", "mean"] = "error",
     ) -> None:
         self.folder = Path(folder)
         self._build = stage
-        self._normalization = normalization
         self._tiling = tiling or Overlapping()
         self._tile_voxels, self._tile_step = tile_voxels, tile_step
-        self._resegment, self._nonfinite = resegment_prompted, nonfinite
+        self._resegment = resegment_prompted
+        self._threshold, self._precision = threshold, str(precision)
         described = {
             **identity,
             "normalization": repr(normalization),
@@ -89,6 +99,8 @@ class Stage1Logits:
         }
         if nonfinite != "error":  # else there are no such voxels
             described["nonfinite"] = nonfinite
+        if self._precision in _AUTOCAST:
+            described["precision"] = self._precision
         self._identity = json.dumps(described, sort_keys=True, default=str)
 
     def path(self, sample: Annotated) -> Path:
@@ -98,15 +110,27 @@ class Stage1Logits:
         key = f"{name}|{size}|{changed}|{self._identity}"
         return self.folder / f"{strip_suffix(place)}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
 
-    def prepare(self, samples: Iterable[Annotated], device: str | torch.device = "cpu") -> int:
-        """Compute what is missing; returns how many tomograms that were.
+    def prepare(self, tomograms: Iterable[tuple[Annotated, Slices]], device: str | torch.device = "cpu") -> int:
+        """Compute what is missing.
+
+        Parameters
+        ----------
+        tomograms
+            Each with its normalised slices, (Z, Y, X) float32.
+        device
+            That computes.
+
+        Returns
+        -------
+        int
+            Number of tomograms that were computed.
 
         Raises
         ------
         InputError, CheckpointError
             If a tomogram or the stage-1 weights cannot be used.
         """
-        missing = [sample for sample in samples if not self.path(sample).exists()]
+        missing = [one for one in tomograms if not self.path(one[0]).exists()]
         if not missing:
             return 0
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -114,31 +138,43 @@ class Stage1Logits:
         if (stage.tracker.tile_voxels, stage.tracker.tile_step) != (self._tile_voxels, self._tile_step):
             raise ConfigError(f"stage 1 has tiles of {stage.tracker.tile_voxels} voxels, not {self._tile_voxels}.")
         stage.tracker.to(device).eval()
-        for done, sample in enumerate(missing, start=1):
-            volume = read_volume(sample.tomogram, warn=False)
-            tiles = self._tiling.plan(*volume.shape[1:], self._tile_voxels, self._tile_step)
-            store = store_for(stage.tracker, tiles, volume.shape[0])
-            normalized = normalize(volume, self._normalization, nonfinite=self._nonfinite)
-            run_stage(stage, normalized, tiles, store=store, settings=PropagationSettings(self._resegment))
+        for done, (sample, normalized) in enumerate(missing, start=1):
+            depth, height, width = normalized.shape
+            tiles = self._tiling.plan(height, width, self._tile_voxels, self._tile_step)
+            store = store_for(stage.tracker, tiles, depth)
+            with self._autocast(stage.tracker.mean.device.type):
+                run_stage(stage, normalized, tiles, store=store, settings=PropagationSettings(self._resegment))
             with atomic_path(self.path(sample), overwrite=True) as part, part.open("wb") as file:
-                np.save(file, np.asarray(store).astype(np.float16))
+                np.save(file, np.asarray(store).astype(STORED_DTYPE))
             log.info("stage-1 logits %d of %d: %s", done, len(missing), display_name(locate(sample.tomogram)))
         return len(missing)
 
-    def __call__(self, sample: Annotated) -> Slices:
-        """Logits (Z, Y, X) of a tomogram, read slice by slice.
+    def _autocast(self, device: str) -> AbstractContextManager[Any]:
+        lower = _AUTOCAST.get(self._precision)
+        return nullcontext() if lower is None else torch.autocast(device, lower)
+
+    def __call__(self, sample: Annotated, normalized: Slices) -> Stage2Input:
+        """Input of stage 2 for a tomogram, read slice by slice.
+
+        Parameters
+        ----------
+        sample
+            The tomogram.
+        normalized
+            Its slices, normalised, (Z, Y, X) float32.
 
         Raises
         ------
         ConfigError
-            If they have not been computed.
+            If its logits have not been computed.
         """
         path = self.path(sample)
         if not path.exists():
             raise ConfigError(f"no stage-1 logits for {sample.tomogram} in {self.folder}; they are made by `prepare`.")
-        volume = read_volume(sample.tomogram, warn=False)
-        tiles = self._tiling.plan(*volume.shape[1:], self._tile_voxels, self._tile_step)
-        return Stitched(_Half(path), tiles, volume.shape, at_voxels=self._tile_step is not None)
+        depth, height, width = normalized.shape
+        tiles = self._tiling.plan(height, width, self._tile_voxels, self._tile_step)
+        logits = Stitched(_Stored(path), tiles, (depth, height, width), at_voxels=self._tile_step is not None)
+        return stage2_input(normalized, logits, tiles, self._tiling, self._threshold)
 
 
 def stage1_logits(
@@ -150,6 +186,8 @@ def stage1_logits(
     tiling: Any,
     *,
     seed: int = 0,
+    threshold: float = DEFAULT_THRESHOLD,
+    precision: str = "32-true",
     resegment_prompted: bool = True,
     nonfinite: Literal["error", "mean"] = "error",
 ) -> Stage1Logits:
@@ -163,8 +201,8 @@ def stage1_logits(
         As for `build_tracker`.
     prompt, normalization, tiling
         Configs of the groups of these names.
-    resegment_prompted, nonfinite
-        As in inference.
+    threshold, precision, resegment_prompted, nonfinite
+        As for `Stage1Logits`.
 
     Raises
     ------
@@ -189,6 +227,8 @@ def stage1_logits(
         tile_voxels(net),
         instantiate(tiling),
         tile_step=net.get("tile_step"),
+        threshold=threshold,
+        precision=precision,
         resegment_prompted=resegment_prompted,
         nonfinite=nonfinite,
     )

@@ -2,19 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from etsam.data.measured import labels
 from etsam.errors import ConfigError
-from etsam.inference.fusion import fuse
 from etsam.inference.prompts import Prompt
 from etsam.inference.propagate import PropagationSettings
 from etsam.inference.tiles import Overlapping, Tiling
-from etsam.inference.two_stage import DEFAULT_THRESHOLD, Stage, membrane_mask, run_stage
+from etsam.inference.two_stage import DEFAULT_THRESHOLD, Stage, Stage2Input, run_stage
 from etsam.labels import overlap_scores, stat_counts
 from etsam.network.tracker import SliceTracker
-from etsam.normalize import Normalization, normalize
 from etsam.volume import Location, Slices, read_volume
 from etsam.volume.slices import LazySlices
 
@@ -33,8 +32,8 @@ class Annotated(Protocol):
         ...
 
 
-SampleLogits = Callable[[Any], Slices]
-"""Annotated tomogram -> its stage-1 logits (Z, Y, X)."""
+Stage2Inputs = Callable[[Any, Slices], Stage2Input]
+"""(Annotated tomogram, its normalised slices) -> input of stage 2."""
 
 
 @dataclass(frozen=True)
@@ -65,87 +64,94 @@ class ValidationResult:
 
 @dataclass(frozen=True)
 class Validator:
-    """Segments a validation tomogram with the network as it is, and compares.
+    """Segments a validation tomogram with the network as it is, by the code of prediction, and compares.
 
     Attributes
     ----------
     prompt
         That of this stage's inference.
-    normalization
-        That of inference.
     threshold
-        Logits strictly above are membrane.
+        Of this stage: logits strictly above are membrane.
     tiling
         How slices are cut.
     max_slices
-        Take so many slices from the middle; None: all.
+        So many slices from the middle; None: all.
     resegment_prompted
         As in inference.
     stage1_logits
-        For stage 2: logits of stage 1 that are fused with the tomogram.
-    nonfinite
-        `error`, or `mean` to replace NaN and infinite voxels by the mean of the others, as in training.
+        For stage 2: (tomogram, its normalised slices) -> input of stage 2 (`Stage1Logits`).
     """
 
     prompt: Prompt
-    normalization: Normalization
     threshold: float = DEFAULT_THRESHOLD
     tiling: Tiling = field(default_factory=Overlapping)
     max_slices: int | None = None
     resegment_prompted: bool = True
-    stage1_logits: SampleLogits | None = None
-    nonfinite: Literal["error", "mean"] = "error"
+    stage1_logits: Stage2Inputs | None = None
 
     def __post_init__(self) -> None:
         if self.max_slices is not None and self.max_slices < 2:
-            raise ConfigError(f"validation max_slices={self.max_slices} has to be at least 2, or null for all slices.")
+            raise ConfigError(f"validation.max_slices={self.max_slices} has to be at least 2, or null for all slices.")
 
-    def __call__(self, tracker: SliceTracker, sample: Annotated) -> ValidationResult:
+    def __call__(self, tracker: SliceTracker, sample: Annotated, normalized: Slices) -> ValidationResult:
         """Scores of `tracker` on one tomogram.
+
+        Parameters
+        ----------
+        tracker
+            The network of this stage.
+        sample
+            The tomogram, for its mask and its stage-1 logits.
+        normalized
+            Its slices, normalised, (Z, Y, X) float32.
 
         Raises
         ------
         InputError
-            If the tomogram or its mask cannot be used.
+            If the mask cannot be read.
         """
-        tomogram, target = read_volume(sample.tomogram, warn=False), read_volume(sample.target_mask, warn=False)
-        network_input: Slices = normalize(tomogram, self.normalization, nonfinite=self.nonfinite)
-        stage1_mask: Slices | None = None
+        first, last = self.part(normalized.shape[0])
+        truth = LazySlices.of(read_volume(sample.target_mask, warn=False)).window(first, last)
+        seen, logits = self.segment(tracker, sample, normalized)
+        return self._compare(logits, truth, seen)
+
+    def segment(self, tracker: SliceTracker, sample: Annotated, normalized: Slices) -> tuple[Slices, Slices]:
+        """Network input and logits of the slices that are validated, (Z, Y, X) float32; arguments as above."""
+        depth, height, width = normalized.shape
+        first, last = self.part(depth)
+        seen, stage1_mask = normalized, None
         if self.stage1_logits is not None:
-            logits1 = self.stage1_logits(sample)
-            network_input, stage1_mask = fuse(network_input, logits1), membrane_mask(logits1, self.threshold)
-        first, last = self._range(tomogram.shape[0])
-        network_input, truth = (LazySlices.of(one).window(first, last) for one in (network_input, target))
-        if stage1_mask is not None:
-            stage1_mask = LazySlices.of(stage1_mask).window(first, last)
-        tiles = self.tiling.plan(*tomogram.shape[1:], tracker.tile_voxels, tracker.tile_step)
+            fused = self.stage1_logits(sample, normalized)
+            seen, stage1_mask = fused.slices, LazySlices.of(fused.stage1_mask).window(first, last)
+        seen = LazySlices.of(seen).window(first, last)
         logits = run_stage(
             Stage(tracker, self.prompt, self.threshold),
-            network_input,
-            tiles,
+            seen,
+            self.tiling.plan(height, width, tracker.tile_voxels, tracker.tile_step),
             stage1_mask=stage1_mask,
             settings=PropagationSettings(self.resegment_prompted),
         )
-        return self._compare(logits, truth, network_input)
+        return seen, logits
 
-    def _range(self, depth: int) -> tuple[int, int]:
+    def part(self, depth: int) -> tuple[int, int]:
+        """First slice that is validated, and the one after the last, of a tomogram of `depth` slices."""
         if self.max_slices is None or self.max_slices >= depth:
             return 0, depth
         first = (depth - self.max_slices) // 2
         return first, first + self.max_slices
 
     def _compare(self, logits: Slices, truth: Slices, grey: Slices) -> ValidationResult:
-        counts, most, shown = np.zeros(4), -1, 0
+        counts, max_membrane, best_z = np.zeros(4), -1, 0
         for z in range(truth.shape[0]):
-            target = truth[z].astype(np.uint8)
+            target, _ = labels(truth[z])
             counts += stat_counts(logits[z] > self.threshold, target)
             membrane = int(np.count_nonzero(target == 1))
-            if membrane > most:
-                most, shown = membrane, z
+            if membrane > max_membrane:
+                max_membrane, best_z = membrane, z
         return ValidationResult(
             **overlap_scores(counts)._asdict(),
-            z=shown,
-            grey=np.asarray(grey[shown], dtype=np.float32),
-            logits=logits[shown],
-            truth=truth[shown].astype(np.uint8),
+            z=best_z,
+            grey=np.asarray(grey[best_z], dtype=np.float32),
+            logits=logits[best_z],
+            truth=labels(truth[best_z])[0],
         )

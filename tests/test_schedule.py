@@ -1,0 +1,83 @@
+"""The learning rate comes to its last value with the last step, whatever ends a run."""
+
+import lightning
+import pytest
+import torch
+from networks import random_tracker
+from test_datamodule import QUIET, module, source
+
+from etsam.errors import ConfigError
+from etsam.inference import prompts
+from etsam.training.module import OptimizerSettings, StageTraining
+from etsam.training.validation import Validator
+
+pytestmark = pytest.mark.filterwarnings(*QUIET)
+
+
+class Cheap(StageTraining):
+    """Trains the real parameters at the real rates, by a loss that costs nothing."""
+
+    def __init__(self, **settings):
+        rates = OptimizerSettings(lr=1.0, encoder_lr=1.0, layer_decay=1.0, final_fraction=0.125, **settings)
+        super().__init__(random_tracker(), None, None, Validator(prompts.zero), rates)
+
+    def training_step(self, batch, batch_idx):
+        return sum(parameter.sum() for parameter in self.parameters()) * 0
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return source(tmp_path_factory.mktemp("schedule"), "own", train=3)  # 12 clips an epoch
+
+
+def fitted(manifest, stage, **limits):
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    trainer = lightning.Trainer(
+        accelerator="cpu", limit_val_batches=0, gradient_clip_val=0.1, **dict.fromkeys(quiet, False), **limits
+    )
+    trainer.fit(stage, datamodule=module(manifest, batch_size=2))
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("limits", "steps"),
+    [
+        ({"max_epochs": 2}, 12),
+        ({"max_epochs": 2, "limit_train_batches": 2}, 4),
+        ({"max_epochs": 2, "limit_train_batches": 0.5}, 6),
+        ({"max_epochs": 2, "limit_train_batches": 100}, 12),
+        ({"max_epochs": 2, "accumulate_grad_batches": 4}, 4),
+        ({"max_epochs": 2, "accumulate_grad_batches": 4, "limit_train_batches": 3}, 2),
+        ({"max_epochs": 2, "max_steps": 5}, 5),
+        ({"max_epochs": 1, "max_steps": 50}, 6),
+        ({"max_epochs": -1, "max_steps": 7}, 7),
+        ({"fast_dev_run": 3}, 3),
+    ],
+    ids=str,
+)
+def test_the_rate_ends_at_the_fraction_with_the_last_step(manifest, limits, steps):
+    trainer = fitted(manifest, Cheap(), **limits)
+    assert trainer.global_step == steps
+    (optimizer,) = trainer.optimizers
+    assert {group["lr"] for group in optimizer.param_groups} == {pytest.approx(0.125)}
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_several_devices_share_the_steps_of_an_epoch(manifest, devices):
+    stage = Cheap()
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=4, logger=False, enable_checkpointing=False)
+    stage.trainer = trainer
+    trainer.datamodule = module(manifest, batch_size=2)
+    trainer.strategy.__class__ = type("Several", (type(trainer.strategy),), {"world_size": devices})
+    assert stage._total_steps() == 4 * (12 // (2 * devices))
+
+
+def test_a_run_without_end_is_refused(manifest):
+    with pytest.raises(ConfigError, match=r"max_epochs"):
+        fitted(manifest, Cheap(), max_epochs=-1, max_steps=-1)
+
+
+def test_torch_and_lightning_count_alike(manifest):
+    trainer = fitted(manifest, Cheap(), max_epochs=2, limit_train_batches=0.7, accumulate_grad_batches=3)
+    assert trainer.estimated_stepping_batches == trainer.global_step == 4
+    assert torch.isfinite(next(trainer.model.parameters())).all()
