@@ -238,6 +238,36 @@ def test_one_of_two_contrasts_is_no_fault_where_nobody_can_say_which_is_odd(chec
     assert "membranes are dark in 1 and bright in 1 of the tomograms; only normalize=robust" in outcome.stdout
 
 
+def renamed(text, *words):
+    """The manifest with other words for its splits."""
+    header, *lines = text.splitlines()
+    return (
+        "\n".join([header, *(line.replace(old, new, 1) for line, (old, new) in zip(lines, words, strict=True))]) + "\n"
+    )
+
+
+def test_splits_are_taken_in_any_case_and_words_that_are_used_for_nothing_are_told(check, good, etsam, work):
+    check(good)
+    text = (work / "manifest.csv").read_text()
+    words = [(",train,", ",Train,"), (",train,", ",train,"), (",val,", ",Validation,"), (",test,", ",tset,")]
+    (work / "case.csv").write_text(renamed(text, *words))
+    outcome = etsam("data", "check", "case.csv")
+    assert outcome.status == 0
+    assert "2 train, 1 val, 1 tset" in outcome.stdout
+    listed = outcome.stdout.partition("Warnings:")[2]
+    for part in ("set/a: split Train: taken as train", "set/c: split Validation: taken as val", "set/d: split tset"):
+        assert part in listed
+    assert "write test" in listed
+
+
+def test_a_mask_of_0_and_255_is_met_with_the_commonest_cause(check, good, work):
+    outcome = check(
+        [replace(good[0], target_mask=write(work / "m255.mrc", mask_array(good[0]) * np.int16(255))), *good[1:]]
+    )
+    assert outcome.status == 1
+    assert "if 255 (or -1) marks membrane, write 1" in outcome.stdout
+
+
 @pytest.mark.parametrize("turn", [lambda mask: mask[:, :, ::-1], lambda mask: np.roll(mask, 9, 2)])
 def test_a_mask_that_lies_elsewhere_is_told_by_its_contrast(check, good, work, turn):
     moved = write(work / "moved.mrc", np.ascontiguousarray(turn(mask_array(good[0]))))

@@ -246,3 +246,17 @@ def test_a_tomogram_without_membrane_is_taken_if_the_manifest_says_so(tmp_path, 
         check_samples([train, val, empty])
     with pytest.raises(InputError, match="the manifest says without_membrane"):
         check_samples([replace(train, extra=said.extra), val])
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_what_spreadsheets_write_is_read_whatever_separates_and_without_rows_left_over(tmp_path, separator):
+    plain = f"{HEADER}\nset,a,train,t.mrc,m.mrc\nset,b,val,u.mrc,n.mrc\n"
+    (tmp_path / "plain.csv").write_text(plain)
+    (tmp_path / "sheet.csv").write_text((plain + ",,,,\n , ,,,\n").replace(",", separator))
+    assert read_manifest(tmp_path / "sheet.csv") == read_manifest(tmp_path / "plain.csv")
+
+
+def test_a_manifest_of_empty_rows_lists_nothing(tmp_path):
+    (tmp_path / "m.csv").write_text(f"{HEADER}\n,,,,\n")
+    with pytest.raises(InputError, match="no tomogram"):
+        read_manifest(tmp_path / "m.csv")

@@ -1,5 +1,6 @@
 """What a check of tomograms and masks gives: facts about each sample, and findings with advice."""
 
+import difflib
 import itertools
 import math
 from collections import Counter
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from etsam.data.manifest import Sample
+from etsam.data.manifest import SPLITS, Sample
 from etsam.data.mask_fit import SUSPICIOUS_SHARE, PairMeasurement, axis_exchange, matching_axes, measure_pair
 from etsam.data.measured import MaskSummary, fingerprint, mask_summary
 from etsam.errors import InputError
@@ -122,6 +123,17 @@ def examine(
         length = clip_slices if sample.split == "train" else None
         facts = _examine(sample, findings, length, axes, cache_folder, grey_values)
         examined.append(facts)
+        if sample.split in SPLITS and sample.written_split not in ("", sample.split):
+            findings.append(warning(sample.name, f"split {sample.written_split}: taken as {sample.split}"))
+        if sample.split not in SPLITS:
+            near = difflib.get_close_matches(sample.split, SPLITS, n=1, cutoff=0.5)
+            findings.append(
+                warning(
+                    sample.name,
+                    f"split {sample.split}: used for nothing",
+                    f"write {' or '.join(near or SPLITS)}, unless that is meant",
+                )
+            )
         if progress is not None:
             progress(done, len(samples))
     return examined, [*findings, *compare(examined)]
@@ -135,8 +147,8 @@ def check_samples(
     splits: Sequence[str] = ("train", "val"),
     cache_folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Find everything that is wrong with a list of samples, before any work starts.
+) -> list[Examined]:
+    """Find everything that is wrong with a list of samples, before any work starts; gives what is known of each.
 
     Parameters
     ----------
@@ -152,12 +164,15 @@ def check_samples(
         sizes of tomogram, mask and manifest more than 1 % apart, clips longer than the tomogram, splits missing, a
         tomogram in two splits (the same file, or a copy of it), one name or one mask for two tomograms.
     """
-    _, findings = examine(samples, clip_slices=clip_slices, axes=axes, cache_folder=cache_folder, progress=progress)
+    examined, findings = examine(
+        samples, clip_slices=clip_slices, axes=axes, cache_folder=cache_folder, progress=progress
+    )
     findings = [*missing_splits(samples, splits), *findings]
     faults = [finding.text for finding in findings if finding.severity == "fault"]
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise InputError(f"{count} in the training data: {' | '.join(faults)}")
+    return examined
 
 
 def missing_splits(
@@ -295,11 +310,10 @@ def _mask_findings(sample: Sample, summary: MaskSummary, shape: tuple[int, int, 
         )
     elif not membrane and not sample.without_membrane:
         note = f"; {summary.ignored} voxels are 255 or -1, which means not annotated" if summary.ignored else ""
-        yield fault(
-            sample.name,
-            f"mask empty: no voxel is 1{note} ({path})",
-            "leave this tomogram out, or annotate it; if there is none to mark: column without_membrane, value yes",
-        )
+        advice = "leave this tomogram out, or annotate it; if there is none to mark: column without_membrane, value yes"
+        if summary.ignored:
+            advice = "if 255 (or -1) marks membrane, write 1 instead (docs/data.md says how); else " + advice
+        yield fault(sample.name, f"mask empty: no voxel is 1{note} ({path})", advice)
     elif membrane > SUSPICIOUS_SHARE * annotated:
         yield warning(
             sample.name,

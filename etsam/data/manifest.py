@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from etsam.errors import InputError
@@ -13,6 +13,9 @@ from etsam.volume import Location, atomic_path, locate
 
 REQUIRED_COLUMNS = ("dataset_id", "run_id", "split", "tomogram", "target_mask")
 _OPTIONAL_COLUMNS = ("voxel_size", "shape")
+SPLITS = ("train", "val", "test")
+"""Splits that training, validation and evaluation use."""
+_SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Sample:
     dataset_id, run_id
         Names; together they say which tomogram this is.
     split
-        `train`, `val`, `test`, or any other word that no part of the program uses.
+        `train`, `val`, `test` (also `Train`, `validation`, `valid`, ...), or any other word that no part of the program
+        uses.
     tomogram, target_mask
         Files, Zarr folders or URLs, of equal shape. In the mask 1 is membrane, 0 is not, 255 (in int8 files -1) was
         not annotated.
@@ -32,6 +36,8 @@ class Sample:
         As the manifest says; None if it does not.
     shape
         (Z, Y, X) as the manifest says; None if it does not.
+    written_split
+        The word in the manifest.
     extra
         Further columns as (name, text) pairs, in the manifest's order.
     """
@@ -44,6 +50,7 @@ class Sample:
     voxel_size_angstrom: float | None = None
     shape: tuple[int, int, int] | None = None
     extra: tuple[tuple[str, str], ...] = ()
+    written_split: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:
@@ -62,8 +69,9 @@ def read_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str] | N
     Parameters
     ----------
     path
-        CSV with a header line and at least the columns `dataset_id, run_id, split, tomogram, target_mask`; optional
-        are `voxel_size` (Å) and `shape` (`"(Z, Y, X)"`). Further columns are kept.
+        CSV (separated by commas, semicolons or tabs) with a header line and at least the columns `dataset_id, run_id,
+        split, tomogram, target_mask`; optional are `voxel_size` (Å) and `shape` (`"(Z, Y, X)"`). Further columns are
+        kept, rows without any value left out.
     root
         Folder that relative file names start from; default: the manifest's.
 
@@ -76,7 +84,9 @@ def read_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str] | N
     folder = manifest.parent if root is None else Path(root).expanduser()
     try:
         with manifest.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte order mark first
-            reader = csv.DictReader(file, restkey=None, restval="")
+            header = file.readline()
+            file.seek(0)
+            reader = csv.DictReader(file, restkey=None, restval="", delimiter=_separator(header))
             columns = [column.strip() for column in reader.fieldnames or []]
             reader.fieldnames = columns
             rows = [(reader.line_num, row) for row in reader]
@@ -94,13 +104,22 @@ def read_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str] | N
         raise InputError(f"{manifest}: the manifest lists no tomogram; write one row a tomogram")
     samples, faults = [], []
     for line, row in rows:
+        if not any((text or "").strip() for key, text in row.items() if key):  # spreadsheets leave them behind
+            continue
         try:
             samples.append(_sample({key: (text or "").strip() for key, text in row.items() if key}, folder))
         except ValueError as error:
             faults.append(f"line {line}: {error}")
     if faults:
         raise InputError(f"{manifest}: {' | '.join(faults)}")
+    if not samples:
+        raise InputError(f"{manifest}: the manifest lists no tomogram; write one row a tomogram")
     return samples
+
+
+def _separator(header: str) -> str:
+    """Separator of the columns: a comma, or what spreadsheets of other languages write instead."""
+    return max(",;\t", key=header.count)
 
 
 def _sample(row: dict[str, str], folder: Path) -> Sample:
@@ -110,13 +129,20 @@ def _sample(row: dict[str, str], folder: Path) -> Sample:
     return Sample(
         dataset_id=row["dataset_id"],
         run_id=row["run_id"],
-        split=row["split"],
+        split=_split(row["split"]),
+        written_split=row["split"],
         tomogram=locate(row["tomogram"], folder),  # absolute ones stay as they are
         target_mask=locate(row["target_mask"], folder),
         voxel_size_angstrom=parse_voxel_size(row.get("voxel_size", "")),
         shape=parse_shape(row.get("shape", "")),
         extra=tuple(item for item in row.items() if item[0] not in (*REQUIRED_COLUMNS, *_OPTIONAL_COLUMNS)),
     )
+
+
+def _split(word: str) -> str:
+    """Split that a word means, in whatever case; other words stay as they are."""
+    lower = word.lower()
+    return _SPLIT_WORDS.get(lower, lower if lower in SPLITS else word)
 
 
 def parse_voxel_size(text: str) -> float | None:
