@@ -12,7 +12,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -171,9 +171,7 @@ def load_weights(
             f"{path} holds weights of another architecture than the chosen network: {'; '.join(faults)}. Choose the "
             f"net it was trained with (net={_net_of(state)})."
         )
-    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
-        raise CheckpointError(f"{path} holds values that are not finite: {_listing('tensors', broken)}.")
+    _refuse_nonfinite(path, state)
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(state[name])
@@ -185,6 +183,21 @@ def _net_of(state: dict[str, Tensor]) -> str:
         return "nano_v2"
     channels = state.get("image_encoder.trunk.patch_embed.proj.bias", torch.empty(0)).numel()
     return _HIERA.get(channels, "...")
+
+
+def _refuse_nonfinite(path: Path, state: Mapping[str, Tensor]) -> None:
+    broken = nonfinite_tensors(state)
+    if broken:
+        raise CheckpointError(f"{path} holds values that are not finite: {_listing('tensors', broken)}.")
+
+
+def nonfinite_tensors(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinite values."""
+    floating = {name: value for name, value in state.items() if value.is_floating_point()}
+    if not floating:
+        return []
+    finite = torch.stack([value.isfinite().all() for value in floating.values()]).tolist()  # one wait for a GPU
+    return [name for name, good in zip(floating, finite, strict=True) if not good]
 
 
 def export_weights(source: Path, target: Path, *, half: bool = False, overwrite: bool = False) -> None:
@@ -204,7 +217,7 @@ def export_weights(source: Path, target: Path, *, half: bool = False, overwrite:
     Raises
     ------
     CheckpointError
-        If the source holds no network, or the target has another suffix.
+        If the source holds no network or values that are not finite, or the target has another suffix.
     OutputError
         If the target exists or cannot be written.
     """
@@ -217,6 +230,7 @@ def export_weights(source: Path, target: Path, *, half: bool = False, overwrite:
         name: (value.half() if half and value.is_floating_point() else value).contiguous().clone()
         for name, value in state.items()
     }
+    _refuse_nonfinite(source, tensors)
     with atomic_path(target, overwrite) as part:
         part.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
     log.info("%d tensors, %.1f MB -> %s", len(tensors), target.stat().st_size / 1e6, target)
