@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
@@ -26,6 +26,8 @@ from etsam.paths import share
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 SIGTERM_STATUS = 128 + signal.SIGTERM  # what a shell reports of a process that ended by it
 # set by torchrun, Lightning's own launcher and Slurm; in Slurm's interactive jobs Lightning starts processes itself
@@ -88,6 +90,7 @@ def quiet() -> None:
     # one path a batch, read lazily: more loader workers would do nothing, and the writer needs no batch indices
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*infer the batch indices.*")
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     # a run that goes on finds its own checkpoints; one of another run was refused (training/run.py)
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     # the Segmenter gives None for a tomogram that was skipped, or failed and is named at the end
@@ -117,6 +120,9 @@ def launch(main: Callable[[], Any], switch: str = "HYDRA_FULL_ERROR") -> None:
         main()
     except KeyboardInterrupt:
         leave("interrupted before anything was written.", status=130)
+    except JobError as error:
+        told = JobError.messages or [str(error)]  # jobs of a cluster failed in other processes
+        leave(f"{len(told)} of the sweep's jobs failed, the others ran: {' | '.join(told)}")
     except (HydraException, OmegaConfBaseException) as error:
         if before or "debug=true" in given.overrides:
             traceback.print_exc()
@@ -125,7 +131,7 @@ def launch(main: Callable[[], Any], switch: str = "HYDRA_FULL_ERROR") -> None:
         os.environ.pop(switch) if before is None else os.environ.update({switch: before})
 
 
-def guarded(run: Callable[[DictConfig], Any], cfg: DictConfig, *, stop_at_once: bool = True) -> None:
+def guarded(run: Callable[[DictConfig], _Result], cfg: DictConfig, *, stop_at_once: bool = True) -> _Result:
     """Call `run(cfg)`; an error ends the process with status 1 and one line that says what to do.
 
     With `debug=true` the traceback is shown. An interrupted run (Ctrl-C) ends with status 130, one that was told to
@@ -136,8 +142,10 @@ def guarded(run: Callable[[DictConfig], Any], cfg: DictConfig, *, stop_at_once: 
     register_resolvers()
     try:
         with _stopped_by_sigterm() if stop_at_once else nullcontext():
-            run(cfg)
+            return run(cfg)
     except (KeyboardInterrupt, SystemExit) as stop:
+        if not stop_at_once and isinstance(stop, SystemExit) and stop.code in (130, SIGTERM_STATUS):
+            raise  # training has told how to go on
         # Lightning turns Ctrl-C into `sys.exit(1)`
         if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
             leave("interrupted; outputs that were not complete have been removed.", status=130)
@@ -147,7 +155,33 @@ def guarded(run: Callable[[DictConfig], Any], cfg: DictConfig, *, stop_at_once: 
     except Exception as error:
         if cfg.get("debug", False) is True:
             traceback.print_exc()
+        if _in_sweep():  # the other jobs go on
+            log.error("this job failed: %s", explain(error))
+            JobError.messages.append(explain(error))
+            raise JobError(explain(error)) from error
         leave(explain(error))
+
+
+class JobError(Exception):
+    """A job of a sweep (`--multirun`) that failed; its text is that of the error.
+
+    Hydra runs the other jobs and then raises the error of the first that failed.
+
+    Attributes
+    ----------
+    messages
+        Of all jobs of this process that failed.
+    """
+
+    messages: ClassVar[list[str]] = []
+
+
+def _in_sweep() -> bool:
+    """True inside a job of `--multirun`."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 @contextmanager
@@ -188,6 +222,8 @@ def explain(error: BaseException, overrides: Iterable[str] = ()) -> str:
     text = _one_line(error) or "no message"
     if "out of memory" in text.lower() or isinstance(error, MemoryError):
         return f"out of memory: {text[:200]} - use tile_batch_size=1, a smaller net, or tiles=auto tiles.size_voxels=N."
+    if "--ntasks" in text:  # Lightning's advice for Slurm
+        return f"{text[:300]}"
     if isinstance(error, OmegaConfBaseException) or type(error).__module__.startswith("hydra"):
         return _explain_config(error, str(error), list(overrides))
     if isinstance(error, OSError) and error.filename is not None:
@@ -248,6 +284,9 @@ def _similar_settings(key: str) -> list[str]:
     The last part of the name decides, first among those beside it: `trainer.` is common to many that mean other things.
     """
     known = [folder.name for folder in share("configs").iterdir() if folder.is_dir()]
+    first, dot, rest = key.partition(".")
+    if dot and first not in known and (meant := difflib.get_close_matches(first, known, n=1, cutoff=0.75)):
+        return [f"{meant[0]}.{rest}"]
     known += [name for name, _ in _shipped_values(_program())]
     parent, _, written = key.rpartition(".")
     for names in ([name for name in known if name.rpartition(".")[0] == parent], known):

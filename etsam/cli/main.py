@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from etsam._version import __version__
+from etsam.cli import train
 from etsam.cli.commands import DATA_COMMANDS, OTHER_COMMANDS
 
 if TYPE_CHECKING:
@@ -167,10 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
     post.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     post.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    train = commands.add_parser(
-        "train", help="clips -> weights", description="Train one stage. KEY=VALUE sets what configs/train.yaml lists."
-    )
-    train.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="such as experiment=nano_stage1")
+    train.add(commands)
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -212,7 +210,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args.command == "postprocess":
             run = partial(_postprocess, args, postprocess_overrides(args, default="all") + rest)
         elif args.command == "train":
-            run = partial(_train, items)
+            if not items and args.list is None:
+                raise ValueError("no settings; such as experiment=nano_stage1 (`etsam train --list` shows all)")
+            run = partial(train.run, args, items)
         elif args.command == "evaluate":
             run = partial(_evaluate, items)
         elif args.command == "export":
@@ -228,9 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.exit(130, "etsam: error: interrupted before anything was written.\n")
 
 
-def _run(
-    config: str, overrides: Sequence[str], run: "Callable[[DictConfig], object]", *, stop_at_once: bool = True
-) -> None:
+def _run(config: str, overrides: Sequence[str], run: "Callable[[DictConfig], object]") -> None:
     """Compose a config with overrides and run it under the guard."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -243,13 +241,7 @@ def _run(
         if "debug=true" in overrides:
             traceback.print_exc()
         leave(explain(error, overrides))
-    guarded(run, cfg, stop_at_once=stop_at_once)
-
-
-def _train(overrides: Sequence[str]) -> None:
-    from etsam.training.run import run
-
-    _run("train", overrides, run, stop_at_once=False)
+    guarded(run, cfg)
 
 
 def _evaluate(overrides: Sequence[str]) -> None:
@@ -277,7 +269,8 @@ def _command(args: argparse.Namespace) -> None:
 
     from etsam.app import guarded
 
-    guarded(lambda cfg: args.run(args), OmegaConf.create({"debug": args.debug}))
+    stop_at_once = getattr(args, "stop_at_once", True)
+    guarded(lambda cfg: args.run(args), OmegaConf.create({"debug": args.debug}), stop_at_once=stop_at_once)
 
 
 def _predict(overrides: Sequence[str]) -> None:

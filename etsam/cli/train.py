@@ -1,0 +1,106 @@
+"""`etsam train`: one run, a sweep of runs, or what can be set."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def add(commands: Any) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "train",
+        help="clips -> weights",
+        description="Train one stage. `etsam train --list` shows the experiments and every setting with what it does.",
+    )
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="such as experiment=nano_stage1")
+    parser.add_argument(
+        "--list",
+        nargs="?",
+        const="",
+        metavar="GROUP",
+        help="show all settings, or the choices of one group (experiment)",
+    )
+    parser.add_argument("--cfg", choices=["job"], help="show the settings that these arguments give, and stop")
+    parser.add_argument("--multirun", "-m", action="store_true", help="a run for each value of settings with commas")
+
+
+def run(args: argparse.Namespace, settings: Sequence[str]) -> None:
+    """Do what the arguments ask for; one run is left to `train`."""
+    if args.list is not None:
+        print_settings(args.list)
+    elif args.cfg:
+        from omegaconf import OmegaConf
+
+        sys.stdout.write(OmegaConf.to_yaml(_composed(settings)))
+    elif args.multirun:
+        _sweep(settings)
+    else:
+        train(settings)
+
+
+def train(settings: Sequence[str]) -> None:
+    """One run, with errors as one line."""
+    from etsam.app import guarded
+    from etsam.training.run import run
+
+    guarded(run, _composed(settings), stop_at_once=False)
+
+
+def _composed(settings: Sequence[str]) -> "DictConfig":
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from etsam.app import compose_config, explain, leave
+
+    try:
+        return compose_config("train", settings)
+    except (HydraException, OmegaConfBaseException) as error:
+        leave(explain(error, settings))
+
+
+def _sweep(settings: Sequence[str]) -> None:
+    """`python train.py --multirun`, also where there is no train.py."""
+    import hydra
+
+    from etsam.app import guarded, launch
+    from etsam.paths import share
+    from etsam.training.run import run
+
+    def job(cfg: "DictConfig") -> float | None:
+        return guarded(run, cfg, stop_at_once=False).best_score  # what sweepers that search optimise
+
+    sys.argv = ["train.py", "--multirun", *settings]
+    launch(hydra.main(version_base="1.3", config_path=str(share("configs")), config_name="train")(job))
+
+
+def print_settings(group: str = "") -> None:
+    """Write the settings of training with their comments, or the choices of a group, to standard output."""
+    from etsam.app import leave
+    from etsam.paths import share
+
+    configs = share("configs")
+    if group:
+        files = sorted((configs / group).glob("*.yaml"))
+        if not files:
+            groups = ", ".join(sorted(folder.name for folder in configs.iterdir() if folder.is_dir()))
+            leave(f"--list {group}: there is no such group; allowed: {groups}.")
+        for file in files:
+            sys.stdout.write(f"----- {group}={file.stem}\n{file.read_text(encoding='utf-8')}\n")
+        return
+    sys.stdout.write((configs / "train.yaml").read_text(encoding="utf-8"))
+    for name, choice in (("data", "manifest"), ("optimizer", "published"), ("callbacks", "default"), ("loss", "sam2")):
+        text = (configs / name / f"{choice}.yaml").read_text(encoding="utf-8")
+        sys.stdout.write(f"\n----- {name}={choice}, settings {name}.KEY=VALUE\n{text}")
+    sys.stdout.write("\n----- experiment=NAME, each in full by `etsam train --list experiment`\n")
+    for file in sorted((configs / "experiment").glob("*.yaml")):
+        sys.stdout.write(f"{file.stem:22}{_first_comment(file)}\n")
+
+
+def _first_comment(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return next(line[2:] for line in lines if line.startswith("# ") and "@package" not in line)
