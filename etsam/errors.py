@@ -26,5 +26,9 @@ class ConfigError(EtsamError):
     """A setting that is missing or contradicts another."""
 
 
+class TrainingError(EtsamError):
+    """A training run that cannot go on, such as one whose gradients are no numbers any more."""
+
+
 class DownloadError(EtsamError):
     """A file that did not come, or came other than announced."""

@@ -268,6 +268,7 @@ def test_preparing_fills_the_cache_and_leaves_faults_to_setup_where_others_wait(
     data.prepare_data()
     assert len(list((tmp_path / "cache").glob("*.statistics.npz"))) == 4
     assert len(list((tmp_path / "cache").glob("*.mask.npz"))) == 4
+    data = module(manifest)
     data.samples["own"] = data.samples["own"][:3]
     with pytest.raises(InputError, match="no val split"):
         data.prepare_data()

@@ -59,17 +59,18 @@ def test_the_rate_ends_at_the_fraction_with_the_last_step(manifest, limits, step
     trainer = fitted(manifest, Cheap(), **limits)
     assert trainer.global_step == steps
     (optimizer,) = trainer.optimizers
-    assert {group["lr"] for group in optimizer.param_groups} == {pytest.approx(0.125)}
+    for group in optimizer.param_groups:
+        assert group["lr"] == pytest.approx(0.125)
 
 
 @pytest.mark.parametrize("devices", [2, 3])
-def test_several_devices_share_the_steps_of_an_epoch(manifest, devices):
+def test_several_devices_share_the_steps_of_an_epoch(manifest, devices, monkeypatch):
     stage = Cheap()
     trainer = lightning.Trainer(accelerator="cpu", max_epochs=4, logger=False, enable_checkpointing=False)
     stage.trainer = trainer
     trainer.datamodule = module(manifest, batch_size=2)
-    trainer.strategy.__class__ = type("Several", (type(trainer.strategy),), {"world_size": devices})
-    assert stage._total_steps() == 4 * (12 // (2 * devices))
+    monkeypatch.setattr(lightning.Trainer, "world_size", devices)
+    assert stage.total_steps() == 4 * (12 // (2 * devices))
 
 
 def test_a_run_without_end_is_refused(manifest):

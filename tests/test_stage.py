@@ -82,7 +82,7 @@ def test_a_run_that_goes_on_for_longer_follows_the_schedule_of_its_new_length(mo
     def configured(total):
         settings = OptimizerSettings(lr=1.0, encoder_lr=1.0, final_fraction=0.1, warmup_steps=0)
         stage = StageTraining(random_tracker(), None, None, None, settings, {})
-        monkeypatch.setattr(stage, "_total_steps", lambda: total)
+        monkeypatch.setattr(stage, "total_steps", lambda: total)
         return stage.configure_optimizers()["lr_scheduler"]["scheduler"]
 
     short, longer = configured(100), configured(200)

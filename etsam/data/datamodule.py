@@ -12,7 +12,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from etsam.data.batch import collate
-from etsam.data.checks import check_samples
+from etsam.data.checks import Examined, check_samples
 from etsam.data.clips import ClipDataset, Stage2Inputs
 from etsam.data.manifest import Sample, read_manifest
 from etsam.data.sampling import ClipLoader, ClipSampler, MixedClips, ValidationSampler
@@ -85,6 +85,8 @@ class TomogramClips(LightningDataModule):
         See `ClipDataset`.
     epoch_clips
         Clips in an epoch; default: `clips_per_tomogram` for every training tomogram of all sources.
+    val_tomograms
+        Validation tomograms of each source, the first ones; None: all.
     batch_size
         Clips in a batch of one device. The global batch, which the learning rate belongs to, is this times the number
         of devices (times accumulated batches); a resumed or compared run should keep the product.
@@ -112,6 +114,7 @@ class TomogramClips(LightningDataModule):
         crop: int | Sequence[int] | None = None,
         clips_per_tomogram: int = 1,
         epoch_clips: int | None = None,
+        val_tomograms: int | None = None,
         axes: Sequence[str] = ("z",),
         reverse_probability: float = 0.0,
         foreground_probability: float = 0.0,
@@ -127,14 +130,15 @@ class TomogramClips(LightningDataModule):
         self.sources = {name: _source(name, given) for name, given in sources.items()}
         if not any(source.weight > 0 for source in self.sources.values()):
             raise ConfigError(f"data.sources has no source with a weight above 0 (sources: {', '.join(sources)}).")
-        if batch_size < 1 or num_workers < 0 or (epoch_clips is not None and epoch_clips < 1):
-            raise ConfigError(
-                f"data.batch_size={batch_size} and data.epoch_clips={epoch_clips} have to be at least 1, "
-                f"data.num_workers={num_workers} at least 0."
-            )
+        counts = {"batch_size": batch_size, "epoch_clips": epoch_clips, "val_tomograms": val_tomograms}
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise ConfigError(f"data.{name}={count} has to be at least 1.")
+        if num_workers < 0:
+            raise ConfigError(f"data.num_workers={num_workers} has to be at least 0.")
         self.samples = {name: read_manifest(source.manifest, source.root) for name, source in self.sources.items()}
         self.batch_size, self.num_workers, self.pin_memory, self.seed = batch_size, num_workers, pin_memory, seed
-        self.epoch_clips = epoch_clips
+        self.epoch_clips, self.val_tomograms = epoch_clips, val_tomograms
         self.cache_folder = None if cache_folder is None else Path(cache_folder).expanduser()
         self._clip_settings: dict[str, Any] = {
             "normalization": normalization,
@@ -149,13 +153,23 @@ class TomogramClips(LightningDataModule):
             "cache_folder": self.cache_folder,
         }
         ClipDataset([], **self._clip_settings)  # refuses settings that make no sense, before any file is looked at
+        self._examined: list[Examined] = []
         self._datasets: tuple[list[ClipDataset], ClipDataset] | None = None
         self._mixed: MixedClips | None = None
 
     @property
+    def validation(self) -> list[tuple[str, Sample]]:
+        """(Source, sample) of validation, in the order of configuration; of each source at most `val_tomograms`."""
+        return [
+            (source, sample)
+            for source, samples in self.samples.items()
+            for sample in [sample for sample in samples if sample.split == "val"][: self.val_tomograms]
+        ]
+
+    @property
     def val_samples(self) -> list[Sample]:
-        """Validation samples of all sources, in the order of configuration."""
-        return [sample for samples in self.samples.values() for sample in samples if sample.split == "val"]
+        """Validation samples of all sources."""
+        return [sample for _, sample in self.validation]
 
     @property
     def train_samples(self) -> dict[str, list[Sample]]:
@@ -177,12 +191,26 @@ class TomogramClips(LightningDataModule):
         empty = [name for name, samples in self.train_samples.items() if not samples]
         if empty:
             raise InputError(f"no train split in {', '.join(empty)}; set its weight to 0 to only validate on it")
-        check_samples(
+        if self.val_samples and all(sample.without_membrane for sample in self.val_samples):
+            raise InputError(
+                "every tomogram to validate on is without membrane; one with membrane is needed for a Dice"
+            )
+        self._examined = check_samples(
             [sample for samples in self.samples.values() for sample in samples],
             clip_slices=self._clip_settings["num_slices"],
             axes=self._clip_settings["axes"],
             cache_folder=self.cache_folder,
         )
+
+    def contents(self) -> dict[str, list[list[str]]]:
+        """Source -> (name, split, fingerprint of the content) of each tomogram, wherever it lies."""
+        self._measured()
+        found = iter(self._examined)
+        rows = {name: [next(found) for _ in samples] for name, samples in self.samples.items()}
+        return {
+            name: [[one.sample.name, one.sample.split, one.fingerprint or ""] for one in group]
+            for name, group in rows.items()
+        }
 
     def prepare_data(self) -> None:
         """Check and measure all files, once; with a cache folder, for other processes, too.
@@ -248,10 +276,9 @@ class TomogramClips(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """One `ValidationItem` a batch; reading the tomogram is part of the validation, slice by slice."""
-        named = [(source, sample) for source, samples in self.samples.items() for sample in samples]
         items = [
             ValidationItem(number, source, sample.dataset_id, sample.run_id, sample.tomogram, sample.target_mask)
-            for number, (source, sample) in enumerate(pair for pair in named if pair[1].split == "val")
+            for number, (source, sample) in enumerate(self.validation)
         ]
         replicas, rank = self._processes()
         dataset = _Validation(items)

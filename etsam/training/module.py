@@ -1,5 +1,6 @@
 """Training of one stage: fit on clips, validate by the real streaming inference."""
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,13 +13,13 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric, MetricCollection
 
 from etsam.data.augment import Augment, Augmentation, clip_generators
 from etsam.data.batch import ClipBatch
 from etsam.data.datamodule import ValidationItem
 from etsam.data.measured import IGNORE
-from etsam.errors import ConfigError
+from etsam.errors import ConfigError, TrainingError
+from etsam.network.checkpoint import nonfinite_tensors
 from etsam.network.fast.cpu_autocast import Float32Attention
 from etsam.network.images import extend
 from etsam.network.tracker import SliceTracker
@@ -26,6 +27,9 @@ from etsam.training.clip import PromptSampler, forward_clip
 from etsam.training.losses import MaskLosses
 from etsam.training.optimizer import MuonAdamW, freeze_encoder, parameter_groups
 from etsam.training.validation import ValidationResult, Validator
+
+_SCORES = ("dice", "iou", "precision", "recall")
+_SCALE_SOUGHT = 20  # steps; the scale of float16 is halved at each that overflows, from 2^16
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,33 @@ class OptimizerSettings:
     final_fraction: float = 0.1
     warmup_steps: int = 0
     muon: float | None = None
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Score of fine-tuning: the Dice of one source, as long as the others do not fall.
+
+    Attributes
+    ----------
+    source
+        Name of the source that is tuned for, in `data.sources`.
+    allowed_fall
+        Of the Dice of any other source, below what the start weights had.
+    """
+
+    source: str = "own"
+    allowed_fall: float = 0.01
+
+    def score(self, dice: Mapping[str, float], before: Mapping[str, float]) -> float:
+        """Dice of `source`, less 1 where another source has fallen further than allowed.
+
+        Parameters
+        ----------
+        dice, before
+            Dice by source, now and before training.
+        """
+        fallen = [name for name in dice if name != self.source and dice[name] < before.get(name, 0) - self.allowed_fall]
+        return dice.get(self.source, 0.0) - bool(fallen)
 
 
 class StageTraining(LightningModule):
@@ -67,6 +98,8 @@ class StageTraining(LightningModule):
         Recompute the image encoder in the backward pass: less memory, about a third more time.
     encode_batch_size
         Slices that are encoded together; None: all of the clips' slices.
+    guard
+        For fine-tuning: scores `val/guarded`, by which the best state is chosen.
     seed
         Of prompts, clicks, augmentations and dropout; they depend on it and the step only, so that a resumed run
         goes on as if it had never stopped.
@@ -84,6 +117,7 @@ class StageTraining(LightningModule):
         freeze_image_encoder: bool = False,
         checkpoint_encoder: bool = False,
         encode_batch_size: int | None = None,
+        guard: Guard | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -96,9 +130,12 @@ class StageTraining(LightningModule):
         self.checkpoint_encoder, self.encode_batch_size, self.seed = checkpoint_encoder, encode_batch_size, seed
         if freeze_image_encoder:
             freeze_encoder(tracker.network)
-        names = ("dice", "iou", "precision", "recall")
-        self.metrics = MetricCollection({name: MeanMetric() for name in names}, prefix="val/", compute_groups=False)
-        self.source_dice: dict[str, MeanMetric] = {}
+        self.guard = guard
+        self.scores_at_start: dict[str, float] = {}  # Dice by source
+        self.scores: dict[str, float] = {}
+        self._sums: dict[str, list[float]] = {}
+        self._last_batch: tuple[Tensor, list[str]] = torch.tensor(0.0), []
+        self._nonfinite_steps = 0
 
     # ------------------------------------------------------------------ training
 
@@ -127,10 +164,66 @@ class StageTraining(LightningModule):
             )
         loss = self.losses(outputs, truth, ignore=ignore)
         size = batch.images.shape[0]
+        self._last_batch = loss.total.detach(), list(batch.names)
         self.log("train/loss", loss.total, prog_bar=True, batch_size=size, sync_dist=True)
+        # also where an epoch is shorter than the interval of logging
+        self.log("train/loss_epoch", loss.total, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         parts = {"mask": loss.mask, "dice": loss.dice, "iou": loss.iou, "object": loss.object}
         self.log_dict({f"train/loss_{name}": value for name, value in parts.items()}, batch_size=size)
         return loss.total
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients; log their norm before that, the fraction of steps that are clipped, and the rates.
+
+        Raises
+        ------
+        TrainingError
+            If the norm is not finite, before the step is taken, so that the weights stay as they were. The norm is the
+            same on all devices, so all stop together. With float16, whose scale is sought by trying, at the twentieth
+            such step in a row.
+        """
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self._refuse_nonfinite(float(norm))
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        factor = optimizer.param_groups[0]["lr"] / (optimizer.param_groups[0].get("initial_lr") or 1.0)
+        rates = {"lr": self.optimizer_settings.lr * factor, "encoder_lr": self.optimizer_settings.encoder_lr * factor}
+        self.log_dict({"train/grad_norm": norm, **rates})
+        if gradient_clip_val:
+            clipped, clips = (norm > gradient_clip_val).float(), len(self._last_batch[1]) or 1
+            self.log("train/clipped", clipped, on_step=False, on_epoch=True, batch_size=clips, sync_dist=True)
+
+    def _refuse_nonfinite(self, norm: float) -> None:
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        self._nonfinite_steps = 0 if math.isfinite(norm) else self._nonfinite_steps + 1
+        if self._nonfinite_steps < (_SCALE_SOUGHT if scaled else 1):
+            return
+        loss, names = self._last_batch
+        raise TrainingError(
+            f"the gradients of step {self.trainer.global_step + 1} are not finite (norm {norm}, loss {float(loss):g}, "
+            f"optimizer.lr={self.optimizer_settings.lr:g}, tomograms {', '.join(dict.fromkeys(names))}). No step was "
+            "taken with them; last.ckpt, if there is one, holds the state that was saved last. Lower optimizer.lr, or "
+            "look at these tomograms."
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the scores of now and from before training; raises `TrainingError` for weights that are not finite."""
+        broken = nonfinite_tensors(self.tracker.state_dict())
+        if broken:
+            raise TrainingError(
+                f"{len(broken)} tensors of the weights ({broken[0]}, ...) are not finite after step "
+                f"{self.trainer.global_step}; nothing was saved of them. Lower optimizer.lr."
+            )
+        checkpoint["scores_at_start"], checkpoint["scores"] = self.scores_at_start, self.scores
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the scores from before training, for the guard."""
+        self.scores_at_start = dict(checkpoint.get("scores_at_start", {}))
 
     @property
     def _step(self) -> int:
@@ -168,13 +261,13 @@ class StageTraining(LightningModule):
         for group in groups:
             del group["names"]  # checkpoints hold plain values, and these are many
         optimizer = torch.optim.AdamW(groups) if settings.muon is None else MuonAdamW(groups, factor=settings.muon)
-        schedule = CosineToFraction(self._total_steps(), settings.final_fraction, settings.warmup_steps)
+        schedule = CosineToFraction(self.total_steps(), settings.final_fraction, settings.warmup_steps)
         # as a function: LambdaLR restores the attributes of an object, and with them the length of a run that goes on
         factor = LambdaLR(optimizer, lambda step: schedule(step))
         scheduler: LRSchedulerConfigType = {"scheduler": factor, "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
-    def _total_steps(self) -> int:
+    def total_steps(self) -> int:
         """Optimiser steps of the whole run.
 
         `trainer.estimated_stepping_batches` would set up the loader before its state is restored, and Lightning then
@@ -193,11 +286,11 @@ class StageTraining(LightningModule):
     # ------------------------------------------------------------------ validation
 
     def on_validation_epoch_start(self) -> None:
-        """Reset the metrics; with several sources, keep one Dice per source so that forgetting is visible."""
-        self.metrics.reset()
-        samples = getattr(self.trainer.datamodule, "samples", {})  # type: ignore[attr-defined]
-        names = [name for name, group in samples.items() if any(sample.split == "val" for sample in group)]
-        self.source_dice = {name: MeanMetric().to(self.device) for name in names} if len(names) > 1 else {}
+        """Reset the sums."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        sources = dict.fromkeys(source for source, _ in data.validation)
+        names = [*_SCORES, *(f"dice_{source}" for source in sources), "false_fraction_empty"]
+        self._sums = {name: [0.0, 0.0] for name in names}  # sum and number, the same names in every process
 
     def validation_step(self, batch: ValidationItem, batch_idx: int) -> dict[str, ValidationResult]:
         """Segment one tomogram as prediction would, and score it; callbacks get `result`."""
@@ -205,18 +298,33 @@ class StageTraining(LightningModule):
             return {}
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         result = self.validator(self.tracker, batch, data.normalized(batch.number))
-        for name in ("dice", "iou", "precision", "recall"):
-            self.metrics[name].update(getattr(result, name))
-        if batch.source in self.source_dice:
-            self.source_dice[batch.source].update(result.dice)
+        if result.empty:  # of a single false voxel its Dice would be 0
+            scores = {"false_fraction_empty": result.false_fraction}
+        else:
+            scores = {name: getattr(result, name) for name in _SCORES} | {f"dice_{batch.source}": result.dice}
+        for name, value in scores.items():
+            self._sums[name][0] += value
+            self._sums[name][1] += 1
         return {"result": result}
 
     def on_validation_epoch_end(self) -> None:
-        """Mean over the tomograms of all processes."""
-        # synchronised already by torchmetrics; sync_dist only keeps Lightning from recommending it
-        self.log_dict(self.metrics.compute(), prog_bar=True, sync_dist=True)
-        by_source = {f"val/dice_{name}": metric.compute() for name, metric in self.source_dice.items()}
-        self.log_dict(by_source, sync_dist=True)
+        """Log means over the tomograms of all processes, of each source, too, so that forgetting is visible."""
+        sums = torch.tensor(list(self._sums.values()), dtype=torch.float32, device=self.device)  # (scores, 2)
+        totals = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        means = {
+            name: float(total / number) for name, (total, number) in zip(self._sums, totals, strict=True) if number
+        }
+        means = {**dict.fromkeys(_SCORES, 0.0), **means}  # callbacks wait for `val/dice`
+        by_source = {name.removeprefix("dice_"): value for name, value in means.items() if name.startswith("dice_")}
+        self.scores = by_source
+        if self.trainer.state.fn == "validate":
+            self.scores_at_start = by_source
+        if self.guard is not None:
+            means["guarded"] = self.guard.score(by_source, self.scores_at_start)
+        # reduced already; sync_dist only keeps Lightning from recommending it
+        shown = {f"val/{name}": value for name, value in means.items()}
+        self.log_dict({name: shown.pop(name) for name in ("val/dice",)}, prog_bar=True, sync_dist=True)
+        self.log_dict(shown, sync_dist=True)
 
 
 class CosineToFraction:

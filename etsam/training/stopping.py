@@ -81,6 +81,8 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save the state if it is time to; stop if told to."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         batches = batch_idx + 1
         since = batches if trainer.check_val_every_n_epoch is not None else trainer.fit_loop.total_batch_idx + 1
         if trainer.is_last_batch or (trainer.val_check_batch and since % trainer.val_check_batch == 0):
@@ -94,6 +96,8 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the state; stop if told to and another epoch begins."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         trainer.save_checkpoint(self.path, weights_only=False)
         self._stopping = self._shall_stop(trainer)
 

@@ -44,6 +44,10 @@ class ValidationResult:
     ----------
     dice, iou, precision, recall
         Over all annotated voxels; 1 where truth and prediction are both empty, 0 where only one of them is.
+    empty
+        True if no annotated voxel is membrane.
+    false_fraction
+        Of the annotated voxels that are no membrane, the fraction that is taken for it.
     z
         The slice shown.
     grey, logits
@@ -56,6 +60,8 @@ class ValidationResult:
     iou: float
     precision: float
     recall: float
+    empty: bool
+    false_fraction: float
     z: int
     grey: np.ndarray
     logits: np.ndarray
@@ -150,6 +156,8 @@ class Validator:
                 max_membrane, best_z = membrane, z
         return ValidationResult(
             **overlap_scores(counts)._asdict(),
+            empty=counts[0] + counts[2] == 0,
+            false_fraction=float(counts[1] / max(1.0, counts[1] + counts[3])),
             z=best_z,
             grey=np.asarray(grey[best_z], dtype=np.float32),
             logits=logits[best_z],
