@@ -81,15 +81,19 @@ def train_apart(folder, *overrides, experiment="nano_stage1", status=0):
 
 
 def curve(folder, name):
-    """{step: training loss} and {`val` + epoch: Dice} over all parts of a run."""
+    """{step: training loss} and {`val` + epoch: Dice} of a run."""
     found = {}
-    for file in sorted((folder / "runs" / name / "csv").glob("version_*/metrics.csv")):
-        for row in csv.DictReader(file.read_text().splitlines()):
-            if row.get("train/loss"):
-                found[int(row["step"])] = float(row["train/loss"])
-            if row.get("val/dice"):
-                found[f"val{row['epoch']}"] = float(row["val/dice"])
+    for row in rows(folder, name):
+        if row.get("train/loss"):
+            found[int(row["step"])] = float(row["train/loss"])
+        if row.get("val/dice"):
+            found[f"val{row['epoch']}"] = float(row["val/dice"])
     return found
+
+
+def rows(folder, name):
+    """Rows of `metrics.csv`."""
+    return list(csv.DictReader((folder / "runs" / name / "metrics.csv").read_text().splitlines()))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from etsam.cli import (
     compare,
     copick_store,
     download,
+    finetune,
     inspect,
     manifest,
     points,
@@ -33,6 +34,7 @@ DATA_COMMANDS: tuple[Any, ...] = (
 
 OTHER_COMMANDS: tuple[Any, ...] = (
     inspect.add,
+    finetune.add,
     download.add_weights,
     compare.add,
     points.add,

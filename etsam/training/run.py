@@ -1,21 +1,24 @@
 """A training run of one stage from its config."""
 
 import logging
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from etsam.app import check_values, is_first_process, require
 from etsam.errors import ConfigError
+from etsam.paths import share
 
 if TYPE_CHECKING:  # libraries that take seconds come when a run begins
     from lightning import Trainer
 
     from etsam.data.datamodule import TomogramClips
     from etsam.training.module import StageTraining
+    from etsam.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +31,10 @@ class TrainingResult:
     ----------
     metrics
         Last values of what was logged, by name (`val/dice`, `train/loss`, ...).
-    best_checkpoint, best_dice
-        File of the best validated state and its score; None if nothing was validated.
+    best_checkpoint, best_score
+        File of the best validated state and what it was chosen by; None if nothing was validated.
+    dice_before, dice_best
+        Dice by source before training, if it started from weights, and at the best state.
     last_checkpoint
         File of the last state; None if none was saved.
     data, stage, trainer
@@ -38,7 +43,9 @@ class TrainingResult:
 
     metrics: dict[str, float] = field(default_factory=dict)
     best_checkpoint: Path | None = None
-    best_dice: float | None = None
+    best_score: float | None = None
+    dice_before: dict[str, float] = field(default_factory=dict)
+    dice_best: dict[str, float] = field(default_factory=dict)
     last_checkpoint: Path | None = None
     data: "TomogramClips | None" = None
     stage: "StageTraining | None" = None
@@ -61,6 +68,8 @@ def run(cfg: DictConfig) -> TrainingResult:
         If the run was told to stop, with the status of the signal; its state is saved.
     """
     require(cfg, "name", "NAME_OF_THE_RUN")
+    require(cfg, "start", "CHECKPOINT (a file, or a name of `etsam weights list`; start=null: from random weights)")
+    cfg.name = str(cfg.name)  # name=7 and name=nan are names
     check_values(cfg, "train")
     import lightning
     from hydra.utils import instantiate
@@ -69,22 +78,30 @@ def run(cfg: DictConfig) -> TrainingResult:
 
     logging.getLogger("etsam.normalize").setLevel(logging.WARNING)  # else it tells the contrast of every tomogram
     check_settings(cfg)
-    folder = RunFolder(cfg)
-    checkpoint = folder.claim()
-    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    data = _prepared_data(cfg)
-    if cfg.prepare_only:
-        return TrainingResult(data=data)
-    stage = instantiate(cfg.stage, _convert_="all")
-    if is_first_process():
-        _check_memory(cfg, stage)
-    callbacks, loggers = (list(instantiate(cfg[group]).values()) for group in ("callbacks", "logger"))
-    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=plugins())
-    folder.begin()
-    for logger in loggers:
-        logger.log_hyperparams(description(cfg))
-    _fit(trainer, stage, data, checkpoint)
-    return _result(trainer, stage, data)
+    with RunFolder(cfg) as folder:
+        lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+        data = _prepared_data(cfg)
+        if cfg.prepare_only:
+            return TrainingResult(data=data)
+        stage = instantiate(cfg.stage, _convert_="all")
+        if is_first_process():
+            _check_memory(cfg, stage)
+            folder.begin(data.contents())
+        trainer = _trainer(cfg, folder)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(description(cfg))
+        if is_first_process():
+            _tell_start(cfg, folder)
+        try:
+            if cfg.start is not None and folder.checkpoint is None and trainer.limit_val_batches:
+                trainer.validate(stage, datamodule=data, verbose=False)  # what the weights are worth before training
+            _fit(trainer, stage, data, folder.checkpoint)
+        finally:
+            _finish_wandb(trainer)
+        result = _result(trainer, stage, data)
+        if is_first_process():
+            _tell_end(cfg, result)
+        return result
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -100,6 +117,10 @@ def check_settings(cfg: DictConfig) -> None:
     if cfg.stage1 is not None and cfg.stage1.net.image_size != cfg.net.image_size:
         raise ConfigError(
             f"stage 1 has image side {cfg.stage1.net.image_size} and stage 2 {cfg.net.image_size}; they share tiles."
+        )
+    if cfg.guard is not None and cfg.guard.source not in cfg.data.sources:
+        raise ConfigError(
+            f"guard.source={cfg.guard.source} is no source of the data; allowed: {', '.join(cfg.data.sources)}."
         )
     if cfg.trainer.strategy == "ddp":
         there = "ddp_cpu" if cfg.trainer.accelerator == "cpu" else "ddp"
@@ -146,6 +167,30 @@ def _check_memory(cfg: DictConfig, stage: "StageTraining") -> None:
     require_room(footprint, cfg.trainer.accelerator != "cpu" and torch.cuda.is_available())
 
 
+def _trainer(cfg: DictConfig, folder: "RunFolder") -> "Trainer":
+    """Trainer with callbacks and loggers; without a terminal, lines instead of a progress bar."""
+    from hydra.utils import instantiate
+
+    from etsam.training.reporting import ProgressLines, wandb_id
+
+    callbacks = list(instantiate(cfg.callbacks).values())
+    if not sys.stderr.isatty():
+        callbacks.append(ProgressLines())
+    loggers = []
+    for settings in cfg.logger.values():
+        more = {}
+        if settings._target_.endswith(".WandbLogger") and settings.get("id") is None and is_first_process():
+            more = {"id": wandb_id(folder.path, anew=folder.checkpoint is None), "resume": "allow"}
+        loggers.append(instantiate(settings, **more))
+    return instantiate(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=plugins(),
+        enable_progress_bar=sys.stderr.isatty(),
+    )
+
+
 def plugins() -> list[Any]:
     """In a job of Slurm: Lightning neither saves a checkpoint of its own nor requeues the job by itself."""
     from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
@@ -154,36 +199,111 @@ def plugins() -> list[Any]:
     return [SLURMEnvironment(auto_requeue=False)] if slurm else []
 
 
-def _fit(trainer: "Trainer", stage: "StageTraining", data: "TomogramClips", checkpoint: str | None) -> None:
+def _tell_start(cfg: DictConfig, folder: "RunFolder") -> None:
+    where = folder.path.resolve()
+    if folder.checkpoint is not None:
+        log.info("%s goes on from %s", where, folder.checkpoint)
+    elif cfg.start is None:
+        log.info("%s starts from random weights (seed %s)", where, cfg.seed)
+    else:
+        log.info("%s starts from the weights %s", where, cfg.start)
+
+
+def _fit(trainer: "Trainer", stage: "StageTraining", data: "TomogramClips", checkpoint: Path | None) -> None:
     """Train; a run that is told to stop ends with the status of the signal."""
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from etsam.network.fast import heap
     from etsam.training.stopping import LastCheckpoint, stopped_by
 
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     try:
         on_cpu = trainer.strategy.root_device.type == "cpu"
         with heap.retain_freed_memory() if on_cpu and stage.tracker.kernels == "fast" else nullcontext():
             trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SIGTERMException:
         if is_first_process():
-            last = next(one.path for one in trainer.callbacks if isinstance(one, LastCheckpoint))  # type: ignore[attr-defined]
+            last = next(one.path for one in callbacks if isinstance(one, LastCheckpoint))
             log.warning("the state is saved in %s; go on with ckpt_path=last", last)
-        raise SystemExit(128 + stopped_by(trainer.callbacks)) from None  # type: ignore[attr-defined]
+        raise SystemExit(128 + stopped_by(callbacks)) from None
+
+
+def _finish_wandb(trainer: "Trainer") -> None:
+    """End the run of W&B, else the next job of a sweep would write into it."""
+    if any(type(logger).__name__ == "WandbLogger" for logger in trainer.loggers):
+        import wandb
+
+        if wandb.run is not None:
+            wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
+
+
+def _tell_end(cfg: DictConfig, result: TrainingResult) -> None:
+    """Say why it ended, what it came to, and what to do with it."""
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    assert result.trainer is not None
+    callbacks: list[Any] = result.trainer.callbacks  # type: ignore[attr-defined]
+    for one in callbacks:
+        if isinstance(one, EarlyStopping) and one.stopped_epoch:
+            log.info("stopped early: %s has not risen for %d validations", one.monitor, one.patience)
+    changes = [
+        f"{source} {before:.4f} -> {result.dice_best[source]:.4f}"
+        for source, before in result.dice_before.items()
+        if source in result.dice_best
+    ]
+    if changes:
+        log.info("val/dice before training and at the best state: %s", ", ".join(changes))
+    if result.best_checkpoint is None:
+        log.info("nothing was validated; the last state: %s", result.last_checkpoint)
+        return
+    log.info("best state (score %.4f): %s", result.best_score, result.best_checkpoint)
+    log.info("to predict with it: %s", _prediction_command(cfg, result.best_checkpoint))
+    if changes and cfg.stage1 is None:
+        log.info(
+            "stage 2 has learned from the logits of another stage 1; look at a prediction first, then tune it, too: "
+            "experiment=finetune_stage2 stage1.checkpoint=%s",
+            result.best_checkpoint,
+        )
+
+
+# weights of `etsam predict`: their network and their normalisation
+_PREDICTS_WITH = {"nano": ("nano", "robust"), "etsam_v1": ("sam2.1_hiera_b+", "min_max_positive")}
+
+
+def _prediction_command(cfg: DictConfig, best: Path) -> str:
+    """`etsam predict ...` with the best state as this stage, and with the other stage of the same network."""
+
+    def trunk(net: Any) -> Any:
+        return OmegaConf.select(net, "image_encoder.trunk.embed_dim")
+
+    stage, other = ("stage1", "stage2") if cfg.stage1 is None else ("stage2", "stage1")
+    words = ["weights=files net=AS_TRAINED normalize=AS_TRAINED", f"weights.{other}=FILE"]
+    for name, (net, normalize) in _PREDICTS_WITH.items():
+        if trunk(cfg.net) == trunk(OmegaConf.load(share("configs") / "net" / f"{net}.yaml")):
+            usual = OmegaConf.load(share("configs") / "normalize" / f"{normalize}.yaml")
+            words = [f"weights={name}" + ("" if usual == cfg.normalize else " normalize=AS_TRAINED")]
+    if cfg.stage1 is not None and cfg.stage1.checkpoint is not None:
+        words = [words[0], f"weights.stage1={cfg.stage1.checkpoint}"]
+    return " ".join(["etsam predict TOMOGRAM.mrc", *words, f"weights.{stage}={best}"])
 
 
 def _result(trainer: "Trainer", stage: "StageTraining", data: "TomogramClips") -> TrainingResult:
-    from lightning.pytorch.callbacks import ModelCheckpoint
+    import torch
 
+    from etsam.training.reporting import best_checkpoint
     from etsam.training.stopping import LastCheckpoint
 
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    best = next((one for one in callbacks if isinstance(one, ModelCheckpoint) and one.best_model_path), None)
+    best = best_checkpoint(trainer)
+    path = Path(best.best_model_path) if best is not None and best.best_model_path else None
+    known = {} if path is None or not path.exists() else torch.load(path, weights_only=True, mmap=True)
     last = next((one.path for one in callbacks if isinstance(one, LastCheckpoint)), None)
     return TrainingResult(
         metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
-        best_checkpoint=None if best is None else Path(best.best_model_path),
-        best_dice=None if best is None or best.best_model_score is None else float(best.best_model_score),
+        best_checkpoint=path,
+        best_score=None if best is None or best.best_model_score is None else float(best.best_model_score),
+        dice_before=dict(stage.scores_at_start),
+        dice_best=dict(known.get("scores", {})),
         last_checkpoint=last if last is not None and last.exists() else None,
         data=data,
         stage=stage,

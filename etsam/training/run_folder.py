@@ -1,9 +1,13 @@
 """The folder of a run: whose it is, and where it goes on."""
 
+import fcntl
+import json
 import logging
+import re
 import subprocess
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,6 +21,11 @@ from etsam.volume import atomic_path
 log = logging.getLogger(__name__)
 
 _SETTINGS = "config.yaml"
+_TOMOGRAMS = "tomograms.json"
+_LOCK = ".lock"
+_METRICS = "metrics.csv"
+# where data lie is free, too: what the manifests list is compared instead
+_PLACE_OF_DATA = re.compile(r"data\.sources\.[^.]+\.(manifest|root)")
 # may differ when a run goes on: where, how fast and how long it trains, not what it trains
 _FREE = (
     "ckpt_path",
@@ -35,6 +44,7 @@ _FREE = (
     "data.num_workers",
     "data.pin_memory",
     "data.cache_folder",
+    "stage1.folder",
 )
 
 
@@ -56,30 +66,48 @@ def _different(cfg: DictConfig, before: dict[str, Any]) -> list[str]:
     return sorted(
         name
         for name in now.keys() | then.keys()
-        if now.get(name) != then.get(name) and not any(name == free or name.startswith(f"{free}.") for free in apart)
+        if now.get(name) != then.get(name)
+        and not any(name == free or name.startswith(f"{free}.") for free in apart)
+        and not _PLACE_OF_DATA.fullmatch(name)
     )
 
 
 class RunFolder:
-    """Folder of a run, `output_dir`: its settings in `config.yaml`, its states in `checkpoints`.
+    """Folder of a run, `output_dir`: settings, tomograms, states, metrics. One process at a time works in it.
+
+    A context manager, which gives the folder back to others.
 
     Parameters
     ----------
     cfg
         configs/train.yaml, composed.
+
+    Attributes
+    ----------
+    path
+        The folder.
+    checkpoint
+        File that the run goes on from; None where it begins. Known once it is claimed.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
         self._cfg = cfg
         self.path = Path(cfg.output_dir)
+        self.checkpoint: Path | None = None
+        self._lock: IO[str] | None = None
 
-    def claim(self) -> str | None:
+    def __enter__(self) -> "RunFolder":
+        self.claim()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def claim(self) -> None:
         """Make the folder, unless it belongs to another run; the first process does, the others follow.
-
-        Returns
-        -------
-        str or None
-            Checkpoint to go on from; None to begin.
 
         Raises
         ------
@@ -88,39 +116,56 @@ class RunFolder:
         ConfigError
             If `overwrite` would replace it.
         OutputError
-            If the folder holds another run: other settings, or the same ones without `ckpt_path` to go on.
+            If the folder holds another run: other settings, or the same ones without `ckpt_path` to go on; or if a run
+            is at work in it.
         """
-        checkpoint = self._checkpoint()
-        if is_first_process():
-            self._refuse_other_runs()
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"the run folder {self.path} cannot be made: {error.strerror}.") from error
-        return checkpoint
+        self.checkpoint = self._found_checkpoint()
+        if not is_first_process():
+            return
+        self._refuse_other_runs()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / _LOCK).open("a")
+        except OSError as error:
+            raise OutputError(f"the run folder {self.path} cannot be made: {error.strerror}.") from error
+        try:
+            # of this process alone: workers that are forked do not hold it when the run is killed
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise OutputError(
+                f"{self.path} holds a run that is at work now; set name=OTHER. In a sweep give each job its own, such "
+                "as 'name=run_${seed}'."
+            ) from None
+        except OSError as error:  # a file system without locks
+            log.warning("%s: other runs of this name are not kept out (%s)", self.path, error.strerror)
 
-    def _checkpoint(self) -> str | None:
+    def _found_checkpoint(self) -> Path | None:
         wanted = self._cfg.ckpt_path
         if wanted is None:
             return None
         if self._cfg.overwrite:
             raise ConfigError(f"ckpt_path={wanted} goes on with what overwrite=true would replace; set one of them.")
-        last = self.path / "checkpoints" / "last.ckpt"
-        path = last if wanted in ("last", "auto") else Path(wanted)
+        states = self.path / "checkpoints"
+        path = states / "last.ckpt" if wanted in ("last", "auto") else Path(wanted)
         if wanted == "auto" and not path.exists():
-            return None
+            others = sorted(states.glob("*.ckpt"))
+            if not others:
+                return None
+            raise CheckpointError(
+                f"{path} is gone, but {others[-1].name} is there; set ckpt_path={others[-1]} to go on from it, or "
+                "overwrite=true to begin anew."
+            )
         if not path.is_file():
             raise CheckpointError(f"no checkpoint at {path}; leave ckpt_path out to start the run.")
-        return str(path)
+        return path
 
     def _refuse_other_runs(self) -> None:
-        file = self.path / _SETTINGS
         begun = any((self.path / "checkpoints").glob("*.ckpt"))  # else it failed before anything was learned
-        if not file.exists() or not begun or self._cfg.overwrite:
+        before = self._settings_before()
+        if before is None or not begun or self._cfg.overwrite:
             return
-        before = OmegaConf.to_container(OmegaConf.load(file))
-        assert isinstance(before, dict)
-        different = _different(self._cfg, {str(key): value for key, value in before.items()})
+        different = _different(self._cfg, before)
         if self._cfg.ckpt_path is None:
             raise OutputError(
                 f"{self.path} holds a run already; set ckpt_path=last to go on with it, name=OTHER for a new one, or "
@@ -132,15 +177,55 @@ class RunFolder:
                 "Set name=OTHER (and start=CHECKPOINT to use its weights)."
             )
 
-    def begin(self) -> None:
-        """Write the run's settings into its folder; only now is a run that shall be replaced removed."""
+    def _settings_before(self) -> dict[str, Any] | None:
+        file = self.path / _SETTINGS
+        if not file.exists():
+            return None
+        before = OmegaConf.to_container(OmegaConf.load(file))
+        assert isinstance(before, dict)
+        return {str(key): value for key, value in before.items()}
+
+    def begin(self, tomograms: dict[str, list[list[str]]]) -> None:
+        """Write the run's settings and tomograms into its folder; only now is a run that shall be replaced removed.
+
+        Parameters
+        ----------
+        tomograms
+            Source -> (name, split, fingerprint of the content) of each.
+
+        Raises
+        ------
+        OutputError
+            If a run that goes on has other manifests, which list other tomograms.
+        """
         if not is_first_process():
             return
-        if self._cfg.overwrite:
-            for old in (self.path / "checkpoints").glob("*.ckpt"):
-                old.unlink()
-        with atomic_path(self.path / _SETTINGS, overwrite=True) as part:
-            part.write_text(OmegaConf.to_yaml(OmegaConf.create(settings_of(self._cfg))), encoding="utf-8")
+        if self.checkpoint is not None:
+            self._compare(tomograms)
+        else:
+            for old in (*(self.path / "checkpoints").glob("*.ckpt"), self.path / _METRICS):
+                old.unlink(missing_ok=True)
+        texts = {
+            _SETTINGS: OmegaConf.to_yaml(OmegaConf.create(settings_of(self._cfg))),
+            _TOMOGRAMS: json.dumps(tomograms, indent=0),
+        }
+        for name, text in texts.items():
+            with atomic_path(self.path / name, overwrite=True) as part:
+                part.write_text(text, encoding="utf-8")
+
+    def _compare(self, tomograms: dict[str, list[list[str]]]) -> None:
+        file = self.path / _TOMOGRAMS
+        if not file.exists() or (before := json.loads(file.read_text(encoding="utf-8"))) == tomograms:
+            return
+        then_count, now_count = (sum(len(rows) for rows in one.values()) for one in (before, tomograms))
+        numbers = f"{then_count} tomograms before, {now_count} now"
+        then, now = flat(self._settings_before() or {}), flat(settings_of(self._cfg))
+        if any(then.get(name) != now.get(name) for name in then.keys() | now.keys() if _PLACE_OF_DATA.fullmatch(name)):
+            raise OutputError(
+                f"{self.path} holds a run on other data ({numbers}: names, splits or contents differ); set name=OTHER "
+                "(and start=CHECKPOINT to use its weights)."
+            )
+        log.warning("the manifest has changed since the run began: %s; it goes on with those of now", numbers)
 
 
 def description(cfg: DictConfig) -> dict[str, Any]:

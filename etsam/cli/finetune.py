@@ -1,0 +1,73 @@
+"""`etsam finetune`: both stages on tomograms of one's own, one after the other."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from etsam.training.run import TrainingResult
+
+_EXPERIMENTS = {"nano": "finetune_nano", "etsam_v1": "finetune"}
+_STARTS = {"nano": ("nano_stage1", "nano_stage2"), "etsam_v1": ("etsam_stage1_v1", "etsam_stage2_v1")}
+
+
+def add(commands: Any) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "finetune",
+        help="manifest -> weights of both stages, tuned to it",
+        description="Fine-tune stage 1, then stage 2 on what it says, and keep of each what validates better than "
+        "before. The same command goes on where it was stopped. KEY=VALUE settings of `etsam train` may follow.",
+    )
+    parser.add_argument(
+        "manifest", type=Path, help="CSV with tomograms to train (train) and to choose the best by (val)"
+    )
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="such as trainer.max_epochs=20")
+    parser.add_argument("--weights", choices=list(_STARTS), default="nano", help="what to start from (nano)")
+    parser.add_argument("--name", default="finetuned", help="of the runs, runs/NAME_stage1 and _stage2 (finetuned)")
+    parser.add_argument(
+        "--old", type=Path, metavar="CSV", help="tomograms whose Dice must not fall; a fifth is replayed"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=run, takes_settings=True, stop_at_once=False)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train; raises `EtsamError`s."""
+    import logging
+
+    log = logging.getLogger(__name__)
+    first = stage1, stage2 = _STARTS[args.weights]
+    stage1 = _better(_trained(args, _EXPERIMENTS[args.weights], "stage1", stage1), stage1)
+    experiment = f"{_EXPERIMENTS[args.weights]}_stage2"
+    stage2 = _better(_trained(args, experiment, "stage2", stage2, f"stage1.checkpoint='{stage1}'"), stage2)
+    if (stage1, stage2) == first:
+        log.warning("neither stage became better on these tomograms; go on with the weights that were there")
+        return
+    log.info(
+        "both stages are done: etsam predict TOMOGRAM.mrc weights=%s weights.stage1=%s weights.stage2=%s",
+        args.weights,
+        stage1,
+        stage2,
+    )
+
+
+def _trained(args: argparse.Namespace, experiment: str, stage: str, start: str, *more: str) -> "TrainingResult":
+    from etsam.app import compose_config, config_error
+    from etsam.cli.main import quote
+    from etsam.training.run import run
+
+    settings = [f"experiment={experiment}", f"start={start}", f"name={quote(f'{args.name}_{stage}')}"]
+    settings += [f"data.sources.own.manifest={quote(str(args.manifest))}", "ckpt_path=auto", *more]
+    if args.old is not None:
+        settings += [f"+data.sources.old.manifest={quote(str(args.old))}", "+data.sources.old.weight=0.25"]
+    with config_error():
+        cfg = compose_config("train", [*settings, *args.settings])
+    return run(cfg)
+
+
+def _better(result: "TrainingResult", start: str) -> str:
+    """Best state if it scores higher than the start did, else the start."""
+    before = result.dice_before.get("own", 0.0)
+    improved = result.best_checkpoint is not None and (result.best_score or 0.0) > before
+    return str(result.best_checkpoint) if improved else start

@@ -1,0 +1,139 @@
+"""Fine-tuning: what it starts from, how often it is validated, by what its best state is chosen, and what it tells."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from training_runs import folder, rows, tomogram, train, whole  # noqa: F401
+
+from etsam.app import compose_config
+from etsam.errors import ConfigError
+from etsam.training.module import Guard
+from etsam.training.run import check_settings
+from etsam.volume import MrcWriter
+
+FINETUNE = ["finetune", "finetune_nano", "finetune_stage2", "finetune_nano_stage2"]
+
+
+def composed(experiment, *overrides):
+    return compose_config("train", [f"experiment={experiment}", "name=x", "data.sources.own.manifest=x", *overrides])
+
+
+@pytest.mark.parametrize("experiment", [*FINETUNE, "stage1", "stage2"])
+def test_weights_to_start_from_have_to_be_named(experiment):
+    assert OmegaConf.is_missing(composed(experiment), "start")
+
+
+@pytest.mark.parametrize("experiment", ["nano_slices", "nano_stage1", "nano_stage2"])
+def test_experiments_from_nothing_say_so(experiment):
+    assert composed(experiment).start is None
+
+
+def test_a_forgotten_start_is_one_line_and_no_folder(folder):
+    assert "start is not given" in train(folder, "name=forgotten", experiment="finetune", status=1)
+    assert not (folder / "runs/forgotten").exists()
+
+
+@pytest.mark.parametrize("experiment", FINETUNE)
+def test_there_are_steps_enough_between_two_validations_of_two_tomograms(experiment):
+    cfg = composed(experiment, "start=x")
+    assert cfg.data.epoch_clips // cfg.data.batch_size >= 50
+    # a slice of a validated tile costs less than a step's slice, and a step has at least four
+    validated = cfg.validation.max_slices * cfg.data.val_tomograms
+    assert validated <= cfg.data.epoch_clips
+
+
+@pytest.mark.parametrize("experiment", FINETUNE)
+def test_the_recipes_fit_their_networks(experiment):
+    cfg = composed(experiment, "start=x")
+    check_settings(cfg)
+    assert cfg.callbacks.best.monitor == cfg.callbacks.early_stopping.monitor == "val/guarded"
+    assert (cfg.stage1 is None) == ("stage2" not in experiment)
+
+
+def test_a_guard_of_a_source_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match=r"guard\.source"):
+        check_settings(composed("finetune", "start=x", "guard.source=mine"))
+
+
+def test_the_best_state_has_the_highest_own_dice_of_those_that_keep_the_old():
+    guard = Guard("own", 0.01)
+    before = {"own": 0.4, "old": 0.65}
+    epochs = [{"own": 0.45, "old": 0.66}, {"own": 0.60, "old": 0.63}, {"own": 0.50, "old": 0.645}]
+    scores = [guard.score(dice, before) for dice in epochs]
+    assert scores == [0.45, pytest.approx(0.60 - 1), 0.50]
+
+
+@pytest.fixture(scope="module")
+def old(folder):
+    """A second source: other noise, for training and validation."""
+    lines = ["dataset_id,run_id,split,tomogram,target_mask"]
+    for seed, split in ((7, "train"), (8, "val")):
+        for name, data in zip((f"t{seed}", f"m{seed}"), tomogram(seed), strict=True):
+            with MrcWriter(folder / f"{name}.mrc", data.shape, data.dtype) as writer:
+                for z, plane in enumerate(data):
+                    writer[z] = plane
+        lines.append(f"old,{seed},{split},t{seed}.mrc,m{seed}.mrc")
+    (folder / "old.csv").write_text("\n".join(lines) + "\n")
+    return ["+data.sources.old.manifest=old.csv", "+data.sources.old.weight=0.3"]
+
+
+@pytest.fixture(scope="module")
+def tuned(folder, whole, old):
+    """What a run of fine-tuning with old data said."""
+    start = "start=runs/whole/checkpoints/last.ckpt"
+    return train(folder, "name=tuned", start, *old, "optimizer.lr=1e-3", experiment="finetune_nano")
+
+
+def test_the_first_row_is_what_the_weights_were_worth_and_sources_are_told_apart(folder, tuned):
+    validated = [row for row in rows(folder, "tuned") if row.get("val/dice")]
+    assert [row["step"] for row in validated] == ["0", "7", "15"]
+    for row in validated:
+        mean = (float(row["val/dice_own"]) + float(row["val/dice_old"])) / 2
+        assert float(row["val/dice"]) == pytest.approx(mean, rel=1e-5)
+
+
+def test_the_best_file_is_of_the_epoch_with_the_highest_guarded_score(folder, tuned):
+    epochs = [row for row in rows(folder, "tuned") if row.get("val/guarded")][1:]
+    best = max(epochs, key=lambda row: float(row["val/guarded"]))
+    (file,) = (folder / "runs/tuned/checkpoints").glob("best_*")
+    assert file.name == f"best_{int(best['epoch']):04d}_{float(best['val/dice_own']):.4f}.ckpt"
+    kept = torch.load(file, weights_only=True)
+    assert kept["scores"] == {
+        "own": pytest.approx(float(best["val/dice_own"])),
+        "old": pytest.approx(float(best["val/dice_old"])),
+    }
+    assert set(kept["scores_at_start"]) == {"own", "old"}
+
+
+def test_the_last_lines_say_what_it_came_to_and_what_to_do(folder, tuned):
+    (file,) = (folder / "runs/tuned/checkpoints").glob("best_*")
+    assert "starts from the weights runs/whole/checkpoints/last.ckpt" in tuned
+    assert "before training" in tuned
+    end = tuned.partition("at the best state")[2]
+    assert "own 0." in end
+    assert "old 0." in end
+    assert f"weights.stage1=runs/tuned/checkpoints/{file.name}" in end
+    assert f"experiment=finetune_stage2 stage1.checkpoint=runs/tuned/checkpoints/{file.name}" in end
+
+
+def test_stage_2_is_tuned_too(folder, whole):
+    stage1 = "runs/whole/checkpoints/last.ckpt"
+    said = train(
+        folder,
+        "name=tuned2",
+        f"start={stage1}",
+        f"stage1.checkpoint={stage1}",
+        "trainer.max_epochs=1",
+        experiment="finetune_nano_stage2",
+    )
+    assert f"weights.stage1={stage1} weights.stage2=runs/tuned2/checkpoints/best_0000_" in said
+
+
+def test_the_validation_before_training_changes_nothing_of_it(folder, whole):
+    start = ["start=runs/whole/checkpoints/last.ckpt", "trainer.max_epochs=1"]
+    train(folder, "name=with", *start)
+    train(folder, "name=without", *start, "trainer.limit_val_batches=0")
+    losses = [
+        [row["train/loss"] for row in rows(folder, name) if row.get("train/loss")] for name in ("with", "without")
+    ]
+    assert losses[0] == losses[1]
