@@ -1,1 +1,20 @@
-"""Console command `etsam`: one module for each command; `main` finds them."""
+"""Console command `etsam`: one module for each command, with `add(commands)` and `run(args)`; `main` finds them.
+
+`run` raises `EtsamError`s. At import a module takes nothing but the standard library, so that `etsam --help` answers at
+once. `args.settings` holds the KEY=VALUE arguments of commands that take some.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None] | None = None, **texts: Any
+) -> argparse.ArgumentParser:
+    """Parser of a command with what all of them share; `run` is what `main` calls, `texts` are argparse's."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, **texts)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    if run is not None:
+        parser.set_defaults(run=run)
+    return parser
