@@ -3,6 +3,8 @@
 import json
 import logging
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -104,6 +106,21 @@ def test_a_slice_reads_its_layer_of_chunks_and_nothing_else(tmp_path, asked):
     assert asked == []
     volume[33], volume[40]
     assert sorted(asked) == ["2/0/0", "2/0/1", "2/1/0", "2/1/1"]
+
+
+def test_threads_may_read_more_volumes_than_keep_a_layer(tmp_path):
+    volumes = [read_volume(write_zarr(tmp_path / f"{number}.zarr", values() + number)) for number in range(3)]
+    expected = values()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns within a line
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            for z in range(0, SIDES[0], 12):  # another layer each time
+                for number, plane in enumerate(pool.map(lambda volume, z=z: volume[z], volumes * 4)):
+                    np.testing.assert_array_equal(plane, expected[z] + number % 3)
+    finally:
+        sys.setswitchinterval(before)
+    assert sum(volume._source._layer is not None for volume in volumes) <= 2
 
 
 def test_no_more_than_two_volumes_keep_a_layer(tmp_path):

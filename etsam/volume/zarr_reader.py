@@ -16,6 +16,7 @@ import asyncio
 import json
 import logging
 import os
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ _PIECE_BYTES = 64 << 20  # one chunk of 256^3 float32; of smaller ones many are 
 _HOLDERS = 2  # sources that keep a layer
 
 _recent: "list[weakref.ref[ZarrSource]]" = []
+_recent_lock = threading.Lock()  # volumes are read by threads
 
 
 class ZarrSource:
@@ -84,15 +86,21 @@ class ZarrSource:
         """All metadata that decide the content, as text."""
         self._opened: tuple[int, zarr.Array[Any]] | None = (os.getpid(), array)
         self._layer: tuple[int, np.ndarray] | None = None  # number, voxels
+        self._reading = threading.Lock()
 
     def plane(self, z: int) -> np.ndarray:
         """Slice `z`, (Y, X)."""
         number = z // self._depth
-        if self._layer is None or self._layer[0] != number:
-            self._layer = None  # before the next one is read: never two
-            _make_room(self)
-            self._layer = number, self._read_layer(number)
-        return self._layer[1][z - number * self._depth].copy()
+        with self._reading:  # threads that want the same layer wait for it, and never keep two
+            layer = self._layer  # one look: another volume's thread may take it away
+            if layer is None or layer[0] != number:
+                self._layer = None  # before the next one is read: never two
+                _make_room(self)
+                layer = number, self._read_layer(number)
+                with _recent_lock:
+                    if any(ref() is self for ref in _recent):  # else two others took its place meanwhile
+                        self._layer = layer
+            return layer[1][z - number * self._depth].copy()
 
     def read(self) -> np.ndarray:
         """Everything, (Z, Y, X)."""
@@ -101,19 +109,15 @@ class ZarrSource:
             self._read_layer(number, whole[number * self._depth : (number + 1) * self._depth])
         return whole
 
-    def middle_chunk(self) -> np.ndarray:
-        """Voxels of the chunk in the middle of the volume."""
-        chunk = self._array().chunks[-3:]
-        begin = [side // 2 // step * step for side, step in zip(self.shape, chunk, strict=True)]
-        z, y, x = (slice(first, first + step) for first, step in zip(begin, chunk, strict=True))
-        return self._read((z, y, x))
-
     def close(self) -> None:
         """Give back the layer of chunks."""
         self._layer = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None, "_layer": None}
+        return {**self.__dict__, "_opened": None, "_layer": None, "_reading": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = {**state, "_reading": threading.Lock()}
 
     def _array(self) -> "zarr.Array[Any]":
         """The array, opened once in each process: connections do not survive a fork."""
@@ -172,12 +176,13 @@ class ZarrSource:
 
 def _make_room(source: ZarrSource) -> None:
     """Let go of the layers of all but the sources used last, of which `source` is now one."""
-    others = [ref for ref in _recent if ref() not in (None, source)]
-    while len(others) >= _HOLDERS:
-        oldest = others.pop(0)()
-        if oldest is not None:
-            oldest.close()
-    _recent[:] = [*others, weakref.ref(source)]
+    with _recent_lock:
+        others = [ref for ref in _recent if ref() not in (None, source)]
+        while len(others) >= _HOLDERS:
+            oldest = others.pop(0)()
+            if oldest is not None:
+                oldest.close()
+        _recent[:] = [*others, weakref.ref(source)]
 
 
 def open_zarr(location: Location) -> ZarrSource:
