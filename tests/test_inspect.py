@@ -1,13 +1,12 @@
 """`etsam inspect` says what a file is, whether to believe its header, and what to set; it writes what it is told."""
 
 import json
-import math
 
 import numpy as np
 import pytest
 from conftest import ORIGIN_ZYX, SHAPE, START_ZYX, grey, write_mrc
 
-from etsam.sources.files.inspect import estimate, inspect_file
+from etsam.sources.files.inspect import inspect_file
 from etsam.volume import MrcWriter
 
 
@@ -37,7 +36,6 @@ def test_a_tomogram_is_explained_on_the_terminal_and_nothing_is_written(etsam, t
     assert "7 x 6 x 5 Å, 3 x 2 x 1 voxels" in text
     assert "the minority is dark" in text
     assert "set normalize.membranes=bright" in text
-    assert "not measured: nano on a GPU" in text
     assert "add --preview" in text
     assert [path.name for path in work.iterdir()] == ["tomo.mrc"]
     assert max(len(line) for line in outcome.stdout.splitlines()) <= 80
@@ -147,15 +145,6 @@ def test_suggestions_follow_contrast_voxel_size_and_sign(work):
     negative = suggestions(-np.abs(noise()), 80.0)
     assert "no voxel is positive" in negative
     assert "hardly resolved" in negative
-
-
-def test_the_estimate_counts_tiles_and_says_what_is_not_known():
-    cost = estimate((500, 928, 960))
-    assert (cost.nano_tiles, cost.published_tiles) == (81, 1)
-    passes = 81 * 500 * 2
-    assert cost.nano_seconds_cpu == (math.ceil(passes / 20), math.ceil(passes / 15))
-    assert cost.output_bytes == 5 * 500 * 928 * 960
-    assert "not measured" in cost.note
 
 
 def test_the_preview_goes_where_it_is_told(etsam, work):

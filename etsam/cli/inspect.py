@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from etsam.cli import add_command
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -15,8 +17,10 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "inspect",
+        run,
         help="tomogram -> what it is, and what to set",
         description="Explain tomograms, masks and other MRC files. Nothing is written unless --preview asks for it.",
     )
@@ -31,15 +35,13 @@ def add(commands: Any) -> None:
     parser.add_argument("--output-dir", metavar="DIR", default=".", help="where pictures go (the current folder)")
     parser.add_argument("--json", action="store_true", help="print the same as JSON, a list with one entry a file")
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print what is found of each file; raises `InputError` at the end if some could not be read."""
     from rich.console import Console
-    from rich.progress import Progress
 
+    from etsam.cli.console import print_line, progress_bar
     from etsam.errors import ConfigError, InputError
     from etsam.prediction.inputs import find_tomograms
     from etsam.sources.files.inspect import inspect_file
@@ -49,19 +51,15 @@ def run(args: argparse.Namespace) -> None:
     if args.preview and len(paths) > 1:
         raise ConfigError(f"--preview {args.preview} is one name for {len(paths)} files; leave the name out.")
     pictures = _pictures(args, paths)
-    console, stderr = Console(highlight=False), Console(stderr=True)
+    console = Console(highlight=False)
     found_all, failed = [], []
     for number, path in enumerate(paths):
-        with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
-            task = bar.add_task(path.name, total=None)
-            try:
-                found, planes = inspect_file(
-                    path,
-                    lambda done, total: bar.update(task, completed=done, total=total),  # noqa: B023 (used here)
-                )
-            except InputError as error:
-                failed.append(str(error))
-                continue
+        try:
+            with progress_bar(path.name) as progress:
+                found, planes = inspect_file(path, progress)
+        except InputError as error:
+            failed.append(str(error))
+            continue
         found_all.append(found.as_dict())
         if not args.json:
             _print(console, found)
@@ -69,12 +67,12 @@ def run(args: argparse.Namespace) -> None:
             write_inspection(pictures[number], found, planes, args.overwrite)
             found_all[-1]["preview"] = str(pictures[number])
             if not args.json:
-                console.print(f"picture: {pictures[number]}\n", soft_wrap=True, markup=False)
+                print_line(f"picture: {pictures[number]}\n")
     if args.json:
         json.dump(found_all, sys.stdout, indent=1)
         sys.stdout.write("\n")
     elif args.preview is None and found_all:
-        console.print("For a picture add --preview; for scripts, --json.")
+        print_line("For a picture add --preview; for scripts, --json.")
     if failed:
         raise InputError(" | ".join(failed))
 
@@ -102,13 +100,12 @@ def _print(console: "Console", found: "Inspection") -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from etsam.cli.console import readable_bytes
+
     size = found.voxel_size_angstrom
     voxel = "unknown" if size is None else f"{_three(size)} Å"
     labels = "\n".join(" ".join(label.split()) for label in found.labels) or "none"
-    stored = "" if found.bytes_on_disk is None else f", {_bytes(found.bytes_on_disk)}"
-    cost = found.estimate
-    low, high = cost.nano_seconds_cpu
-    tiles = "1 tile a slice" if cost.nano_tiles == 1 else f"{cost.nano_tiles} tiles a slice"
+    stored = "" if found.bytes_on_disk is None else f", {readable_bytes(found.bytes_on_disk)}"
     lines = [
         ("looks like", f"a {found.looks_like}"),
         ("shape (Z, Y, X)", f"{' x '.join(map(str, found.shape))}, {found.dtype}{stored}"),
@@ -122,13 +119,6 @@ def _print(console: "Console", found: "Inspection") -> None:
         *(("remark", remark) for remark in found.remarks),
         *(("suggestion", suggestion) for suggestion in found.suggestions),
     ]
-    if found.looks_like == "tomogram":
-        lines += [
-            ("time", f"about {_duration(low)} to {_duration(high)} with nano on two CPU cores ({tiles})"),
-            ("memory", f"about {cost.nano_memory_mb / 1000:.1f} GB with nano"),
-            ("disk", f"up to {_bytes(cost.output_bytes)} for mask and logits"),
-            ("", cost.note),
-        ]
     table = Table.grid(padding=(0, 2, 0, 1))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -150,16 +140,3 @@ def _nonfinite(found: "Inspection") -> str:
         return "none NaN or infinite"
     z, y, x = found.shape
     return f"{100 * found.nonfinite_voxels / (z * y * x):.3g} % NaN or infinite"
-
-
-def _bytes(number: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
-        if number >= scale:
-            return f"{number / scale:.1f} {unit}"
-    return f"{number / 1e3:.1f} kB"
-
-
-def _duration(seconds: int) -> str:
-    if seconds < 120:
-        return f"{seconds} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

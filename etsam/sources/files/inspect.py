@@ -51,8 +51,6 @@ class Inspection:
         Further observations, in sentences.
     suggestions
         What to set, in sentences.
-    estimate
-        Tiles, seconds and memory of a prediction.
     histogram
         (edges, counts) of the finite voxels between the outer percentiles, from a sample.
     """
@@ -78,7 +76,6 @@ class Inspection:
     looks_like: str
     remarks: tuple[str, ...]
     suggestions: tuple[str, ...]
-    estimate: "Estimate"
     histogram: tuple[np.ndarray, np.ndarray] = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
@@ -173,7 +170,6 @@ def inspect_file(
             looks_like=kind,
             remarks=tuple(_remarks(volume, statistics, planes.constant_slices, kind)),
             suggestions=tuple(suggestions(volume.shape, size, statistics, kind)),
-            estimate=estimate(volume.shape),
             histogram=_histogram(statistics),
         ), planes
 
@@ -247,56 +243,8 @@ NANO_SIDE, PUBLISHED_SIDE = 128, 1024  # tiles that the networks are made for, v
 NANO_VOXEL_ANGSTROM = (7.0, 45.0)
 """Voxel sizes that the nano network is meant for."""
 
-# Measured with nano on two CPU cores: 15 to 20 slices a second, a stage, a tile. Peak memory on the
-# demonstration tomogram: 973 MB; more slices add less than 0.7 MB each (tests/test_memory.py).
-_NANO_SLICES_PER_SECOND = (15.0, 20.0)
-_NANO_MEMORY_MB, _GROWTH_MB_PER_SLICE = 1000, 0.7
-_STAGES = 2
 _MANY_NEGATIVE = 0.25  # our choice
 _UNCLEAR_SKEWNESS = 0.05  # our choice; measured: -0.9 to -2.1 on PolNet tomograms, +0.4 on the HIV particles
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a prediction costs.
-
-    Attributes
-    ----------
-    nano_tiles, published_tiles
-        Tiles a slice, for the nano network (128 voxels) and the published one (1024) with `tiles=auto`.
-    nano_seconds_cpu
-        (least, most) on two CPU cores, both stages; about.
-    nano_memory_mb
-        Peak, about; larger slices need somewhat more.
-    output_bytes
-        Of mask and, with `--store-logits`, logits together.
-    note
-        What is not known.
-    """
-
-    nano_tiles: int
-    published_tiles: int
-    nano_seconds_cpu: tuple[int, int]
-    nano_memory_mb: int
-    output_bytes: int
-    note: str
-
-
-def estimate(shape: tuple[int, int, int]) -> Estimate:
-    """Cost of a prediction of a tomogram of this shape (Z, Y, X)."""
-    depth, height, width = shape
-    tiles = len(Overlapping().plan(height, width, NANO_SIDE))
-    passes = tiles * depth * _STAGES
-    slowest, fastest = _NANO_SLICES_PER_SECOND
-    return Estimate(
-        nano_tiles=tiles,
-        published_tiles=len(Overlapping().plan(height, width, PUBLISHED_SIDE)),
-        nano_seconds_cpu=(math.ceil(passes / fastest), math.ceil(passes / slowest)),
-        nano_memory_mb=round(_NANO_MEMORY_MB + _GROWTH_MB_PER_SLICE * depth),
-        output_bytes=5 * depth * height * width,  # int8 and float32
-        note="not measured: nano on a GPU, the published network on a CPU (much slower than nano); on an H100 the "
-        "published network took 27 s for 500 x 928 x 960 voxels",
-    )
 
 
 def suggestions(
