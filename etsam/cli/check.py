@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from etsam.cli import add_command
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -13,8 +15,10 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "check",
+        run,
         help="manifest -> everything that is wrong with it",
         description="Open every tomogram and mask of a manifest, read them once, and list what is wrong: exit status "
         "1 if anything cannot be used like this, else 0.",
@@ -22,27 +26,23 @@ def add(commands: Any) -> None:
     parser.add_argument("manifest", help="CSV file, see `etsam data manifest`")
     parser.add_argument("--root", metavar="DIR", help="folder that relative names start from (the manifest's)")
     parser.add_argument("--quick", action="store_true", help="read the masks only: no NaN, no contrast")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print a table and all findings; raises `InputError` if there is a fault."""
     from rich.console import Console
-    from rich.progress import Progress
 
+    from etsam.cli.console import print_line, progress_bar
     from etsam.data.checks import examine, missing_splits
     from etsam.data.manifest import read_manifest
     from etsam.errors import InputError
 
     samples = read_manifest(args.manifest, args.root)
-    stderr = Console(stderr=True)
-    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
-        task = bar.add_task("checking", total=len(samples))
+    with progress_bar("checking", len(samples)) as progress:
         examined, findings = examine(
             samples,
             grey_values=not args.quick,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=progress,
         )
     findings = [*missing_splits(samples, ("train", "val"), "warning"), *findings]
     faults = [finding for finding in findings if finding.severity == "fault"]
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     splits = list(dict.fromkeys(sample.split for sample in samples))
     numbers = ", ".join(f"{sum(sample.split == split for sample in samples)} {split}" for split in splits)
     summary = f"no fault in {_count(len(samples), 'sample')} ({numbers}), {_count(len(warnings), 'warning')}"
-    console.print(f"{args.manifest}: {summary}.", soft_wrap=True, markup=False)
+    print_line(f"{args.manifest}: {summary}.")
 
 
 def _count(number: int, what: str) -> str:

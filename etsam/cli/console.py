@@ -1,15 +1,19 @@
 """Progress bars, tables and lines of the commands: the one place that decides how they look, by rich."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import rich.progress
     from rich.console import Console
 
-Progress = Callable[[str, int, "int | None"], None]
-"""Called with (name of what is at work, empty: as before; what is done; of how much, None: unknown)."""
+
+class Progress(Protocol):
+    """Called with what is done, of how much (None: unknown), and the name of what is at work."""
+
+    def __call__(self, done: int, total: int | None, name: str = "", /) -> None: ...
+
 
 _FILE_COLUMNS = 400  # characters a line where the output goes to a file or another program, so that nothing is folded
 
@@ -73,7 +77,7 @@ def progress_bar(description: str, total: int | None = None) -> Iterator[Progres
     with progress_bars() as bars:
         task = bars.add_task(description, total=total)
 
-        def update(name: str, done: int, of: int | None) -> None:
+        def update(done: int, of: int | None, name: str = "") -> None:
             bars.update(task, completed=done, total=of, description=name or None)
             if of is not None and done >= of:
                 bars.stop()

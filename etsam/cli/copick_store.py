@@ -4,11 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from etsam.cli import add_command
+
 
 def add(commands: Any) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "copick-store",
+        run,
         help="predicted masks -> copick project",
         description="Store masks of `etsam predict` as segmentations of a copick project. All are checked before the "
         "first is written; a segmentation that exists is never replaced.",
@@ -18,28 +22,21 @@ def add(commands: Any) -> None:
     parser.add_argument("--name", default="membrane", help="object of the project (membrane)")
     parser.add_argument("--user", default="etsam", help="user_id of the segmentation (etsam)")
     parser.add_argument("--session", default="0", help="session_id of the segmentation (0: made by a tool)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Store the masks and name each; raises `EtsamError`s."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from etsam.cli.console import print_line, progress_bar
     from etsam.sources.files.copick import store_masks
 
-    stderr = Console(stderr=True)
-    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
-        task = bar.add_task("storing", total=len(args.masks))
+    with progress_bar("storing", len(args.masks)) as progress:
         lines = store_masks(
             args.copick,
             [Path(mask).expanduser() for mask in args.masks],
             name=args.name,
             user_id=args.user,
             session_id=args.session,
-            progress=lambda name, done, total: bar.update(task, completed=done, total=total, description=name),
+            progress=progress,
         )
-    console = Console(highlight=False, soft_wrap=True)
     for line in lines:
-        console.print(line, markup=False)
+        print_line(line)

@@ -9,16 +9,48 @@ import re
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from etsam._version import __version__
-from etsam.cli import train
-from etsam.cli.commands import DATA_COMMANDS, OTHER_COMMANDS
+from etsam.cli import (
+    add_command,
+    benchmark,
+    check,
+    compare,
+    copick_store,
+    download,
+    finetune,
+    inspect,
+    manifest,
+    points,
+    robustness,
+    simulate,
+    simulate_polnet,
+    train,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+_DATA_COMMANDS = (
+    download.add_collect,
+    simulate.add,
+    simulate_polnet.add,
+    manifest.add,
+    check.add,
+    copick_store.add,
+)
+_COMMANDS = (
+    inspect.add,
+    finetune.add,
+    download.add_weights,
+    compare.add,
+    points.add,
+    benchmark.add,
+    robustness.add,
+)
 _OVERRIDE = re.compile(r"^[+~]{0,2}[A-Za-z_][\w./@]*=")
 _PROMPTS = {"zero": "zero", "grid": "grid", "grid_zero": "grid_zero", "etsam_stage1_partial": "stage1_mask"}
 _NORMALIZE = {"min_max_positive_values": "min_max_positive", "softplus_minmax": "softplus_minmax", "robust": "robust"}
@@ -127,7 +159,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"etsam {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    predict = commands.add_parser(
+    predict = add_command(
+        commands,
         "predict",
         help="tomogram -> mask",
         description="Segment tomograms. Any further KEY=VALUE sets what configs/predict.yaml and segmenter.yaml list.",
@@ -155,9 +188,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_postprocess_flags(predict)
     predict.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     predict.add_argument("--resume", action="store_true", help="skip tomograms that are complete")
-    predict.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    post = commands.add_parser(
+    post = add_command(
+        commands,
         "postprocess",
         help="mask -> cleaned mask",
         description="Clean a mask. Any further KEY=VALUE sets what configs/postprocess.yaml lists, such as workers=2.",
@@ -166,7 +199,6 @@ def build_parser() -> argparse.ArgumentParser:
     post.add_argument("output_mask", type=Path, help="where the cleaned mask goes")
     _add_postprocess_flags(post)
     post.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
-    post.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     train.add(commands)
 
@@ -177,18 +209,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="such as data.manifest=manifest.csv")
 
-    export = commands.add_parser("export", help="checkpoint of a training run -> small weights file")
+    export = add_command(commands, "export", run=_export, help="checkpoint of a training run -> small weights file")
     export.add_argument("checkpoint", type=Path, help="a .ckpt of a run, or any other checkpoint")
     export.add_argument("weights", type=Path, help="where the weights go, a .safetensors file")
     export.add_argument("--half", action="store_true", help="store 16 bits a number: half the size, slightly rounded")
     export.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
-    export.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     data = commands.add_parser("data", help="tomograms and masks: download, simulate, list, check")
     data_commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
-    for add in DATA_COMMANDS:
+    for add in _DATA_COMMANDS:
         add(data_commands)
-    for add in OTHER_COMMANDS:
+    for add in _COMMANDS:
         add(commands)
     return parser
 
@@ -204,9 +235,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     unknown = [item for item in items if item.startswith("-") or (only_settings and not _OVERRIDE.match(item))]
     if unknown or (rest and not takes_settings):
         parser.error(f"unknown argument {[*unknown, *rest][0]}")
+    args.settings = items
     try:
         if args.command == "predict":
-            run = partial(_predict, predict_overrides(args, rest))
+            run = partial(_run_config, "predict", predict_overrides(args, rest))
         elif args.command == "postprocess":
             run = partial(_postprocess, args, postprocess_overrides(args, default="all") + rest)
         elif args.command == "train":
@@ -214,11 +246,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise ValueError("no settings; such as experiment=nano_stage1 (`etsam train --list` shows all)")
             run = partial(train.run, args, items)
         elif args.command == "evaluate":
-            run = partial(_evaluate, items)
-        elif args.command == "export":
-            run = partial(_export, args)
+            run = partial(_run_config, "evaluate", items)
         else:
-            args.settings = items
             run = partial(_command, args)
     except ValueError as error:
         parser.error(str(error))
@@ -228,8 +257,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.exit(130, "etsam: error: interrupted before anything was written.\n")
 
 
-def _run(config: str, overrides: Sequence[str], run: "Callable[[DictConfig], object]") -> None:
-    """Compose a config with overrides and run it under the guard."""
+def _run_config(
+    config: str,
+    overrides: Sequence[str],
+    run: "Callable[[DictConfig], object] | None" = None,
+) -> None:
+    """Compose a config with overrides and run it under the guard, as its script does."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -241,26 +274,10 @@ def _run(config: str, overrides: Sequence[str], run: "Callable[[DictConfig], obj
         if "debug=true" in overrides:
             traceback.print_exc()
         leave(explain(error, overrides))
+    if run is None:
+        room = {"predict": "prediction", "evaluate": "evaluation"}[config]
+        run = import_module(f"etsam.{room}.run").run
     guarded(run, cfg)
-
-
-def _evaluate(overrides: Sequence[str]) -> None:
-    from etsam.evaluation.run import run
-
-    _run("evaluate", overrides, run)
-
-
-def _export(args: argparse.Namespace) -> None:
-    from omegaconf import OmegaConf
-
-    from etsam.app import guarded
-
-    def run(cfg: "DictConfig") -> None:
-        from etsam.network.checkpoint import export_weights
-
-        export_weights(args.checkpoint, args.weights, half=args.half, overwrite=args.overwrite)
-
-    guarded(run, OmegaConf.create({"debug": args.debug}))
 
 
 def _command(args: argparse.Namespace) -> None:
@@ -273,21 +290,23 @@ def _command(args: argparse.Namespace) -> None:
     guarded(lambda cfg: args.run(args), OmegaConf.create({"debug": args.debug}), stop_at_once=stop_at_once)
 
 
-def _predict(overrides: Sequence[str]) -> None:
-    from etsam.prediction.run import run
+def _export(args: argparse.Namespace) -> None:
+    from etsam.network.checkpoint import export_weights
 
-    _run("predict", overrides, run)
+    export_weights(args.checkpoint, args.weights, half=args.half, overwrite=args.overwrite)
 
 
 def _postprocess(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     def run(cfg: "DictConfig") -> None:
         from hydra.utils import instantiate
 
+        from etsam.app import check_values
         from etsam.postprocess.steps import postprocess_file
         from etsam.volume import locate
 
+        check_values(cfg, "postprocess")
         steps = list(instantiate(cfg.postprocess, _convert_="all").values())
         source = locate(args.input_mask)
         postprocess_file(source, args.output_mask, steps, overwrite=args.overwrite, workers=cfg.workers)
 
-    _run("postprocess", [*overrides, f"debug={str(args.debug).lower()}"], run)
+    _run_config("postprocess", [*overrides, f"debug={str(args.debug).lower()}"], run)

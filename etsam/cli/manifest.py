@@ -5,16 +5,18 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from etsam.cli import add_command
 
+if TYPE_CHECKING:
     from etsam.data.manifest import Sample
 
 
 def add(commands: Any) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "manifest",
+        run,
         help="tomograms and masks -> manifest",
         description="Pair tomograms with masks by name, or export both from a copick project, draw splits by chance, "
         "and write the manifest that training takes.",
@@ -34,14 +36,11 @@ def add(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the drawing of splits (0)")
     parser.add_argument("--dataset", metavar="NAME", help="dataset_id of all rows (name of the tomograms' folder)")
     parser.add_argument("--output", required=True, metavar="FILE.csv", help="the manifest; never overwritten")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the manifest and say what comes next; raises `EtsamError`s."""
-    from rich.console import Console
-
+    from etsam.cli.console import print_line
     from etsam.data.manifest import write_manifest
     from etsam.sources.files.splits import SPLITS, assign_splits, check_split, parse_split
     from etsam.volume.atomic import refuse_existing
@@ -49,17 +48,16 @@ def run(args: argparse.Namespace) -> None:
     shares = check_split(parse_split(args.split))
     output = Path(args.output).expanduser()
     refuse_existing(output, overwrite=False)
-    console = Console(highlight=False, soft_wrap=True)
-    samples = _from_project(args, console) if _wants_project(args) else _from_files(args, console)
+    samples = _from_project(args) if _wants_project(args) else _from_files(args)
     samples = assign_splits(samples, shares, args.seed)
     write_manifest(output, samples)
     counts = ((split, sum(sample.split == split for sample in samples)) for split in SPLITS)
     numbers = ", ".join(f"{count} {split}" for split, count in counts if count)
-    console.print(f"{len(samples)} tomograms ({numbers}) -> {output}", markup=False)
+    print_line(f"{len(samples)} tomograms ({numbers}) -> {output}")
     name = shlex.quote(str(output))
-    console.print("Next:", markup=False)
-    console.print(f"  etsam data check {name}", markup=False)
-    console.print(f"  etsam train experiment=nano_stage1 name=first data.sources.own.manifest={name}", markup=False)
+    print_line("Next:")
+    print_line(f"  etsam data check {name}")
+    print_line(f"  etsam train experiment=nano_stage1 name=first data.sources.own.manifest={name}")
 
 
 def _wants_project(args: argparse.Namespace) -> bool:
@@ -81,28 +79,25 @@ def _wants_project(args: argparse.Namespace) -> bool:
     return kind == "project"
 
 
-def _from_files(args: argparse.Namespace, console: "Console") -> "list[Sample]":
+def _from_files(args: argparse.Namespace) -> "list[Sample]":
+    from etsam.cli.console import print_line
     from etsam.sources.files.pairing import expand, list_samples, pair
 
     pairs = pair(expand(args.tomograms), expand(args.masks))
     for found in pairs:
         if found.guessed:
-            console.print(f"by the beginning of the name: {found.tomogram} - {found.mask}", markup=False)
+            print_line(f"by the beginning of the name: {found.tomogram} - {found.mask}")
     if any(found.guessed for found in pairs):
-        console.print("look whether these belong together.", markup=False)
+        print_line("look whether these belong together.")
     folder = pairs[0].tomogram.absolute().parent.name
     return list_samples(pairs, args.dataset or folder or "own")
 
 
-def _from_project(args: argparse.Namespace, console: "Console") -> "list[Sample]":
-    from rich.console import Console
-    from rich.progress import Progress
-
+def _from_project(args: argparse.Namespace) -> "list[Sample]":
+    from etsam.cli.console import print_line, progress_bar
     from etsam.sources.files.copick import SegmentationName, export_samples
 
-    stderr = Console(stderr=True)
-    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
-        task = bar.add_task("exporting", total=None)
+    with progress_bar("exporting") as progress:
         samples, left_out = export_samples(
             args.copick,
             Path(args.export_dir).expanduser(),
@@ -110,8 +105,8 @@ def _from_project(args: argparse.Namespace, console: "Console") -> "list[Sample]
             voxel_size_angstrom=args.voxel_size,
             segmentation=SegmentationName.parse(args.segmentation),
             dataset_id=args.dataset or Path(args.copick).stem,
-            progress=lambda name, done, total: bar.update(task, completed=done, total=total, description=name),
+            progress=progress,
         )
     for line in left_out:
-        console.print(f"left out: {line}", markup=False)
+        print_line(f"left out: {line}")
     return samples

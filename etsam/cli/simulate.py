@@ -5,13 +5,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+from etsam.cli import add_command
 from etsam.errors import ConfigError
 
 
 def add(commands: Any) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "simulate",
+        run,
         help="make tomograms with exact masks",
         description="Simulate tomograms: membranes of many shapes, proteins, filaments, gold, a tilt series with its "
         "missing wedge, noise and reconstruction. Writes tomograms, masks, numbered membranes and manifest.csv. "
@@ -25,26 +28,23 @@ def add(commands: Any) -> None:
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="where they go")
     parser.add_argument("--overwrite", action="store_true", help="replace tomograms that exist")
     parser.add_argument("--resume", action="store_true", help="keep tomograms that are complete")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="further settings")
-    parser.set_defaults(run=run, takes_settings=True)
+    parser.set_defaults(takes_settings=True)
 
 
 def run(args: argparse.Namespace) -> None:
     """Compose the settings, then make tomogram after tomogram."""
     from hydra.utils import instantiate
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from etsam.app import compose_config, config_error
+    from etsam.app import check_values, compose_config, config_error
+    from etsam.cli.console import print_line, progress_bar
     from etsam.sources.simulation.files import simulate_files
 
     with config_error():
-        simulator = instantiate(compose_config("simulate", overrides(args)).simulator)
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("simulating", total=args.n)
+        cfg = compose_config("simulate", overrides(args))
+        check_values(cfg, "simulate")
+        simulator = instantiate(cfg.simulator)
+    with progress_bar("simulating", args.n) as progress:
         manifest = simulate_files(
             simulator,
             args.n,
@@ -52,9 +52,9 @@ def run(args: argparse.Namespace) -> None:
             val_fraction=args.val_fraction,
             resume=args.resume,
             overwrite=args.overwrite,
-            progress=lambda done, _: bar.update(task, completed=done),
+            progress=progress,
         )
-    Console().print(f"{args.n} tomograms in {args.output_dir}, listed in {manifest}", soft_wrap=True, highlight=False)
+    print_line(f"{args.n} tomograms in {args.output_dir}, listed in {manifest}")
 
 
 def overrides(args: argparse.Namespace) -> list[str]:

@@ -5,13 +5,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from etsam.cli import add_command
+
 log = logging.getLogger(__name__)
 
 
 def add(commands: Any) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "polnet",
+        run,
         help="simulate tomograms with PolNet, or read its output -> masks and manifest",
         description="Write masks and manifest.csv for tomograms that PolNet 1.1 has simulated (--from), or let PolNet "
         "simulate them first. Started again after an interruption, it goes on where it stopped.",
@@ -41,8 +45,6 @@ def add(commands: Any) -> None:
         help="who projects and reconstructs: etsam, with a seed, or PolNet by IMOD, whose noise has none (etsam)",
     )
     group.add_argument("--device", metavar="NAME", help="of etsam's acquisition: cpu, cuda (a GPU if there is one)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -104,7 +106,7 @@ def _simulate(args: argparse.Namespace, output_dir: Path) -> bool:
         workers = args.jobs or workers_that_fit(left)
         started = time.monotonic()
 
-        def progress(name: str, done: int, total: int) -> None:
+        def progress(done: int, total: int, name: str) -> None:
             rest = (time.monotonic() - started) / done * (total - done)
             log.info("%s: done; %d of %d, about %.0f min left", name, done, total, rest / 60)
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
 from lightning import LightningModule
 from omegaconf import DictConfig, OmegaConf
 
@@ -67,7 +68,6 @@ def run(cfg: DictConfig) -> Evaluation | None:
         If settings, inputs or outputs cannot be used; at the end, if a tomogram could not be scored.
     """
     check_values(cfg, "evaluate")
-    from hydra.utils import instantiate
 
     from etsam.weights.store import ensure_weights
 
@@ -128,7 +128,6 @@ def _writer_of(cfg: DictConfig, progress: Progress | None = None) -> Callable[[J
     """Writer of a job's prediction, in a folder for each dataset, named after the run; None if none is kept."""
     if not cfg.write_predictions or cfg.predictions is not None:
         return None
-    from hydra.utils import instantiate
 
     make: partial[PredictionWriter] = instantiate(cfg.writer)
     steps = instantiate(cfg.postprocess, _convert_="all")
@@ -145,7 +144,6 @@ def score(cfg: DictConfig, data: EvaluationData, metrics: Metrics, store: Result
     """Predict, or open predictions, and score what is open; results are in the store."""
     if not data.open_jobs:
         return
-    from hydra.utils import instantiate
 
     from etsam.prediction.progress import SliceProgress
 

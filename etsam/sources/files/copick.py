@@ -126,7 +126,7 @@ def export_samples(
     voxel_size_angstrom: float,
     segmentation: SegmentationName,
     dataset_id: str,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[list[Sample], list[str]]:
     """Write tomograms and masks of all runs that have both as `RUN.mrc` and `RUN_NAME.mrc`.
 
@@ -143,7 +143,7 @@ def export_samples(
     dataset_id
         Of the samples.
     progress
-        Called with (run, runs done, runs in all).
+        Called with (runs done, runs in all, run).
 
     Returns
     -------
@@ -198,7 +198,7 @@ def export_samples(
         _write_mask(mask_path, labels, size)
         samples.append(Sample(dataset_id, name, "unassigned", tomogram_path, mask_path, size, grey.shape))
         if progress is not None:
-            progress(name, done, len(volumes))
+            progress(done, len(volumes), name)
     return samples, left_out
 
 
@@ -255,7 +255,7 @@ def store_masks(
     name: str = "membrane",
     user_id: str = "etsam",
     session_id: str = "0",
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> list[str]:
     """Put predicted masks into a project as segmentations; costs the memory of one mask, a byte a voxel.
 
@@ -268,7 +268,7 @@ def store_masks(
     name, user_id, session_id
         Of the segmentations; `name` is one of the project's objects.
     progress
-        Called with (run, masks done, masks in all).
+        Called with (masks done, masks in all, run).
 
     Returns
     -------
@@ -312,7 +312,7 @@ def store_masks(
             raise
         lines.append(f"{mask} -> run {run.name}, segmentation {name}:{user_id}:{session_id} at {size:g} Å")
         if progress is not None:
-            progress(run.name, done, len(masks))
+            progress(done, len(masks), run.name)
     return lines
 
 

@@ -29,7 +29,7 @@ from etsam.sources.polnet.plan import RECORD_NAME, Job
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[int, int, str], None]
 
 
 @dataclass
@@ -81,7 +81,7 @@ def generate(
     device
         Of the acquisition.
     progress
-        Called with (name of the tomogram, tomograms done, tomograms in all).
+        Called with (tomograms done, tomograms in all, name of the tomogram).
 
     Raises
     ------
@@ -106,7 +106,7 @@ def generate(
                     elif error is not None:
                         raise error
                     elif progress is not None:
-                        progress(job.name, done, len(jobs))
+                        progress(done, len(jobs), job.name)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             _end(running)
