@@ -13,6 +13,7 @@ import pytest
 from conftest import ORIGIN_ZYX, SHAPE, START_ZYX, VOXEL_SIZE_ZYX, grey, write_mrc
 from omegaconf import OmegaConf
 
+from etsam import __version__
 from etsam.app import compose_config
 from etsam.cli.main import build_parser, predict_overrides, quote
 from etsam.volume import read_volume
@@ -153,6 +154,11 @@ def cpu_seconds_of_help():
     subprocess.run([COMMAND, "--help"], capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_the_package_itself_is_the_command():
+    ended = subprocess.run([sys.executable, "-m", "etsam", "--version"], capture_output=True, text=True, check=True)
+    assert ended.stdout == f"etsam {__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["predict", "--help"], ["postprocess", "--help"]])
