@@ -145,6 +145,7 @@ def draw_batches(
                 cache_folder=args.cache_folder,
                 seed=int(np.random.SeedSequence([args.seed, len(datasets)]).generate_state(1)[0]),
             )
+            dataset.measure()
             datasets.append(dataset)
             shares.append(weight * len(group) / len(samples))
     clips = max(_EPOCH_CLIPS, args.batch_size)

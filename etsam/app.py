@@ -2,7 +2,6 @@
 
 import difflib
 import logging
-import math
 import os
 import re
 import signal
@@ -20,6 +19,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 
 from etsam.errors import ConfigError, EtsamError
 from etsam.paths import share
+from etsam.settings import misfits
 
 # Read by OpenMP when torch is loaded: how long its threads spin for work before they sleep. Measured with nano on two
 # cores, slices/s: default 21 alone and 5 with one core busy (under 1 beside another such program), 1000 turns 16 and 9.
@@ -317,31 +317,39 @@ def _shipped_values(name: str) -> list[tuple[str, Any]]:
     return list((values | dict(walk(written, ""))).items())
 
 
-def check_values(cfg: DictConfig, name: str) -> None:
-    """Compare switches and numbers with those written in configs/NAME.yaml, and in those it builds on.
+_READ_BY_PROGRAMS: dict[str, Any] = {
+    "net.input_slices": int,
+    "net.tile_voxels": int | None,
+    "net.tile_step": int | None,
+    "net.memory_slices": int | None,
+    "prediction_threshold": float | None,
+    "workers": int | None,
+    "debug": bool,
+    "data.sources.*.weight": float,
+    "weights.download": bool,
+}
+"""Types of settings that are null or in a group where they are written, and that no constructor takes by this name."""
 
-    Hydra takes `overwrite=no` for a text, and a text that is not empty for a yes.
+
+def check_values(cfg: DictConfig, name: str) -> None:
+    """Compare every setting with the type that the constructor which takes it is annotated with (`etsam.settings`).
+
+    Switches and numbers that no constructor takes are compared with what is written in configs/NAME.yaml.
 
     Raises
     ------
     ConfigError
-        If a switch is neither true nor false, a number is none or not finite, a whole number has decimals.
+        Names the first setting that does not fit, what was given and what is allowed. Hydra takes `overwrite=no` for a
+        text, and a text that is not empty for a yes.
     """
-    for key, default in _shipped_values(name):
-        if not isinstance(default, bool | int | float):
-            continue
-        value = OmegaConf.select(cfg, key)
-        if value is None and key.startswith("trainer."):  # Lightning's own default
-            continue
-        if isinstance(default, bool):
-            fits, allowed = isinstance(value, bool), "true or false"
-        elif isinstance(default, int):
-            fits, allowed = isinstance(value, int) and not isinstance(value, bool), "whole numbers"
-        else:
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            fits, allowed = number and math.isfinite(value), "numbers"
-        if not fits:
-            raise ConfigError(f"{key}={value} does not fit; allowed: {allowed} (default {str(default).lower()}).")
+    for message in misfits(cfg, types_without_target(name)):
+        raise ConfigError(message)
+
+
+def types_without_target(name: str) -> dict[str, Any]:
+    """Types of settings of configs/NAME.yaml that programs read themselves, by key."""
+    shipped = {key: type(value) for key, value in _shipped_values(name) if isinstance(value, bool | int | float)}
+    return shipped | _READ_BY_PROGRAMS
 
 
 @contextmanager
