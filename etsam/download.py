@@ -22,7 +22,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -175,7 +175,7 @@ def read_record(target: Path) -> DownloadRecord | None:
 
 def _write_record(job: DownloadJob, url: str, checksums: dict[str, str], file: Path) -> None:
     stat = file.stat()
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     record = DownloadRecord(url, stat.st_size, checksums, stat.st_mtime_ns, now)
     with atomic_path(record_path(job.target), overwrite=True) as path:
         path.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
