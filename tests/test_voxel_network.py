@@ -11,10 +11,9 @@ from safetensors.torch import save_file
 
 from etsam.errors import CheckpointError, ConfigError
 from etsam.inference import prompts
-from etsam.inference.encode_ahead import EncodeBatch
 from etsam.inference.logit_store import open_store
-from etsam.inference.memory_plan import plan_memory
-from etsam.inference.propagate import propagate
+from etsam.inference.memory_plan import Batching, plan_memory
+from etsam.inference.propagate import PropagationSettings, propagate
 from etsam.inference.tiles import Overlapping, Split2x2, Stitched, Tile, Whole
 from etsam.inference.two_stage import Stage, TwoStage, run_stage, store_for
 from etsam.network.build import build_network, build_tracker
@@ -46,13 +45,13 @@ def volume():
     return np.random.default_rng(3).random(SHAPE).astype(np.float32)
 
 
-def run(tracker, volume, tiles=None, folder=None, **settings):
+def run(tracker, volume, tiles=None, folder=None, batching=Batching(), **settings):
     """Logits that `propagate` leaves, (Z, tiles, Y, X) of the tiles' common shape."""
     depth, height, width = volume.shape
     tiles = tiles or [Tile(0, height, 0, width)]
     store = store_for(tracker, tiles, depth, folder)
     masks = [prompts.grid_zero((depth, *tile.shape), interval=20) for tile in tiles]
-    propagate(tracker, volume, masks, tiles, store, **settings)
+    propagate(tracker, volume, masks, tiles, store, PropagationSettings(**settings), batching)
     return np.stack([np.asarray(store[z], np.float32) for z in range(depth)])
 
 
@@ -200,16 +199,16 @@ def test_tiles_of_different_shapes_are_each_what_they_are_alone(untrained, volum
 def _store(tracker, volume, tiles, **settings):
     store = store_for(tracker, tiles, len(volume))
     masks = [prompts.zero((len(volume), *tile.shape)) for tile in tiles]
-    propagate(tracker, volume, masks, tiles, store, **settings)
+    propagate(tracker, volume, masks, tiles, store, PropagationSettings(**settings))
     return store
 
 
-@pytest.mark.parametrize("settings", [{"tile_batch_size": 2}, {"encode_batch": EncodeBatch(3)}, {"tile_workers": 2}])
+@pytest.mark.parametrize("settings", [{"tile_batch_size": 2}, {"encode_batch_size": 3}, {"tile_workers": 2}])
 def test_batches_and_threads_change_nothing(tracker, volume, settings):
     tiles = Overlapping(overlap_voxels=16).plan(70, 93, 80, 16)
     assert len(tiles) == 2
     np.testing.assert_allclose(
-        run(tracker, volume, tiles, **settings), run(tracker, volume, tiles), rtol=1e-3, atol=1e-2
+        run(tracker, volume, tiles, batching=Batching(**settings)), run(tracker, volume, tiles), rtol=1e-3, atol=1e-2
     )
 
 
@@ -443,6 +442,6 @@ def test_an_image_of_another_size_is_no_image_of_the_trunk(tracker):
 def test_stage_one_of_the_method_is_prompted_by_a_grid_over_the_slice_alone(tracker, volume):
     store = store_for(tracker, [Tile(0, 70, 0, 93)], 7)
     prompt = partial(prompts.grid_zero, interval=20)
-    propagate(tracker, volume, [prompt(SHAPE)], [Tile(0, 70, 0, 93)], store, resegment_prompted=False)
+    propagate(tracker, volume, [prompt(SHAPE)], [Tile(0, 70, 0, 93)], store, PropagationSettings(resegment_prompted=False))
     expected = np.where(prompt(SHAPE)[0], 10, -10)
     np.testing.assert_array_equal(np.asarray(store[0])[0], expected)
