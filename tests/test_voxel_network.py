@@ -442,6 +442,7 @@ def test_an_image_of_another_size_is_no_image_of_the_trunk(tracker):
 def test_stage_one_of_the_method_is_prompted_by_a_grid_over_the_slice_alone(tracker, volume):
     store = store_for(tracker, [Tile(0, 70, 0, 93)], 7)
     prompt = partial(prompts.grid_zero, interval=20)
-    propagate(tracker, volume, [prompt(SHAPE)], [Tile(0, 70, 0, 93)], store, PropagationSettings(resegment_prompted=False))
+    tiles, settings = [Tile(0, 70, 0, 93)], PropagationSettings(resegment_prompted=False)
+    propagate(tracker, volume, [prompt(SHAPE)], tiles, store, settings)
     expected = np.where(prompt(SHAPE)[0], 10, -10)
     np.testing.assert_array_equal(np.asarray(store[0])[0], expected)
