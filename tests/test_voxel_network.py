@@ -434,6 +434,18 @@ def test_settings_that_this_network_has_not_got_are_refused(changes):
         build_tracker(tiny_net(NET, **changes))
 
 
+def test_the_trunk_normalises_in_float32_and_goes_on_in_the_precision_of_the_rest():
+    trunk = build_tracker(tiny_net(NET)).network.image_encoder.trunk
+    image = torch.rand(1, 3, 64, 80)
+    with torch.no_grad():
+        plain = trunk.logits(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            levels = trunk(image)
+            lower = trunk.logits(image).float()
+    assert {level.dtype for level in levels} == {torch.bfloat16}
+    assert 0 < (lower - plain).abs().max() < 0.05 * plain.abs().max()
+
+
 def test_an_image_of_another_size_is_no_image_of_the_trunk(tracker):
     with pytest.raises(ValueError, match="multiples of 16"):
         tracker.network.image_encoder.trunk(torch.rand(1, 3, 64, 72))
