@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
-from training_runs import NO_DROPOUT, SHAPE, TINY, curve, folder, rows, tomogram, train, train_apart, whole  # noqa: F401
+from training_runs import NO_DROPOUT, SHAPE, TINY, curve, folder, tomogram, train, train_apart, whole  # noqa: F401
 
 from etsam.app import compose_config
 from etsam.data.datamodule import TomogramClips
@@ -61,6 +61,7 @@ def test_a_run_learns_validates_and_saves(folder, whole):
     assert list((folder / "runs/whole/slices").glob("*.png"))
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_same_global_batch(folder):
     train(folder, "name=one", *NO_DROPOUT, "data.batch_size=2")
     stderr = train_apart(folder, "name=two", *NO_DROPOUT, "trainer=ddp_cpu", "data.batch_size=1")
@@ -167,23 +168,6 @@ def test_export_writes_a_small_file_that_prediction_reads(folder, whole, predict
     assert target.stat().st_size < source.stat().st_size / 3
     by_file = predict_with(target, target, folder / "t0.mrc")
     np.testing.assert_array_equal(by_file, predict_with(source, source, folder / "t0.mrc"))
-
-
-def test_replayed_old_data_are_mixed_in_and_their_dice_is_reported_apart(folder, whole):
-    lines = ["dataset_id,run_id,split,tomogram,target_mask"]
-    for seed, split in ((7, "train"), (8, "val")):
-        for name, data in zip((f"t{seed}", f"m{seed}"), tomogram(seed), strict=True):
-            with MrcWriter(folder / f"{name}.mrc", SHAPE, data.dtype) as writer:
-                for z in range(SHAPE[0]):
-                    writer[z] = data[z]
-        lines.append(f"old,{seed},{split},t{seed}.mrc,m{seed}.mrc")
-    (folder / "old.csv").write_text("\n".join(lines) + "\n")
-    replay = ["+data.sources.old.manifest=old.csv", "+data.sources.old.weight=0.3", "trainer.max_epochs=1"]
-    train(folder, "name=tuned", "start=runs/whole/checkpoints/last.ckpt", *replay, experiment="finetune")
-    before, scores = [row for row in rows(folder, "tuned") if row.get("val/dice")]
-    assert (before["step"], scores["step"]) == ("0", "7")
-    both = float(scores["val/dice_own"]) + float(scores["val/dice_old"])
-    assert float(scores["val/dice"]) == pytest.approx(both / 2, rel=1e-5)
 
 
 def test_wandb_offline_writes_config_metrics_and_images(folder):

@@ -41,6 +41,7 @@ def test_a_run_that_was_stopped_or_failed_goes_on_as_if_it_had_not(folder, whole
     assert curve(folder, name) == whole
 
 
+@pytest.mark.slow
 def test_processes_that_are_told_one_after_the_other_stop_together(folder):
     settings = ["name=told", "trainer=ddp_cpu", "trainer.max_epochs=500"]
     process = subprocess.Popen(
@@ -57,6 +58,7 @@ def test_processes_that_are_told_one_after_the_other_stop_together(folder):
     assert torch.load(checkpoint, weights_only=True)["global_step"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_stops_when_its_time_is_up(folder):
     stderr = train_apart(folder, "name=timed", "trainer.max_epochs=500", "max_time=00:00:00:01", status=143)
     assert "max_time is over" in stderr

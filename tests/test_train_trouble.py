@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import TINY, command, curve, folder, rows, train, train_apart, whole  # noqa: F401
+from training_runs import TINY, command, curve, folder, rows, train, whole  # noqa: F401
 
 from etsam.app import compose_config
 from etsam.errors import CheckpointError
 from etsam.network.checkpoint import nonfinite_tensors
-from etsam.training.reporting import RunLog, wandb_id
+from etsam.training.reporting import RunLog
 from etsam.training.run_folder import RunFolder
 
 
@@ -38,9 +38,7 @@ def test_weights_that_are_not_finite_are_not_exported(folder, whole, etsam, monk
 
 
 def test_without_a_terminal_there_is_a_line_for_each_validation(folder):
-    lines = [
-        line for line in train_apart(folder, "name=lines", "trainer.max_epochs=3").splitlines() if "val/dice" in line
-    ]
+    lines = [line for line in train(folder, "name=lines", "trainer.max_epochs=3").splitlines() if "val/dice" in line]
     assert [re.search(r"epoch (\d)/3, step (\d+)/24", line).groups() for line in lines[:3]] == [
         ("1", "8"),
         ("2", "16"),
@@ -105,17 +103,13 @@ def short(folder):
     return folder / "runs/short"
 
 
-def test_a_run_goes_on_with_data_that_moved(folder, tmp_path):
+def test_a_run_goes_on_with_data_that_moved(folder, whole, tmp_path):
     for file in (*folder.glob("*.mrc"), folder / "manifest.csv"):
         shutil.copy(file, tmp_path)
-    moved = f"data.sources.own.manifest='{tmp_path / 'manifest.csv'}'"
-    states = []
-    for name, where in (("moved", [moved]), ("stayed", [])):
-        train(folder, f"name={name}", "trainer.max_epochs=1")
-        train(folder, f"name={name}", "ckpt_path=last", *where)
-        states.append(torch.load(folder / f"runs/{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"])
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    stop = "+callbacks.at={_target_: training_runs.At, step: 3, number: SIGUSR1}"
+    train(folder, "name=moved", stop, status=143)
+    train(folder, "name=moved", "ckpt_path=last", f"data.sources.own.manifest='{tmp_path / 'manifest.csv'}'")
+    assert curve(folder, "moved") == whole
 
 
 def test_other_data_under_another_path_are_refused(folder, short, tmp_path):
@@ -133,10 +127,13 @@ def test_a_manifest_that_changed_is_told_with_both_numbers(folder, short, caplog
     assert "3 tomograms before, 1 now" in caplog.text
 
 
-def test_a_run_that_goes_on_is_one_run_of_wandb(tmp_path):
-    first = wandb_id(tmp_path, anew=True)
-    assert wandb_id(tmp_path, anew=False) == first
-    assert wandb_id(tmp_path, anew=True) != first
+def test_a_run_that_goes_on_is_one_run_of_wandb(folder, short):
+    kept = (short / "wandb_id").read_text().strip()
+    assert len(kept) == 8
+    with claim(folder, "short", "ckpt_path=last") as run:
+        assert run.wandb_id == kept
+    with claim(folder, "short", "overwrite=true") as run:
+        assert run.wandb_id != kept
 
 
 @pytest.mark.slow

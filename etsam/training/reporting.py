@@ -3,7 +3,6 @@
 import csv
 import logging
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -158,19 +157,3 @@ class _Rows(ExperimentWriter):
             writer.writeheader()
             writer.writerows(kept)
         part.replace(file)
-
-
-def wandb_id(folder: Path, anew: bool) -> str:
-    """Identity of a run for W&B, kept in its folder: one curve, however often the run goes on.
-
-    Parameters
-    ----------
-    folder
-        Of the run.
-    anew
-        True where a run begins; False where it goes on.
-    """
-    file = folder / "wandb_id"
-    if anew or not file.exists():
-        file.write_text(uuid.uuid4().hex[:8] + "\n", encoding="utf-8")
-    return file.read_text(encoding="utf-8").strip()

@@ -86,8 +86,9 @@ def run(cfg: DictConfig) -> TrainingResult:
         stage = instantiate(cfg.stage, _convert_="all")
         if is_first_process():
             _check_memory(cfg, stage)
-            folder.begin(data.contents())
         trainer = _trainer(cfg, folder)
+        if is_first_process():
+            folder.begin(data.contents())
         for logger in trainer.loggers:
             logger.log_hyperparams(description(cfg))
         if is_first_process():
@@ -171,7 +172,7 @@ def _trainer(cfg: DictConfig, folder: "RunFolder") -> "Trainer":
     """Trainer with callbacks and loggers; without a terminal, lines instead of a progress bar."""
     from hydra.utils import instantiate
 
-    from etsam.training.reporting import ProgressLines, wandb_id
+    from etsam.training.reporting import ProgressLines
 
     callbacks = list(instantiate(cfg.callbacks).values())
     if not sys.stderr.isatty():
@@ -180,7 +181,7 @@ def _trainer(cfg: DictConfig, folder: "RunFolder") -> "Trainer":
     for settings in cfg.logger.values():
         more = {}
         if settings._target_.endswith(".WandbLogger") and settings.get("id") is None and is_first_process():
-            more = {"id": wandb_id(folder.path, anew=folder.checkpoint is None), "resume": "allow"}
+            more = {"id": folder.wandb_id, "resume": "allow"}
         loggers.append(instantiate(settings, **more))
     return instantiate(
         cfg.trainer,

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import subprocess
+import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -24,6 +25,7 @@ _SETTINGS = "config.yaml"
 _TOMOGRAMS = "tomograms.json"
 _LOCK = ".lock"
 _METRICS = "metrics.csv"
+_WANDB_ID = "wandb_id"
 # where data lie is free, too: what the manifests list is compared instead
 _PLACE_OF_DATA = re.compile(r"data\.sources\.[^.]+\.(manifest|root)")
 # may differ when a run goes on: where, how fast and how long it trains, not what it trains
@@ -95,6 +97,7 @@ class RunFolder:
         self.path = Path(cfg.output_dir)
         self.checkpoint: Path | None = None
         self._lock: IO[str] | None = None
+        self._drawn = uuid.uuid4().hex[:8]
 
     def __enter__(self) -> "RunFolder":
         self.claim()
@@ -185,6 +188,13 @@ class RunFolder:
         assert isinstance(before, dict)
         return {str(key): value for key, value in before.items()}
 
+    @property
+    def wandb_id(self) -> str:
+        """Identity of the run for W&B, kept in the folder: one curve, however often the run goes on."""
+        file = self.path / _WANDB_ID
+        known = self.checkpoint is not None and file.exists()
+        return file.read_text(encoding="utf-8").strip() if known else self._drawn
+
     def begin(self, tomograms: dict[str, list[list[str]]]) -> None:
         """Write the run's settings and tomograms into its folder; only now is a run that shall be replaced removed.
 
@@ -208,6 +218,7 @@ class RunFolder:
         texts = {
             _SETTINGS: OmegaConf.to_yaml(OmegaConf.create(settings_of(self._cfg))),
             _TOMOGRAMS: json.dumps(tomograms, indent=0),
+            _WANDB_ID: self.wandb_id + "\n",
         }
         for name, text in texts.items():
             with atomic_path(self.path / name, overwrite=True) as part:
