@@ -87,6 +87,22 @@ def test_two_runs_with_one_seed_see_the_same_clips_and_other_epochs_and_seeds_di
     assert not set(epoch_of(one, 0)) & set(epoch_of(one, 1) + epoch_of(other, 0))
 
 
+def test_every_epoch_may_show_the_same_clips(manifest):
+    loader = module(manifest, repeat_epoch=True).train_dataloader()
+    assert epoch_of(loader, 0) == epoch_of(loader, 3) == epoch_of(module(manifest).train_dataloader(), 0)
+
+
+def test_tomograms_to_validate_on_are_limited_for_each_source_and_those_of_test_read_if_wanted(tmp_path):
+    manifests = [source(tmp_path, "a", train=1, val=3), source(tmp_path, "b", train=1, val=1)]
+    data = module(*manifests, val_tomograms=2, with_test=True)
+    assert [sample.run_id for sample in data.val_samples] == ["a1", "a2", "b1"]
+    data.samples["b"][0] = replace(data.samples["b"][0], split="test")
+    data.samples["a"].append(replace(data.samples["a"][3], split="unused"))
+    (item,) = data.test_dataloader()
+    assert (item.number, item.source, item.run_id) == (3, "b", "b0")
+    assert module(*manifests).test == []
+
+
 def test_workers_give_the_same_clips_as_the_main_process_in_every_epoch(manifest):
     plain, workers = module(manifest).train_dataloader(), module(manifest, num_workers=2).train_dataloader()
     for epoch in (0, 1):

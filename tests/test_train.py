@@ -80,6 +80,12 @@ def test_a_trainer_of_prediction_is_refused(trainer, right):
         check_settings(compose_config("train", ["experiment=nano_stage1", "name=x", f"trainer={trainer}"]))
 
 
+@pytest.mark.parametrize("setting", ["trainer.precision=16-true", "+trainer.overfit_batches=1"])
+def test_what_training_cannot_do_is_refused_with_what_it_can(setting):
+    with pytest.raises(ConfigError, match=setting.lstrip("+").partition("=")[0]):
+        check_settings(compose_config("train", ["experiment=nano_stage1", "name=x", setting]))
+
+
 def test_clips_and_logits_that_do_not_suit_the_network_are_refused():
     nano = ["experiment=nano_stage2", "name=x", "stage1.checkpoint=x"]
     with pytest.raises(ConfigError, match=r"data\.num_slices=8 .* sees 9 slices at a time"):

@@ -129,6 +129,7 @@ def test_stage_2_is_tuned_too(folder, whole):
     assert f"weights.stage1={stage1} weights.stage2=runs/tuned2/checkpoints/best_0000_" in said
 
 
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key.*")
 def test_the_validation_before_training_changes_nothing_of_it(folder, whole):
     start = ["start=runs/whole/checkpoints/last.ckpt", "trainer.max_epochs=1"]
     train(folder, "name=with", *start)

@@ -90,7 +90,8 @@ def test_what_does_not_change_the_result_may_change_when_a_run_goes_on(folder, w
     settings = ["experiment=nano_stage1", "data.sources.own.manifest=manifest.csv", *TINY, "name=whole"]
     settings += [f"output_dir='{folder / 'runs/whole'}'", "ckpt_path=last"]
     free = ["checkpoint_encoder=true", "encode_batch_size=2", "data.num_workers=1", "trainer.max_epochs=3"]
-    RunFolder(compose_config("train", [*settings, *free])).claim()
+    with RunFolder(compose_config("train", [*settings, *free])) as run:
+        assert run.checkpoint.name == "last.ckpt"
     for other in ("data.num_slices=9", "augment=none", "seed=3"):
         with pytest.raises(OutputError, match="other settings"):
             RunFolder(compose_config("train", [*settings, *free, other])).claim()

@@ -158,6 +158,19 @@ def test_everything_runs_once_with_fast_dev_run_and_nothing_is_saved(folder):
     assert not list((folder / "runs/dry").rglob("*.ckpt"))
 
 
+def test_the_best_state_is_scored_on_the_split_test_if_that_is_wanted(folder):
+    grey = (folder / "t2.mrc").read_bytes()
+    (folder / "t9.mrc").write_bytes(grey[:-4] + bytes(4))  # else it is a copy in two splits
+    lines = (folder / "manifest.csv").read_text()
+    (folder / "tested.csv").write_text(lines + "sim,9,test,t9.mrc,m2.mrc\n")
+    settings = ["data.sources.own.manifest=tested.csv", "test_after=true", "trainer.max_epochs=1"]
+    said = train(folder, "name=tested", *settings)
+    assert "of the best state, test/dice 0." in said
+    tested = [row for row in rows(folder, "tested") if row.get("test/dice")]
+    validated = [row for row in rows(folder, "tested") if row.get("val/dice")]
+    assert float(tested[0]["test/dice"]) == pytest.approx(float(validated[0]["val/dice"]), abs=0.01)
+
+
 def test_early_stopping_says_why_and_where_the_best_is(folder):
     stopping = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/dice, mode: max, patience: 1}"
     said = train(
@@ -173,6 +186,7 @@ def test_early_stopping_says_why_and_where_the_best_is(folder):
     assert "etsam predict TOMOGRAM.mrc" in said
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # Lightning 2.6 with torch 2.14
 def test_a_run_in_python_gives_what_it_made(folder, monkeypatch, whole):
     from etsam.training.run import run
 

@@ -41,12 +41,13 @@ class Source:
 
 
 class ValidationItem(NamedTuple):
-    """One tomogram to validate on, by the place it has in `TomogramClips.val_samples`.
+    """One tomogram to validate on or to test by.
 
     Attributes
     ----------
     number
-        -1 for a process that has run out of tomograms while others still work: nothing to do.
+        As `TomogramClips.normalized` takes it; -1 for a process that has run out of tomograms while others still work:
+        nothing to do.
     source
         Name of the source.
     dataset_id, run_id, tomogram, target_mask
@@ -85,6 +86,10 @@ class TomogramClips(LightningDataModule):
         See `ClipDataset`.
     epoch_clips
         Clips in an epoch; default: `clips_per_tomogram` for every training tomogram of all sources.
+    repeat_epoch
+        Every epoch shows the same clips: whether a network can learn a few batches by heart.
+    with_test
+        Also read the tomograms of the split `test`, for `trainer.test`.
     val_tomograms
         Validation tomograms of each source, the first ones; None: all.
     batch_size
@@ -114,7 +119,9 @@ class TomogramClips(LightningDataModule):
         crop: int | Sequence[int] | None = None,
         clips_per_tomogram: int = 1,
         epoch_clips: int | None = None,
+        repeat_epoch: bool = False,
         val_tomograms: int | None = None,
+        with_test: bool = False,
         axes: Sequence[str] = ("z",),
         reverse_probability: float = 0.0,
         foreground_probability: float = 0.0,
@@ -139,6 +146,7 @@ class TomogramClips(LightningDataModule):
         self.samples = {name: read_manifest(source.manifest, source.root) for name, source in self.sources.items()}
         self.batch_size, self.num_workers, self.pin_memory, self.seed = batch_size, num_workers, pin_memory, seed
         self.epoch_clips, self.val_tomograms = epoch_clips, val_tomograms
+        self.repeat_epoch, self.with_test = repeat_epoch, with_test
         self.cache_folder = None if cache_folder is None else Path(cache_folder).expanduser()
         self._clip_settings: dict[str, Any] = {
             "normalization": normalization,
@@ -162,9 +170,19 @@ class TomogramClips(LightningDataModule):
         """(Source, sample) of validation, in the order of configuration; of each source at most `val_tomograms`."""
         return [
             (source, sample)
-            for source, samples in self.samples.items()
-            for sample in [sample for sample in samples if sample.split == "val"][: self.val_tomograms]
+            for source in self.samples
+            for sample in self._of_split(source, "val")[: self.val_tomograms]
         ]
+
+    @property
+    def test(self) -> list[tuple[str, Sample]]:
+        """(Source, sample) of the split `test`, if it is wanted."""
+        return [
+            (source, sample) for source in self.samples if self.with_test for sample in self._of_split(source, "test")
+        ]
+
+    def _of_split(self, source: str, split: str) -> list[Sample]:
+        return [sample for sample in self.samples[source] if sample.split == split]
 
     @property
     def val_samples(self) -> list[Sample]:
@@ -234,7 +252,7 @@ class TomogramClips(LightningDataModule):
         self._mixed = MixedClips(datasets, self.epoch_clips or sum(len(dataset) for dataset in datasets))
 
     def _measured(self) -> tuple[list[ClipDataset], ClipDataset]:
-        """Training clips of each source, and the validation tomograms, checked and measured.
+        """Training clips of each source, and the tomograms of validation and test, checked and measured.
 
         Validation tomograms are measured here, too, so that NaN is found before an epoch has been learned.
         """
@@ -247,14 +265,16 @@ class TomogramClips(LightningDataModule):
                 for samples, seed in zip(self.train_samples.values(), seeds, strict=True)
             ]
             whole = {"num_slices": 1, "foreground_probability": 0.0, "stage1_logits": None}
-            validation = ClipDataset(self.val_samples, **{**self._clip_settings, **whole})
+            validation = ClipDataset(
+                [sample for _, sample in [*self.validation, *self.test]], **{**self._clip_settings, **whole}
+            )
             for dataset in [*datasets, validation]:
                 dataset.measure()
             self._datasets = datasets, validation
         return self._datasets
 
     def normalized(self, number: int) -> Slices:
-        """Slices of validation tomogram `number`, (Z, Y, X) float32, normalised by what was measured before."""
+        """Slices of tomogram `number` of validation and then test, (Z, Y, X) float32, normalised as measured before."""
         return self._measured()[1].normalized(number)
 
     def tomograms(self) -> list[tuple[Sample, Slices]]:
@@ -271,14 +291,22 @@ class TomogramClips(LightningDataModule):
         self.setup("fit")
         assert self._mixed is not None
         weights = [self.sources[name].weight for name in self.train_samples]
-        sampler = ClipSampler(self._mixed, weights, self.batch_size, self.seed, *self._processes())
+        processes, repeat = self._processes(), self.repeat_epoch
+        sampler = ClipSampler(self._mixed, weights, self.batch_size, self.seed, *processes, repeat=repeat)
         return self._loader(ClipLoader, self._mixed, sampler, batch_size=self.batch_size, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         """One `ValidationItem` a batch; reading the tomogram is part of the validation, slice by slice."""
+        return self._whole_tomograms(self.validation, 0)
+
+    def test_dataloader(self) -> DataLoader:
+        """As `val_dataloader`, of the split `test`."""
+        return self._whole_tomograms(self.test, len(self.validation))
+
+    def _whole_tomograms(self, listed: Sequence[tuple[str, Sample]], first: int) -> DataLoader:
         items = [
             ValidationItem(number, source, sample.dataset_id, sample.run_id, sample.tomogram, sample.target_mask)
-            for number, (source, sample) in enumerate(self.validation)
+            for number, (source, sample) in enumerate(listed, first)
         ]
         replicas, rank = self._processes()
         dataset = _Validation(items)

@@ -56,16 +56,27 @@ class ClipSampler(DistributedSampler):
         Of the order.
     num_replicas, rank
         Number of processes, and which this is.
+    repeat
+        Every epoch shows the clips of the first one, in the same order.
     """
 
     def __init__(
-        self, mixed: MixedClips, weights: Sequence[float], batch_size: int, seed: int, num_replicas: int, rank: int
+        self,
+        mixed: MixedClips,
+        weights: Sequence[float],
+        batch_size: int,
+        seed: int,
+        num_replicas: int,
+        rank: int,
+        *,
+        repeat: bool = False,
     ) -> None:
         super().__init__(mixed, num_replicas=num_replicas, rank=rank, seed=seed)
         self._sizes = [len(source.samples) for source in mixed.sources]
         self._shares = np.asarray(weights, dtype=np.float64) / sum(weights)
         self._epoch_clips = len(mixed)
         self.global_batch = batch_size * num_replicas
+        self._repeat = repeat
         self.start = 0  # global draws to leave out once
         if self._epoch_clips < self.global_batch:
             raise ConfigError(
@@ -76,6 +87,7 @@ class ClipSampler(DistributedSampler):
 
     def plan(self, epoch: int) -> list[Draw]:
         """All draws of an epoch, of all processes together, in order."""
+        epoch = 0 if self._repeat else epoch
         rng = np.random.default_rng([self.seed, epoch])
         exact = self._shares * self._epoch_clips
         counts = np.floor(exact + 1e-9).astype(int)

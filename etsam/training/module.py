@@ -1,7 +1,7 @@
 """Training of one stage: fit on clips, validate by the real streaming inference."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -287,44 +287,74 @@ class StageTraining(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Reset the sums."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        sources = dict.fromkeys(source for source, _ in data.validation)
-        names = [*_SCORES, *(f"dice_{source}" for source in sources), "false_fraction_empty"]
-        self._sums = {name: [0.0, 0.0] for name in names}  # sum and number, the same names in every process
+        self._reset_sums(self._data.validation)
+
+    def on_test_epoch_start(self) -> None:
+        """Reset the sums."""
+        self._reset_sums(self._data.test)
 
     def validation_step(self, batch: ValidationItem, batch_idx: int) -> dict[str, ValidationResult]:
         """Segment one tomogram as prediction would, and score it; callbacks get `result`."""
-        if batch.number < 0:  # this process has none left while others work
+        return self._score(batch)
+
+    def test_step(self, batch: ValidationItem, batch_idx: int) -> dict[str, ValidationResult]:
+        """As `validation_step`, of the split `test`."""
+        return self._score(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over the tomograms of all processes, of each source, too, so that forgetting is visible."""
+        means = self._means()
+        self.scores = dice_by_source(means)
+        if self.trainer.state.fn == "validate":
+            self.scores_at_start = self.scores
+        if self.guard is not None:
+            means["guarded"] = self.guard.score(self.scores, self.scores_at_start)
+        self._log_scores("val", means)
+
+    def on_test_epoch_end(self) -> None:
+        """Log means over the tomograms of all processes."""
+        self._log_scores("test", self._means())
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _reset_sums(self, tomograms: Sequence[tuple[str, Any]]) -> None:
+        sources = dict.fromkeys(source for source, _ in tomograms)
+        names = [*_SCORES, *(f"dice_{source}" for source in sources), "false_fraction_empty"]
+        self._sums = {name: [0.0, 0.0] for name in names}  # sum and number, the same names in every process
+
+    def _score(self, item: ValidationItem) -> dict[str, ValidationResult]:
+        if item.number < 0:  # this process has none left while others work
             return {}
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        result = self.validator(self.tracker, batch, data.normalized(batch.number))
+        result = self.validator(self.tracker, item, self._data.normalized(item.number))
         if result.empty:  # of a single false voxel its Dice would be 0
             scores = {"false_fraction_empty": result.false_fraction}
         else:
-            scores = {name: getattr(result, name) for name in _SCORES} | {f"dice_{batch.source}": result.dice}
+            scores = {name: getattr(result, name) for name in _SCORES} | {f"dice_{item.source}": result.dice}
         for name, value in scores.items():
             self._sums[name][0] += value
             self._sums[name][1] += 1
         return {"result": result}
 
-    def on_validation_epoch_end(self) -> None:
-        """Log means over the tomograms of all processes, of each source, too, so that forgetting is visible."""
+    def _means(self) -> dict[str, float]:
+        """Mean of each score over the tomograms of all processes; of the usual ones 0 where there was none."""
         sums = torch.tensor(list(self._sums.values()), dtype=torch.float32, device=self.device)  # (scores, 2)
         totals = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        means = {
-            name: float(total / number) for name, (total, number) in zip(self._sums, totals, strict=True) if number
-        }
-        means = {**dict.fromkeys(_SCORES, 0.0), **means}  # callbacks wait for `val/dice`
-        by_source = {name.removeprefix("dice_"): value for name, value in means.items() if name.startswith("dice_")}
-        self.scores = by_source
-        if self.trainer.state.fn == "validate":
-            self.scores_at_start = by_source
-        if self.guard is not None:
-            means["guarded"] = self.guard.score(by_source, self.scores_at_start)
+        counted = zip(self._sums, totals.tolist(), strict=True)
+        means = {name: total / number for name, (total, number) in counted if number}
+        return {**dict.fromkeys(_SCORES, 0.0), **means}  # callbacks wait for `val/dice`
+
+    def _log_scores(self, split: str, means: Mapping[str, float]) -> None:
         # reduced already; sync_dist only keeps Lightning from recommending it
-        shown = {f"val/{name}": value for name, value in means.items()}
-        self.log_dict({name: shown.pop(name) for name in ("val/dice",)}, prog_bar=True, sync_dist=True)
-        self.log_dict(shown, sync_dist=True)
+        self.log(f"{split}/dice", means["dice"], prog_bar=True, sync_dist=True)
+        others = {f"{split}/{name}": value for name, value in means.items() if name != "dice"}
+        self.log_dict(others, sync_dist=True)
+
+
+def dice_by_source(means: Mapping[str, float]) -> dict[str, float]:
+    """Dice of each source, of scores by name."""
+    return {name.removeprefix("dice_"): value for name, value in means.items() if name.startswith("dice_")}
 
 
 class CosineToFraction:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # libraries that take seconds come when a run begins
     from etsam.training.module import StageTraining
     from etsam.training.run_folder import RunFolder
 
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
 log = logging.getLogger(__name__)
 
 
@@ -97,6 +99,7 @@ def run(cfg: DictConfig) -> TrainingResult:
             if cfg.start is not None and folder.checkpoint is None and trainer.limit_val_batches:
                 trainer.validate(stage, datamodule=data, verbose=False)  # what the weights are worth before training
             _fit(trainer, stage, data, folder.checkpoint)
+            _test(trainer, stage, data)
         finally:
             _finish_wandb(trainer)
         result = _result(trainer, stage, data)
@@ -119,6 +122,14 @@ def check_settings(cfg: DictConfig) -> None:
         raise ConfigError(
             f"stage 1 has image side {cfg.stage1.net.image_size} and stage 2 {cfg.net.image_size}; they share tiles."
         )
+    if cfg.trainer.get("overfit_batches"):
+        count = cfg.trainer.overfit_batches
+        raise ConfigError(
+            f"trainer.overfit_batches={count} is not supported; set data.repeat_epoch=true "
+            f"trainer.limit_train_batches={count}, which shows the same clips in every epoch."
+        )
+    if str(cfg.trainer.precision) not in _PRECISIONS:
+        raise ConfigError(f"trainer.precision={cfg.trainer.precision}: allowed for training: {', '.join(_PRECISIONS)}.")
     if cfg.guard is not None and cfg.guard.source not in cfg.data.sources:
         raise ConfigError(
             f"guard.source={cfg.guard.source} is no source of the data; allowed: {', '.join(cfg.data.sources)}."
@@ -229,6 +240,23 @@ def _fit(trainer: "Trainer", stage: "StageTraining", data: "TomogramClips", chec
         raise SystemExit(128 + stopped_by(callbacks)) from None
 
 
+def _test(trainer: "Trainer", stage: "StageTraining", data: "TomogramClips") -> None:
+    """Score the best state on the split `test`, if that is wanted."""
+    import torch
+
+    from etsam.training.reporting import best_checkpoint
+
+    if not data.test:
+        return
+    best = best_checkpoint(trainer)
+    if best is not None and best.best_model_path:
+        stage.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+    trainer.test(stage, datamodule=data, verbose=False)
+    if is_first_process():
+        means = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+        log.info("of the best state, %s", ", ".join(f"{name} {value:.4f}" for name, value in sorted(means.items())))
+
+
 def _finish_wandb(trainer: "Trainer") -> None:
     """End the run of W&B, else the next job of a sweep would write into it."""
     if any(type(logger).__name__ == "WandbLogger" for logger in trainer.loggers):
@@ -259,10 +287,11 @@ def _tell_end(cfg: DictConfig, result: TrainingResult) -> None:
         return
     log.info("best state (score %.4f): %s", result.best_score, result.best_checkpoint)
     log.info("to predict with it: %s", _prediction_command(cfg, result.best_checkpoint))
-    if changes and cfg.stage1 is None:
+    if cfg.guard is not None and cfg.stage1 is None:
         log.info(
             "stage 2 has learned from the logits of another stage 1; look at a prediction first, then tune it, too: "
-            "experiment=finetune_stage2 stage1.checkpoint=%s",
+            "experiment=%s_stage2 stage1.checkpoint=%s",
+            "finetune_nano" if _predicts_with(cfg) == "nano" else "finetune",
             result.best_checkpoint,
         )
 
@@ -271,18 +300,25 @@ def _tell_end(cfg: DictConfig, result: TrainingResult) -> None:
 _PREDICTS_WITH = {"nano": ("nano", "robust"), "etsam_v1": ("sam2.1_hiera_b+", "min_max_positive")}
 
 
-def _prediction_command(cfg: DictConfig, best: Path) -> str:
-    """`etsam predict ...` with the best state as this stage, and with the other stage of the same network."""
+def _predicts_with(cfg: DictConfig) -> str | None:
+    """Name of the weights of `etsam predict` that have this network; None for another."""
 
     def trunk(net: Any) -> Any:
         return OmegaConf.select(net, "image_encoder.trunk.embed_dim")
 
+    nets = {name: OmegaConf.load(share("configs") / "net" / f"{net}.yaml") for name, (net, _) in _PREDICTS_WITH.items()}
+    return next((name for name, net in nets.items() if trunk(net) == trunk(cfg.net)), None)
+
+
+def _prediction_command(cfg: DictConfig, best: Path) -> str:
+    """`etsam predict ...` with the best state as this stage, and with the other stage of the same network."""
     stage, other = ("stage1", "stage2") if cfg.stage1 is None else ("stage2", "stage1")
-    words = ["weights=files net=AS_TRAINED normalize=AS_TRAINED", f"weights.{other}=FILE"]
-    for name, (net, normalize) in _PREDICTS_WITH.items():
-        if trunk(cfg.net) == trunk(OmegaConf.load(share("configs") / "net" / f"{net}.yaml")):
-            usual = OmegaConf.load(share("configs") / "normalize" / f"{normalize}.yaml")
-            words = [f"weights={name}" + ("" if usual == cfg.normalize else " normalize=AS_TRAINED")]
+    name = _predicts_with(cfg)
+    if name is None:
+        words = ["weights=files net=AS_TRAINED normalize=AS_TRAINED", f"weights.{other}=FILE"]
+    else:
+        usual = OmegaConf.load(share("configs") / "normalize" / f"{_PREDICTS_WITH[name][1]}.yaml")
+        words = [f"weights={name}" + ("" if usual == cfg.normalize else " normalize=AS_TRAINED")]
     if cfg.stage1 is not None and cfg.stage1.checkpoint is not None:
         words = [words[0], f"weights.stage1={cfg.stage1.checkpoint}"]
     return " ".join(["etsam predict TOMOGRAM.mrc", *words, f"weights.{stage}={best}"])
@@ -297,6 +333,8 @@ def _result(trainer: "Trainer", stage: "StageTraining", data: "TomogramClips") -
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     best = best_checkpoint(trainer)
     path = Path(best.best_model_path) if best is not None and best.best_model_path else None
+    if path is not None and path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
     known = {} if path is None or not path.exists() else torch.load(path, weights_only=True, mmap=True)
     last = next((one.path for one in callbacks if isinstance(one, LastCheckpoint)), None)
     return TrainingResult(
