@@ -207,9 +207,13 @@ def _described(kind: Any) -> str:
     """A type in the words of someone who uses the program."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_described(one) for one in inner))
+        choices = [one for one in inner if typing.get_origin(one) is typing.Literal]
+        parts = [_described(one) for one in inner if one not in choices]
+        if choices:  # several lists of them are one
+            parts.insert(0, _described(typing.Literal[tuple(choices)]))
+        return " or ".join(dict.fromkeys(parts))
     if origin is typing.Literal:
-        return ", ".join(map(str, inner))
+        return ", ".join(dict.fromkeys(map(str, inner)))
     words = {bool: "true or false", int: "whole numbers", float: "numbers", str: "text", type(None): "null"}
     if kind in words:
         return words[kind]

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from etsam.cli import add_command
+
 _EXAMPLES = """\
 examples:
   etsam benchmark tomogram.mrc --settings 'nano=net=nano' --settings 'whole=net=nano tiles=whole'
@@ -13,8 +15,10 @@ examples:
 
 def add(commands: Any) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "benchmark",
+        run,
         help="seconds and peak memory of settings, and of other programs",
         description="Predict each tomogram with each of several settings, and with other programs, each in a process of"
         " its own, and write a table of seconds and of peak memory. What fails is a row marked failed.",
@@ -29,8 +33,6 @@ def add(commands: Any) -> None:
     parser.add_argument("--limit-seconds", type=float, metavar="S", help="a run that takes longer has failed")
     parser.add_argument("--keep", action="store_true", help="keep what the runs write")
     parser.add_argument("--overwrite", action="store_true", help="replace a table that is there")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from etsam.cli import add_command
+
 _DESCRIPTION = """\
 Compare methods on the same tomograms: means with 95 % intervals, paired t-test and Wilcoxon test with Holm's
 correction, effect size, and which tomograms are missing.
@@ -25,8 +27,10 @@ examples:
 
 def add(commands: Any) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "compare",
+        run,
         help="tables of scores -> tests and a report",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
@@ -38,8 +42,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--baseline", metavar="NAME", help="compare all with this method only (default: all pairs)")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="write the page and the tables there")
     parser.add_argument("--overwrite", action="store_true", help="replace a comparison that is there")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run, takes_settings=True)  # NAME=TABLE.csv may also stand between and after flags
+    parser.set_defaults(takes_settings=True)  # NAME=TABLE.csv may also stand between and after flags
 
 
 def run(args: argparse.Namespace) -> None:
@@ -80,25 +83,16 @@ def _columns(table: tuple[list[str], list[list[str]]], chosen: tuple[int, ...]) 
 
 
 def _show(comparison: Any, sentences: list[str], output_dir: Path | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+    from etsam.cli.console import print_line, print_table
     from etsam.evaluation.report.tables import cells_of_means, cells_of_pairs
 
-    console = Console()
     for title, (heads, rows) in (
         ("Means and 95 % intervals", cells_of_means(comparison)),
         ("Paired comparison", _columns(cells_of_pairs(comparison), (0, 1, 2, 3, 7, 8, 9, 10))),
     ):
         if rows:
-            table = Table(title=title, title_justify="left")
-            for head in heads:
-                table.add_column(Text(head), overflow="fold")
-            for row in rows:
-                table.add_row(*(Text(cell) for cell in row))  # Text: no name is taken for markup
-            console.print(table)
+            print_table(heads, rows, title)
     for line in [*sentences, *comparison.notes]:
-        console.print(Text(line))
+        print_line(line)
     if output_dir is not None:
-        console.print(Text(f"Written to {output_dir}"))
+        print_line(f"Written to {output_dir}")

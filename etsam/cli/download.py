@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from etsam.cli import add_command
+
 if TYPE_CHECKING:
     from etsam.download import Progress
     from etsam.sources.collection.plan import Wanted
@@ -22,8 +24,10 @@ _MOST_BARS = 6  # files shown at the same time
 
 def add_collect(commands: Any) -> None:
     """Describe `etsam data collect`."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "collect",
+        run_collect,
         help="download the published data set",
         description="Download published tomograms (CryoET Data Portal, Harvard Dataverse) and masks (Dataverse), "
         "verify them, and write a manifest of what is complete. The same command again completes what is missing.",
@@ -42,8 +46,6 @@ def add_collect(commands: Any) -> None:
     )
     parser.add_argument("--jobs", type=int, default=4, metavar="N", help="downloads at the same time (4)")
     parser.add_argument("--dry-run", action="store_true", help="only list what would be downloaded, with sizes")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run_collect)
 
 
 def add_weights(commands: Any) -> None:
@@ -55,13 +57,11 @@ def add_weights(commands: Any) -> None:
         ("download", run_download, "download weights once; later they are found by name", "+"),
         ("verify", run_verify, "compare files with the checksums recorded when they were downloaded", "*"),
     ):
-        action = actions.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
+        action = add_command(actions, name, run, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
         action.add_argument("names", nargs=names, metavar="NAME", help="such as etsam_v1 or sam2.1_hiera_base_plus")
         if name == "download":
             action.add_argument("--offline", action="store_true", help="ask no server: fail if something is missing")
             action.add_argument("--mirror", action="append", default=[], metavar="URL", help="folder to try first")
-        action.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        action.set_defaults(run=run)
 
 
 def run_collect(args: argparse.Namespace) -> None:
@@ -104,21 +104,18 @@ def run_collect(args: argparse.Namespace) -> None:
 
 
 def _show(wanted: "list[Wanted]") -> None:
-    from rich.filesize import decimal
-
-    from etsam.cli.console import print_table
+    from etsam.cli.console import print_table, readable_bytes
     from etsam.download import missing_bytes
 
     rows = []
     for one in wanted:
         state = "not available" if one.fault else "there" if one.is_there else "to download"
-        size = "?" if one.size is None else decimal(one.size)
-        rows.append((one.row.name, one.kind.removesuffix("s"), one.source, size, state))
+        rows.append((one.row.name, one.kind.removesuffix("s"), one.source, readable_bytes(one.size), state))
     available = [one for one in wanted if not one.fault]
     unknown = sum(one.size is None for one in available)
     note = f", {unknown} of unknown size" if unknown else ""
-    to_come = decimal(missing_bytes(job for one in available for job in one.jobs))
-    total = decimal(sum(one.size or 0 for one in available))
+    to_come = readable_bytes(missing_bytes(job for one in available for job in one.jobs))
+    total = readable_bytes(sum(one.size or 0 for one in available))
     rows.append((f"all {len(available)} files", "", "", total, f"{to_come} to download{note}"))
     print_table(("tomogram", "what", "from", "size", "state"), rows)
 
@@ -184,23 +181,12 @@ def with_bars(work: "Callable[[Progress], T]", total_bytes: int | None = None) -
     total_bytes
         Of all files, where it is known beforehand.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-    from rich.progress import TransferSpeedColumn as SpeedColumn
+    from rich.progress import DownloadColumn, TaskID
 
     from etsam.app import leave
+    from etsam.cli.console import progress_bars
 
-    console = Console(stderr=True)
-    bars = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        SpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    bars = progress_bars(in_bytes=True)
     all_files = bars.add_task("all files", total=total_bytes)
     lock, next_line = threading.Lock(), time.monotonic() + _LOG_INTERVAL_SECONDS
     there: dict[str, int] = {}
@@ -222,7 +208,7 @@ def with_bars(work: "Callable[[Progress], T]", total_bytes: int | None = None) -
                 bars.update(tasks[name], completed=done, total=total)
                 if done == total:
                     bars.remove_task(tasks.pop(name))
-            if not console.is_terminal and time.monotonic() >= next_line:
+            if bars.disable and time.monotonic() >= next_line:
                 next_line = time.monotonic() + _LOG_INTERVAL_SECONDS
                 log.info("%s there", DownloadColumn().render(bars.tasks[0]))
 

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from etsam.cli import add_command
+
 if TYPE_CHECKING:
     from etsam.training.run import TrainingResult
 
@@ -13,8 +15,10 @@ _STARTS = {"nano": ("nano_stage1", "nano_stage2"), "etsam_v1": ("etsam_stage1_v1
 
 def add(commands: Any) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "finetune",
+        run,
         help="manifest -> weights of both stages, tuned to it",
         description="Fine-tune stage 1, then stage 2 on what it says, and keep of each what validates better than "
         "before. The same command goes on where it was stopped. KEY=VALUE settings of `etsam train` may follow.",
@@ -28,8 +32,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--old", type=Path, metavar="CSV", help="tomograms whose Dice must not fall; a fifth is replayed"
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run, takes_settings=True, stop_at_once=False)
+    parser.set_defaults(takes_settings=True, stop_at_once=False)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -4,11 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from etsam.cli import add_command
+
 
 def add(commands: Any) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "points",
+        run,
         help="mask and points on membranes -> how well they agree",
         description="Where nobody has drawn a mask, positions on membranes (found by picking or averaging) can judge a "
         "prediction: how many of them it covers, and how much of it lies away from all of them.",
@@ -17,25 +21,19 @@ def add(commands: Any) -> None:
     parser.add_argument("points", type=Path, help="CSV file with the columns z_voxel, y_voxel, x_voxel")
     parser.add_argument("--near", type=float, default=1.5, metavar="V", help="a point is covered within V voxels (1.5)")
     parser.add_argument("--far", type=float, default=3.0, metavar="V", help="mask is away beyond V voxels (3)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print two shares; raises `InputError` if a file cannot be used."""
-    from rich.console import Console
-
+    from etsam.cli.console import print_line
     from etsam.evaluation.metrics.points import read_points, score_points
     from etsam.volume import read_volume
 
     points = read_points(args.points)
     with read_volume(args.mask, warn=False) as mask:
         scores = score_points(mask, points, args.near, args.far)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{scores.recall:.3f} of {scores.points} points have mask within {args.near:g} voxels")
+    print_line(f"{scores.recall:.3f} of {scores.points} points have mask within {args.near:g} voxels")
     if scores.mask_voxels:
-        console.print(
-            f"{scores.far:.3f} of {scores.mask_voxels} mask voxels lie farther than {args.far:g} from any point"
-        )
+        print_line(f"{scores.far:.3f} of {scores.mask_voxels} mask voxels lie farther than {args.far:g} from any point")
     else:
-        console.print("the mask is empty")
+        print_line("the mask is empty")

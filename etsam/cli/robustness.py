@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from etsam.cli import add_command
+
 _EXAMPLES = """\
 examples:
   etsam robustness weights=etsam_v1 tomograms=10
@@ -13,8 +15,10 @@ examples:
 
 def add(commands: Any) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "robustness",
+        run,
         help="scores against noise, tilt range, voxel size, thickness and contrast",
         description="Simulate the same specimens under conditions that are varied one at a time, segment them, and"
         " write curves of Dice and surface Dice: robustness.html and .png, curves.csv, tomograms.csv, robustness.json."
@@ -30,30 +34,18 @@ def add(commands: Any) -> None:
         metavar="NAME=SETTINGS",
         help="one of several methods on the same tomograms, such as 'a=net=nano'",
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="such as weights=etsam_v1")
-    parser.set_defaults(run=run, takes_settings=True)
+    parser.set_defaults(takes_settings=True)
 
 
 def run(args: argparse.Namespace) -> None:
     """Compose the settings, run everything, then show where the page is."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from etsam.app import config_error
+    from etsam.cli.console import print_line, progress_bar
     from etsam.evaluation.robustness import run as robustness
 
     with config_error():
         by_method = robustness.configs(args.settings, args.methods)
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("simulating", total=None)
-
-        def simulated(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-            if done == total:  # the bars of the prediction follow
-                bar.stop()
-
-        page = robustness.run(by_method, simulated)
-    Console().print(f"curves in {page}", soft_wrap=True, highlight=False)
+    with progress_bar("simulating") as progress:
+        page = robustness.run(by_method, progress)
+    print_line(f"curves in {page}")
