@@ -9,7 +9,7 @@ Every setting is in configs/evaluate.yaml; `python evaluate.py --help` lists the
 import hydra
 from omegaconf import DictConfig
 
-from etsam.app import guarded, launch
+from etsam.app import launch, reporting_errors
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
@@ -17,7 +17,7 @@ def main(cfg: DictConfig) -> None:
     """Command line."""
     from etsam.evaluation.run import run  # pandas and Lightning: not for --help
 
-    guarded(run, cfg)
+    reporting_errors(run, cfg)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ Every setting is in configs/predict.yaml; `python predict.py --help` lists them.
 import hydra
 from omegaconf import DictConfig
 
-from etsam.app import guarded, launch
+from etsam.app import launch, reporting_errors
 from etsam.prediction.run import run
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="predict")
 def main(cfg: DictConfig) -> None:
     """Command line."""
-    guarded(run, cfg)
+    reporting_errors(run, cfg)
 
 
 if __name__ == "__main__":

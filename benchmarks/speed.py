@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from speed_pairs import SpeedSettings, compare_speed, summary
 
-from etsam.app import compose_config, config_error, quiet
+from etsam.app import compose_config, config_error, configure_logging
 from etsam.errors import EtsamError
 from etsam.inference.fusion import fuse
 from etsam.network.build import build_tracker
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("results/speed"))
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
-    quiet()
+    configure_logging()
     try:
         given = [f"input={args.tomogram}"] if args.tomogram else [f"net={args.net}", "input=x", "weights=random"]
         with config_error():

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from omegaconf import OmegaConf
 
-from etsam.app import guarded, leave  # sets how threads wait, so it comes before torch
+from etsam.app import exit_with_error, reporting_errors  # sets how threads wait, so it comes before torch
 
 # Channels of the five levels and of the last block: BasicUNet's own six numbers, chosen so that it has 4.33 M
 # parameters (a nano stage has 4.33 M) and few of them where voxels are many.
@@ -41,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
     """Refuses in one line with status 1, as the other programs do."""
 
     def error(self, message: str) -> NoReturn:
-        leave(f"{message}; `{self.prog} --help` lists what is allowed.")
+        exit_with_error(f"{message}; `{self.prog} --help` lists what is allowed.")
 
 
 def _weighted(text: str) -> tuple[Path, float]:
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()  # the time that training is given includes the import of torch
     args = build_parser().parse_args(argv)
     args.started = started
-    guarded(lambda cfg: args.run(args), OmegaConf.create({"debug": args.debug}))
+    reporting_errors(lambda cfg: args.run(args), OmegaConf.create({"debug": args.debug}))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from etsam.errors import ConfigError, EtsamError
-from etsam.paths import share
+from etsam.paths import resource_path
 from etsam.settings import misfits
 
 # Read by OpenMP when torch is loaded: how long its threads spin for work before they sleep. Measured with nano on two
@@ -69,11 +69,11 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     from hydra import compose, initialize_config_dir
 
     register_resolvers()
-    with initialize_config_dir(str(share("configs")), version_base="1.3"):
+    with initialize_config_dir(str(resource_path("configs")), version_base="1.3"):
         return compose(name, overrides=list(overrides))
 
 
-def quiet() -> None:
+def configure_logging() -> None:
     """One line per event on standard error, and none of the libraries' talk about themselves."""
     level = logging.INFO if is_first_process() else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
@@ -112,33 +112,33 @@ def launch(main: Callable[[], Any], switch: str = "HYDRA_FULL_ERROR") -> None:
     parser = get_args_parser()
     hint = "settings are written KEY=VALUE, such as input=FILE; flags like those of the published tool: `etsam predict`"
     # its own way is several lines and status 2
-    parser.error = lambda message: leave(f"{message}; {hint}.")  # type: ignore[method-assign]
+    parser.error = lambda message: exit_with_error(f"{message}; {hint}.")  # type: ignore[method-assign]
     given = parser.parse_args()
     before = os.environ.get(switch)
     os.environ[switch] = "1"  # makes Hydra raise what it would print otherwise
     try:
         main()
     except KeyboardInterrupt:
-        leave("interrupted before anything was written.", status=130)
+        exit_with_error("interrupted before anything was written.", status=130)
     except JobError as error:
         told = JobError.messages or [str(error)]  # jobs of a cluster failed in other processes
-        leave(f"{len(told)} of the sweep's jobs failed, the others ran: {' | '.join(told)}")
+        exit_with_error(f"{len(told)} of the sweep's jobs failed, the others ran: {' | '.join(told)}")
     except (HydraException, OmegaConfBaseException) as error:
         if before or "debug=true" in given.overrides:
             traceback.print_exc()
-        leave(explain(error, given.overrides))
+        exit_with_error(explain(error, given.overrides))
     finally:
         os.environ.pop(switch) if before is None else os.environ.update({switch: before})
 
 
-def guarded(run: Callable[[DictConfig], _Result], cfg: DictConfig, *, stop_at_once: bool = True) -> _Result:
+def reporting_errors(run: Callable[[DictConfig], _Result], cfg: DictConfig, *, stop_at_once: bool = True) -> _Result:
     """Call `run(cfg)`; an error ends the process with status 1 and one line that says what to do.
 
     With `debug=true` the traceback is shown. An interrupted run (Ctrl-C) ends with status 130, one that was told to
     stop (SIGTERM, as from a cluster's queue) with 143; files that were being written are removed in any case.
     Without `stop_at_once` SIGTERM is left to Lightning, which ends training after the step at work and saves it.
     """
-    quiet()
+    configure_logging()
     register_resolvers()
     try:
         with _stopped_by_sigterm() if stop_at_once else nullcontext():
@@ -148,9 +148,9 @@ def guarded(run: Callable[[DictConfig], _Result], cfg: DictConfig, *, stop_at_on
             raise  # training has told how to go on
         # Lightning turns Ctrl-C into `sys.exit(1)`
         if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
-            leave("interrupted; outputs that were not complete have been removed.", status=130)
+            exit_with_error("interrupted; outputs that were not complete have been removed.", status=130)
         if stop.code == SIGTERM_STATUS:
-            leave("told to stop (SIGTERM); outputs that were not complete have been removed.", SIGTERM_STATUS)
+            exit_with_error("told to stop (SIGTERM); outputs that were not complete have been removed.", SIGTERM_STATUS)
         raise
     except Exception as error:
         if cfg.get("debug", False) is True:
@@ -159,7 +159,7 @@ def guarded(run: Callable[[DictConfig], _Result], cfg: DictConfig, *, stop_at_on
             log.error("this job failed: %s", explain(error))
             JobError.messages.append(explain(error))
             raise JobError(explain(error)) from error
-        leave(explain(error))
+        exit_with_error(explain(error))
 
 
 class JobError(Exception):
@@ -283,7 +283,7 @@ def _similar_settings(key: str) -> list[str]:
 
     The last part of the name decides, first among those beside it: `trainer.` is common to many that mean other things.
     """
-    known = [folder.name for folder in share("configs").iterdir() if folder.is_dir()]
+    known = [folder.name for folder in resource_path("configs").iterdir() if folder.is_dir()]
     first, dot, rest = key.partition(".")
     if dot and first not in known and (meant := difflib.get_close_matches(first, known, n=1, cutoff=0.75)):
         return [f"{meant[0]}.{rest}"]
@@ -309,10 +309,10 @@ def _shipped_values(name: str) -> list[tuple[str, Any]]:
             elif key not in ("defaults", "_recursive_", "_convert_"):
                 yield f"{prefix}{key}", value
 
-    written: Any = OmegaConf.to_container(OmegaConf.load(share("configs", f"{name}.yaml")))
+    written: Any = OmegaConf.to_container(OmegaConf.load(resource_path("configs", f"{name}.yaml")))
     values: dict[str, Any] = {}
     for base in written.get("defaults", []):
-        if isinstance(base, str) and (share("configs") / f"{base}.yaml").is_file():
+        if isinstance(base, str) and (resource_path("configs") / f"{base}.yaml").is_file():
             values |= _shipped_values(base)
     return list((values | dict(walk(written, ""))).items())
 
@@ -363,7 +363,7 @@ def config_error() -> Iterator[None]:
         raise ConfigError(explain(error)) from error
 
 
-def leave(message: str, status: int = 1) -> NoReturn:
+def exit_with_error(message: str, status: int = 1) -> NoReturn:
     """End the process with one line on standard error."""
     sys.stderr.write(f"etsam: error: {message}\n")
     sys.stderr.flush()

@@ -8,12 +8,12 @@ _PACKAGE = Path(__file__).resolve().parent
 _ROOTS = (_PACKAGE / "share", _PACKAGE.parent)  # wheel (pyproject.toml, force-include), then checkout
 
 
-def find_share(*parts: str) -> list[Path]:
+def resource_paths(*parts: str) -> list[Path]:
     """Existing paths of a shipped file or folder, the installed one first."""
     return [path for path in (root.joinpath(*parts) for root in _ROOTS) if path.exists()]
 
 
-def share(*parts: str) -> Path:
+def resource_path(*parts: str) -> Path:
     """Path of a shipped file or folder.
 
     Raises
@@ -21,7 +21,7 @@ def share(*parts: str) -> Path:
     FileNotFoundError
         If the installation is incomplete.
     """
-    found = find_share(*parts)
+    found = resource_paths(*parts)
     if not found:
         raise FileNotFoundError(f"{'/'.join(parts)} is missing from this installation of etsam; reinstall it.")
     return found[0]

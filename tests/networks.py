@@ -5,12 +5,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
 from etsam.network.build import build_tracker
-from etsam.paths import share
+from etsam.paths import resource_path
 
 
 def tiny_net(name="tiny_test", **changes):
     """Config of a toy network; changes such as `num_maskmem=3` apply to its root."""
-    with initialize_config_dir(str(share("configs")), version_base="1.3"):
+    with initialize_config_dir(str(resource_path("configs")), version_base="1.3"):
         net = compose(f"net/{name}").net
     with open_dict(net):
         net.update(changes)

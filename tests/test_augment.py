@@ -23,7 +23,7 @@ from etsam.data.augment import (
 from etsam.data.augment_fourier import FourierAmplitude, MissingWedge, wedge
 from etsam.data.measured import IGNORE
 from etsam.errors import ConfigError
-from etsam.paths import share
+from etsam.paths import resource_path
 
 SHAPE = (6, 20, 28)
 GEOMETRIC = [HorizontalFlip(1), SliceFlip(1), Rotate90(1), Affine(25, 20)]
@@ -220,7 +220,7 @@ def test_a_tilt_range_of_90_degrees_keeps_everything():
 
 
 def load(option):
-    return OmegaConf.load(share("configs") / "augment" / f"{option}.yaml")
+    return OmegaConf.load(resource_path("configs") / "augment" / f"{option}.yaml")
 
 
 def cryoet():

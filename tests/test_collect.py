@@ -17,7 +17,7 @@ from published_servers import DATASET_PATH, NAMES, SPLITS, files, mask, volume, 
 from etsam.data.checks import check_samples
 from etsam.data.manifest import read_manifest
 from etsam.errors import DownloadError, InputError
-from etsam.paths import share
+from etsam.paths import resource_path
 from etsam.sources.collection.lists import find_list, read_list
 from etsam.sources.collection.portal import choose_tomogram
 
@@ -301,7 +301,7 @@ def test_a_malformed_list_is_told(work, text, part):
 
 
 def test_the_shipped_lists_are_found_by_name_and_know_voxel_sizes_and_shapes(work):
-    assert share("data", "testset.csv") == find_list("testset") == find_list("data/testset.csv")
+    assert resource_path("data", "testset.csv") == find_list("testset") == find_list("data/testset.csv")
     test = read_list(find_list("testset"))
     assert len(test) == 17
     assert all(row.split == "test" and row.voxel_size_angstrom and row.shape for row in test)
@@ -310,7 +310,7 @@ def test_the_shipped_lists_are_found_by_name_and_know_voxel_sizes_and_shapes(wor
     assert len(rows) == 128
     assert (rows["10010/12000"].voxel_size_angstrom, rows["10010/12000"].shape) == (28.4, (250, 464, 480))
     assert [row.has_mask for row in read_list(find_list("robustness"))] == [False] * 5
-    assert share("data", "polnet_config", "polnet_data_2", "sample_config.yaml").is_file()
+    assert resource_path("data", "polnet_config", "polnet_data_2", "sample_config.yaml").is_file()
 
 
 def test_without_the_portals_package_the_command_says_what_to_install(published, collect, monkeypatch):

@@ -11,7 +11,7 @@ from etsam.errors import ConfigError
 from etsam.evaluation.compare.compare import compare, format_p
 from etsam.evaluation.compare.statistics import holm, mean_interval, paired_tests
 from etsam.evaluation.compare.tables import PUBLISHED, published_scores
-from etsam.paths import share
+from etsam.paths import resource_path
 
 pytestmark = pytest.mark.workshop
 STAGE2, STAGE1, MEMBRAIN, TARDIS = PUBLISHED
@@ -58,7 +58,7 @@ def test_published_paired_t_tests_come_out(published, second, difference, p, dig
 
 
 def test_published_tests_agree_with_scipy_on_the_files_themselves(published):
-    folder = share("data", "reference_results")
+    folder = resource_path("data", "reference_results")
     ours = pd.read_csv(folder / "etsam.csv").set_index(["dataset_id", "run_id"])["etsam_stage2_dice_-0.25"]
     other = pd.read_csv(folder / "tardis.csv").set_index(["dataset_id", "run_id"])["dice_score"].reindex(ours.index)
     row = pair(published, STAGE2, TARDIS)

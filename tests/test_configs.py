@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 from etsam.app import compose_config
 from etsam.inference import prompts
 from etsam.network.build import build_network
-from etsam.paths import share
+from etsam.paths import resource_path
 from etsam.prediction.segmenter import Segmenter
 
-CONFIGS = Path(share("configs"))
+CONFIGS = Path(resource_path("configs"))
 
 
 def options(group):

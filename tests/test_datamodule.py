@@ -16,7 +16,7 @@ from etsam.data.datamodule import Source, TomogramClips
 from etsam.data.manifest import write_manifest
 from etsam.errors import ConfigError, InputError
 from etsam.normalize import Robust
-from etsam.paths import share
+from etsam.paths import resource_path
 
 QUIET = [
     # advice of Lightning 2.6 about speed, logging and folders
@@ -328,7 +328,7 @@ def test_settings_of_clips_are_refused_before_files_are_looked_at(manifest):
 
 def test_the_config_builds_with_the_defaults_of_the_class(manifest):
     config = OmegaConf.create({"normalize": {"_target_": "etsam.normalize.Robust"}, "seed": 3})
-    config.data = OmegaConf.load(share("configs") / "data" / "manifest.yaml")
+    config.data = OmegaConf.load(resource_path("configs") / "data" / "manifest.yaml")
     config.data.sources.own.manifest = str(manifest)
     data = instantiate(config.data)
     plain = TomogramClips({"own": Source(manifest)}, Robust())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from etsam.app import is_first_process
-from etsam.paths import share
+from etsam.paths import resource_path
 from etsam.volume import MrcWriter
 
 
@@ -39,7 +39,7 @@ def write_tomograms(folder, names, spoiled=()):
 
 
 def predict(folder, *overrides):
-    command = [sys.executable, str(share("predict.py")), f"input={folder}", f"output_dir={folder / 'out'}"]
+    command = [sys.executable, str(resource_path("predict.py")), f"input={folder}", f"output_dir={folder / 'out'}"]
     return subprocess.run(
         [*command, "net=tiny_test", "weights=random", "trainer=cpus", *overrides],
         capture_output=True,

@@ -18,7 +18,7 @@ from etsam.evaluation.metrics.results import SlicePicture, ThetaRow, TomogramRes
 from etsam.evaluation.result_store import ResultStore
 from etsam.inference import tiles
 from etsam.labels import overlap_scores, stat_counts
-from etsam.paths import share
+from etsam.paths import resource_path
 from etsam.postprocess import steps
 from etsam.volume import Volume, read_volume
 
@@ -278,7 +278,7 @@ def test_the_voxel_size_is_the_manifests_then_the_tomograms_then_the_truths(eval
 def test_two_processes_share_the_tomograms(manifest):
     (manifest / "manifest.csv").write_text("\n".join([*ROWS, "lab,d,val,d.mrc,b_mask.mrc"]) + "\n")
     write_mrc(manifest / "d.mrc", np.full(SHAPE, np.nan, np.float32))
-    command = [sys.executable, str(share("evaluate.py")), "data.manifest=manifest.csv", *TINY, "trainer=cpus"]
+    command = [sys.executable, str(resource_path("evaluate.py")), "data.manifest=manifest.csv", *TINY, "trainer=cpus"]
     done = subprocess.run([*command, "metrics=[]"], cwd=manifest, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("etsam: error")]

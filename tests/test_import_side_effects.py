@@ -30,9 +30,9 @@ def test_building_a_network_leaves_hydra_uninitialised():
 
 def test_building_a_network_keeps_the_hydra_of_the_caller():
     code = (
-        "from hydra import initialize_config_dir, compose; import os; from etsam.paths import share\n"
+        "from hydra import initialize_config_dir, compose; import os; from etsam.paths import resource_path\n"
         "from etsam.network.build import import_sam2\n"
-        "with initialize_config_dir(str(share('configs')), version_base='1.3'):\n"
+        "with initialize_config_dir(str(resource_path('configs')), version_base='1.3'):\n"
         "    import_sam2(); print(compose('predict').grid_interval)"
     )
     code = "from etsam.app import register_resolvers; register_resolvers()\n" + code
@@ -51,9 +51,9 @@ def test_our_own_network_imports_sam2_as_the_builder_does():
 
 
 def test_only_the_builder_and_our_own_network_name_sam2():
-    from etsam.paths import share
+    from etsam.paths import resource_path
 
-    package = share("etsam") if (share("configs").parent / "etsam").exists() else None
+    package = resource_path("etsam") if (resource_path("configs").parent / "etsam").exists() else None
     if package is None:
         pytest.skip("needs a checkout")
     importing = [

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from etsam.paths import share
+from etsam.paths import resource_path
 from etsam.volume import MrcWriter
 
 SIDE = 1024
@@ -20,7 +20,13 @@ def peak_mb(folder, slices):
     with MrcWriter(path, (slices, SIDE, SIDE), np.float32, voxel_size_angstrom=(10, 10, 10)) as writer:
         for z in range(slices):
             writer[z] = rng.normal(size=(SIDE, SIDE)).astype(np.float32)
-    command = [sys.executable, str(share("predict.py")), f"input={path}", f"output_dir={folder / 'out'}", "net=nano"]
+    command = [
+        sys.executable,
+        str(resource_path("predict.py")),
+        f"input={path}",
+        f"output_dir={folder / 'out'}",
+        "net=nano",
+    ]
     settings = ["tiles=whole", "write_logits=true", "postprocess=thin_noise", "weights.seed=1"]
     subprocess.run([*command, *settings], check=True, timeout=900, capture_output=True)
     path.unlink()

@@ -39,8 +39,8 @@ def write_mrc(path, data, order="<", mode=2, stamp=None, map_id=b"MAP ", extende
     return path
 
 
-def oddities(path):
-    return read_volume(path).header.oddities
+def header_warnings(path):
+    return read_volume(path).header.header_warnings
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -52,13 +52,13 @@ def test_every_mode_is_read_in_both_byte_orders(tmp_path, mode, dtype, order):
     assert volume[1].dtype.isnative
     np.testing.assert_array_equal(volume[1], counting(dtype)[1])
     np.testing.assert_array_equal(volume.read(), mrcfile.read(path))
-    assert volume.header.oddities == ()
+    assert volume.header.header_warnings == ()
 
 
 def test_big_endian_file_under_little_endian_stamp_is_read_as_big_endian(tmp_path):
     path = write_mrc(tmp_path / "a.mrc", counting("i2"), ">", mode=1, stamp="<")
     np.testing.assert_array_equal(read_volume(path).read(), counting("i2"))
-    assert oddities(path) == ("big-endian file with a little-endian machine stamp",)
+    assert header_warnings(path) == ("big-endian file with a little-endian machine stamp",)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -79,11 +79,11 @@ def test_stamp_decides_where_both_orders_fit(tmp_path, order):
 def test_blank_map_id_and_zero_stamp_are_accepted(tmp_path):
     path = write_mrc(tmp_path / "a.mrc", counting(), map_id=b"    ", stamp="")
     np.testing.assert_array_equal(read_volume(path)[2], counting()[2])
-    assert oddities(path) == ("no MAP id", "no valid machine stamp")
+    assert header_warnings(path) == ("no MAP id", "no valid machine stamp")
 
 
 def test_motioncor_map_id_ending_in_nul_is_no_oddity(tmp_path):
-    assert oddities(write_mrc(tmp_path / "a.mrc", counting(), map_id=b"MAP\0")) == ()
+    assert header_warnings(write_mrc(tmp_path / "a.mrc", counting(), map_id=b"MAP\0")) == ()
 
 
 def test_signed_bytes_stay_signed(tmp_path):
@@ -98,7 +98,7 @@ def test_bytes_are_unsigned_if_the_header_maximum_is_above_127(tmp_path):
     volume = read_volume(write_mrc(tmp_path / "a.mrc", data, mode=0, dmin=0, dmax=255))
     assert volume.dtype == np.uint8
     np.testing.assert_array_equal(volume[1], [[127], [128]])
-    assert volume.header.oddities == ("mode 0 read as unsigned bytes",)
+    assert volume.header.header_warnings == ("mode 0 read as unsigned bytes",)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -164,7 +164,7 @@ def test_longer_file_is_read_and_noted(tmp_path):
     path = write_mrc(tmp_path / "a.mrc", counting())
     path.write_bytes(path.read_bytes() + b"junk")
     np.testing.assert_array_equal(read_volume(path)[2], counting()[2])
-    assert oddities(path) == ("4 bytes more than the header says, ignored",)
+    assert header_warnings(path) == ("4 bytes more than the header says, ignored",)
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"\0" * 2000, b"text, not numbers " * 100])
@@ -191,7 +191,7 @@ def test_voxel_size_is_in_the_order_of_the_axes(tmp_path):
 def test_impossible_voxel_sizes_are_unknown(tmp_path, voxel):
     volume = read_volume(write_mrc(tmp_path / "a.mrc", counting(), voxel=voxel))
     assert volume.voxel_size_angstrom is None
-    assert "impossible, taken as unknown" in volume.header.oddities[0]
+    assert "impossible, taken as unknown" in volume.header.header_warnings[0]
 
 
 def test_zero_intervals_make_the_voxel_size_unknown(tmp_path):
@@ -201,13 +201,13 @@ def test_zero_intervals_make_the_voxel_size_unknown(tmp_path):
 def test_voxel_size_of_exactly_one_is_kept_but_doubted(tmp_path):
     volume = read_volume(write_mrc(tmp_path / "a.mrc", counting(), voxel=1.0))
     assert volume.voxel_size_angstrom == (1.0, 1.0, 1.0)
-    assert volume.header.oddities == ("voxel size exactly 1 Å, which often means unknown",)
+    assert volume.header.header_warnings == ("voxel size exactly 1 Å, which often means unknown",)
 
 
 def test_mz_of_one_means_that_the_height_belongs_to_all_slices(tmp_path):
     volume = read_volume(write_mrc(tmp_path / "a.mrc", counting(), ispg=0, mz=1))
     assert volume.voxel_size_angstrom == (10.0, 10.0, 10.0)
-    assert "mz is 1 for 3 slices" in volume.header.oddities[0]
+    assert "mz is 1 for 3 slices" in volume.header.header_warnings[0]
 
 
 def test_mz_of_one_with_the_height_of_one_voxel_is_believed(tmp_path):
@@ -251,7 +251,7 @@ def test_invalid_axes_are_taken_as_the_usual_ones(tmp_path, axis_order):
     volume = read_volume(write_mrc(tmp_path / "a.mrc", counting(), **words))
     np.testing.assert_array_equal(volume.read(), counting())
     assert volume.header.axis_order == (1, 2, 3)
-    assert "columns, rows, sections taken as X, Y, Z" in volume.header.oddities[0]
+    assert "columns, rows, sections taken as X, Y, Z" in volume.header.header_warnings[0]
 
 
 def test_origin_and_start_are_in_the_order_of_the_axes(tmp_path):
@@ -297,7 +297,7 @@ def test_old_imod_file_holds_unsigned_bytes():
     assert (volume.shape, volume.dtype) == ((78, 64, 32), np.uint8)
     assert (volume.read().min(), volume.read().max()) == (141, 163)
     np.testing.assert_allclose(volume.voxel_size_angstrom, 23.2, rtol=1e-4)
-    assert volume.header.oddities == ("no MAP id", "no valid machine stamp", "mode 0 read as unsigned bytes")
+    assert volume.header.header_warnings == ("no MAP id", "no valid machine stamp", "mode 0 read as unsigned bytes")
     assert volume.header.labels[0].startswith("SerialEM: Digitized by Gatan Camera")
 
 
@@ -319,4 +319,4 @@ def test_map_is_the_same_plain_and_compressed(name):
     with read_volume(DATA / name) as volume:
         np.testing.assert_array_equal(volume.read(), mrcfile.read(DATA / "EMD-3197.map"))
         assert volume.start == (0, 0, -2)
-        assert volume.header.oddities == ()
+        assert volume.header.header_warnings == ()

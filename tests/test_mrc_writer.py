@@ -48,7 +48,7 @@ def test_what_is_written_is_read_back_without_oddities(tmp_path):
     volume = read_volume(write(tmp_path / "a.mrc", content(), voxel_size_angstrom=(4.0, 3.0, 2.0)))
     np.testing.assert_array_equal(volume.read(), content())
     assert volume.voxel_size_angstrom == (4.0, 3.0, 2.0)
-    assert volume.header.oddities == ()
+    assert volume.header.header_warnings == ()
 
 
 def test_statistics_are_those_of_the_data(tmp_path):

@@ -8,9 +8,9 @@ import pytest
 
 from etsam.app import compose_config
 from etsam.cli.main import build_parser, postprocess_overrides, predict_overrides
-from etsam.paths import share
+from etsam.paths import resource_path
 
-ROOT = share("configs").parent
+ROOT = resource_path("configs").parent
 if not (ROOT / "README.md").exists():
     pytest.skip("needs a checkout", allow_module_level=True)
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -6,10 +6,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from etsam.app import compose_config, types_without_target
-from etsam.paths import share
+from etsam.paths import resource_path
 from etsam.settings import flat, misfits
 
-CONFIGS = Path(share("configs"))
+CONFIGS = Path(resource_path("configs"))
 FILES = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml"))
 FILES = [name for name in FILES if "/_" not in name and not name.startswith("local")]
 # Hydra's own; what Lightning takes as text, too; what sam2 does not annotate (told when the network is built)

@@ -6,7 +6,7 @@ import pytest
 
 from etsam.errors import InputError
 from etsam.evaluation.compare.tables import Source, join_scores, parse_source, read_scores
-from etsam.paths import share
+from etsam.paths import resource_path
 
 pytestmark = pytest.mark.workshop
 
@@ -37,7 +37,7 @@ def test_a_source_without_name_or_file_is_refused(text):
 
 
 def test_a_pattern_takes_the_columns_of_one_threshold_only():
-    path = share("data", "reference_results") / "etsam.csv"
+    path = resource_path("data", "reference_results") / "etsam.csv"
     raw = pd.read_csv(path)
     found = read_scores(Source(path, "x", "etsam_stage2_{metric}_0.25"))
     assert list(found.columns) == ["method", "tomogram", "error", "dice", "iou", "precision", "recall"]

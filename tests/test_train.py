@@ -15,12 +15,12 @@ from etsam.app import compose_config
 from etsam.data.datamodule import TomogramClips
 from etsam.errors import ConfigError
 from etsam.network.checkpoint import read_state_dict
-from etsam.paths import share
+from etsam.paths import resource_path
 from etsam.training.module import StageTraining
 from etsam.training.run import check_settings
 from etsam.volume import MrcWriter
 
-EXPERIMENTS = sorted(path.stem for path in (share("configs") / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (resource_path("configs") / "experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

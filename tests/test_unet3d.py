@@ -16,11 +16,11 @@ from conftest import ORIGIN_ZYX, VOXEL_SIZE_ZYX, Outcome, grey, write_mrc
 
 from etsam.data.batch import Clip
 from etsam.labels import overlap_scores, stat_counts
-from etsam.paths import share
+from etsam.paths import resource_path
 from etsam.volume import read_volume
 
 pytest.importorskip("monai", reason="the U-Net is MONAI's")
-FOLDER = share("configs").parent / "benchmarks"
+FOLDER = resource_path("configs").parent / "benchmarks"
 if not FOLDER.is_dir():
     pytest.skip("needs a checkout", allow_module_level=True)
 

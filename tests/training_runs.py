@@ -14,7 +14,7 @@ import pytest
 from command_line import status_of
 from lightning.pytorch.callbacks import Callback
 
-from etsam.paths import share
+from etsam.paths import resource_path
 from etsam.volume import MrcWriter
 
 SHAPE = (12, 72, 80)
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 
 def command(*overrides, experiment="nano_stage1"):
-    script = [sys.executable, str(share("train.py")), f"experiment={experiment}"]
+    script = [sys.executable, str(resource_path("train.py")), f"experiment={experiment}"]
     return [*script, "data.sources.own.manifest=manifest.csv", *TINY, *overrides]
 
 

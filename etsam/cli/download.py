@@ -183,7 +183,7 @@ def with_bars(work: "Callable[[Progress], T]", total_bytes: int | None = None) -
     """
     from rich.progress import DownloadColumn, TaskID
 
-    from etsam.app import leave
+    from etsam.app import exit_with_error
     from etsam.cli.console import progress_bars
 
     bars = progress_bars(in_bytes=True)
@@ -217,4 +217,6 @@ def with_bars(work: "Callable[[Progress], T]", total_bytes: int | None = None) -
             return work(progress)
         except KeyboardInterrupt:
             pass  # not from inside: the guard of commands would speak a second time
-    leave("interrupted; what came is kept in .part files, and the same command goes on from there.", status=130)
+    exit_with_error(
+        "interrupted; what came is kept in .part files, and the same command goes on from there.", status=130
+    )

@@ -111,7 +111,7 @@ def _print(console: "Console", found: "Inspection") -> None:
         ("shape (Z, Y, X)", f"{' x '.join(map(str, found.shape))}, {found.dtype}{stored}"),
         ("voxel size", f"{voxel} (Z x Y x X): {found.voxel_size_note}" if size else found.voxel_size_note),
         ("origin, start", f"{_three(found.origin_angstrom)} Å, {_three(found.start_voxels)} voxels"),
-        ("header", "; ".join(found.oddities) or "nothing odd"),
+        ("header", "; ".join(found.header_warnings) or "nothing odd"),
         ("history", labels),
         ("grey values", f"{found.minimum:g} to {found.maximum:g}, mean {found.mean:.4g}, {_nonfinite(found)}"),
         ("percentiles", ", ".join(f"{percent} %: {value:.4g}" for percent, value in found.percentiles.items())),

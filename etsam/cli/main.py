@@ -266,28 +266,28 @@ def _run_config(
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from etsam.app import compose_config, explain, guarded, leave
+    from etsam.app import compose_config, exit_with_error, explain, reporting_errors
 
     try:
         cfg = compose_config(config, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         if "debug=true" in overrides:
             traceback.print_exc()
-        leave(explain(error, overrides))
+        exit_with_error(explain(error, overrides))
     if run is None:
         room = {"predict": "prediction", "evaluate": "evaluation"}[config]
         run = import_module(f"etsam.{room}.run").run
-    guarded(run, cfg)
+    reporting_errors(run, cfg)
 
 
 def _command(args: argparse.Namespace) -> None:
     """Run a command of `etsam.cli` under the guard."""
     from omegaconf import OmegaConf
 
-    from etsam.app import guarded
+    from etsam.app import reporting_errors
 
     stop_at_once = getattr(args, "stop_at_once", True)
-    guarded(lambda cfg: args.run(args), OmegaConf.create({"debug": args.debug}), stop_at_once=stop_at_once)
+    reporting_errors(lambda cfg: args.run(args), OmegaConf.create({"debug": args.debug}), stop_at_once=stop_at_once)
 
 
 def _export(args: argparse.Namespace) -> None:

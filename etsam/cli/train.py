@@ -45,50 +45,50 @@ def run(args: argparse.Namespace, settings: Sequence[str]) -> None:
 
 def train(settings: Sequence[str]) -> None:
     """One run, with errors as one line."""
-    from etsam.app import guarded
+    from etsam.app import reporting_errors
     from etsam.training.run import run
 
-    guarded(run, _composed(settings), stop_at_once=False)
+    reporting_errors(run, _composed(settings), stop_at_once=False)
 
 
 def _composed(settings: Sequence[str]) -> "DictConfig":
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from etsam.app import compose_config, explain, leave
+    from etsam.app import compose_config, exit_with_error, explain
 
     try:
         return compose_config("train", settings)
     except (HydraException, OmegaConfBaseException) as error:
-        leave(explain(error, settings))
+        exit_with_error(explain(error, settings))
 
 
 def _sweep(settings: Sequence[str]) -> None:
     """`python train.py --multirun`, also where there is no train.py."""
     import hydra
 
-    from etsam.app import guarded, launch
-    from etsam.paths import share
+    from etsam.app import launch, reporting_errors
+    from etsam.paths import resource_path
     from etsam.training.run import run
 
     def job(cfg: "DictConfig") -> float | None:
-        return guarded(run, cfg, stop_at_once=False).best_score  # what sweepers that search optimise
+        return reporting_errors(run, cfg, stop_at_once=False).best_score  # what sweepers that search optimise
 
     sys.argv = ["train.py", "--multirun", *settings]
-    launch(hydra.main(version_base="1.3", config_path=str(share("configs")), config_name="train")(job))
+    launch(hydra.main(version_base="1.3", config_path=str(resource_path("configs")), config_name="train")(job))
 
 
 def print_settings(group: str = "") -> None:
     """Write the settings of training with their comments, or the choices of a group, to standard output."""
-    from etsam.app import leave
-    from etsam.paths import share
+    from etsam.app import exit_with_error
+    from etsam.paths import resource_path
 
-    configs = share("configs")
+    configs = resource_path("configs")
     if group:
         files = sorted((configs / group).glob("*.yaml"))
         if not files:
             groups = ", ".join(sorted(folder.name for folder in configs.iterdir() if folder.is_dir()))
-            leave(f"--list {group}: there is no such group; allowed: {groups}.")
+            exit_with_error(f"--list {group}: there is no such group; allowed: {groups}.")
         for file in files:
             sys.stdout.write(f"----- {group}={file.stem}\n{file.read_text(encoding='utf-8')}\n")
         return

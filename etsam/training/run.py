@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from etsam.app import check_values, is_first_process, require
 from etsam.errors import ConfigError
-from etsam.paths import share
+from etsam.paths import resource_path
 
 if TYPE_CHECKING:  # libraries that take seconds come when a run begins
     from lightning import Trainer
@@ -306,7 +306,7 @@ def _predicts_with(cfg: DictConfig) -> str | None:
     def trunk(net: Any) -> Any:
         return OmegaConf.select(net, "image_encoder.trunk.embed_dim")
 
-    nets = {name: OmegaConf.load(share("configs") / "net" / f"{net}.yaml") for name, (net, _) in _PREDICTS_WITH.items()}
+    nets = {name: OmegaConf.load(resource_path("configs") / "net" / f"{net}.yaml") for name, (net, _) in _PREDICTS_WITH.items()}
     return next((name for name, net in nets.items() if trunk(net) == trunk(cfg.net)), None)
 
 
@@ -317,7 +317,7 @@ def _prediction_command(cfg: DictConfig, best: Path) -> str:
     if name is None:
         words = ["weights=files net=AS_TRAINED normalize=AS_TRAINED", f"weights.{other}=FILE"]
     else:
-        usual = OmegaConf.load(share("configs") / "normalize" / f"{_PREDICTS_WITH[name][1]}.yaml")
+        usual = OmegaConf.load(resource_path("configs") / "normalize" / f"{_PREDICTS_WITH[name][1]}.yaml")
         words = [f"weights={name}" + ("" if usual == cfg.normalize else " normalize=AS_TRAINED")]
     if cfg.stage1 is not None and cfg.stage1.checkpoint is not None:
         words = [words[0], f"weights.stage1={cfg.stage1.checkpoint}"]

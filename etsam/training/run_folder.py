@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from etsam.app import is_first_process
 from etsam.errors import CheckpointError, ConfigError, OutputError
-from etsam.paths import share
+from etsam.paths import resource_path
 from etsam.prediction.record import environment
 from etsam.settings import flat
 from etsam.volume import atomic_path
@@ -246,7 +246,7 @@ def description(cfg: DictConfig) -> dict[str, Any]:
 
 def _git_state() -> dict[str, str]:
     """Commit and whether files differ from it, of a checkout; empty for an installed package."""
-    root = share("configs").parent
+    root = resource_path("configs").parent
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)

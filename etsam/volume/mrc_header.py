@@ -73,7 +73,7 @@ class MrcHeader:
     """(mapc, mapr, maps): which axis of space (1 X, 2 Y, 3 Z) columns, rows and sections run along."""
     labels: tuple[str, ...] = ()
     """At most ten lines of history, 80 characters each, as written by the programs before us."""
-    oddities: tuple[str, ...] = ()
+    header_warnings: tuple[str, ...] = ()
     """What was wrong or had to be guessed, one phrase each; empty for a good file."""
 
     @property
@@ -130,13 +130,13 @@ def parse_header(raw: bytes, file_size: int, name: str) -> MrcHeader:
     packed = mode == 0 and imod_flags is not None and bool(imod_flags & IMOD_4_BIT)
     _refuse_unusable(fields, 101 if packed else mode, name)
 
-    oddities: list[str] = []
-    _check_identification(fields, order, oddities)
+    header_warnings: list[str] = []
+    _check_identification(fields, order, header_warnings)
     dtype = np.dtype(dtype_from_mode(mode)).newbyteorder(order)
     if mode == 0 and _bytes_are_unsigned(fields, imod_flags):
         dtype = np.dtype(np.uint8)
-        oddities.append("mode 0 read as unsigned bytes")
-    axis_order = _axis_order(fields, oddities)
+        header_warnings.append("mode 0 read as unsigned bytes")
+    axis_order = _axis_order(fields, header_warnings)
     unscaled = MrcHeader(
         byte_order=order,
         shape=shape,
@@ -144,21 +144,21 @@ def parse_header(raw: bytes, file_size: int, name: str) -> MrcHeader:
         dtype=dtype,
         data_offset=HEADER_BYTES + int(fields["nsymbt"]),
         voxel_size_angstrom=None,
-        origin_angstrom=_origin(fields, oddities),
+        origin_angstrom=_origin(fields, header_warnings),
         start=(0, 0, 0),
         axis_order=axis_order,
     )
     if unscaled.volume_shape[0] == 1:
         raise InputError(f"{name}: one slice only: this is a 2D image; a tomogram has at least two slices")
-    _check_size(unscaled, file_size, name, oddities)
+    _check_size(unscaled, file_size, name, header_warnings)
     starts = [int(fields[f"n{axis}start"]) for axis in "zyx"]  # of sections, rows, columns
     z, y, x = unscaled.transpose
     return replace(
         unscaled,
-        voxel_size_angstrom=_voxel_size(fields, unscaled.volume_shape, oddities),
+        voxel_size_angstrom=_voxel_size(fields, unscaled.volume_shape, header_warnings),
         start=(starts[z], starts[y], starts[x]),
         labels=_labels(fields),
-        oddities=tuple(oddities),
+        header_warnings=tuple(header_warnings),
     )
 
 
@@ -226,16 +226,16 @@ def _refuse_unusable(fields: Any, mode: int, name: str) -> None:
         raise InputError(f"{name}: holds {count} volumes (space group {int(fields['ispg'])}); extract one")
 
 
-def _check_identification(fields: Any, order: str, oddities: list[str]) -> None:
+def _check_identification(fields: Any, order: str, header_warnings: list[str]) -> None:
     """MAP id and machine stamp; old programs write neither. MotionCor2 ends the id with NUL, which is as good."""
     if bytes(fields["map"]).rstrip(b"\0 ") != MAP_ID.rstrip():
-        oddities.append("no MAP id")
+        header_warnings.append("no MAP id")
     stamp = _stamp_order(fields)
     if stamp is None:
-        oddities.append("no valid machine stamp")
+        header_warnings.append("no valid machine stamp")
     elif stamp != order:
         endian = {"<": "little-endian", ">": "big-endian"}
-        oddities.append(f"{endian[order]} file with a {endian[stamp]} machine stamp")
+        header_warnings.append(f"{endian[order]} file with a {endian[stamp]} machine stamp")
 
 
 def _imod_flags(raw: bytes, order: str) -> int | None:
@@ -250,26 +250,28 @@ def _bytes_are_unsigned(fields: Any, imod_flags: int | None) -> bool:
     return dmin >= 0 and (dmax > 127 or says_unsigned)  # 127: the largest signed byte
 
 
-def _axis_order(fields: Any, oddities: list[str]) -> tuple[int, int, int]:
+def _axis_order(fields: Any, header_warnings: list[str]) -> tuple[int, int, int]:
     order = (int(fields["mapc"]), int(fields["mapr"]), int(fields["maps"]))
     if sorted(order) != [1, 2, 3]:
-        oddities.append(f"axis order {order} is none; columns, rows, sections taken as X, Y, Z")
+        header_warnings.append(f"axis order {order} is none; columns, rows, sections taken as X, Y, Z")
         return 1, 2, 3
     if order != (1, 2, 3):
         names = ", ".join(_AXIS_NAMES[axis] for axis in order)
-        oddities.append(f"columns, rows, sections run along {names}; presented as (Z, Y, X), which is slower to read")
+        header_warnings.append(
+            f"columns, rows, sections run along {names}; presented as (Z, Y, X), which is slower to read"
+        )
     return order
 
 
-def _origin(fields: Any, oddities: list[str]) -> tuple[float, float, float]:
+def _origin(fields: Any, header_warnings: list[str]) -> tuple[float, float, float]:
     z, y, x = (float(fields["origin"][axis]) for axis in "zyx")
     if all(v == 0 or _SMALLEST_ORIGIN_ANGSTROM <= abs(v) <= _LARGEST_ORIGIN_ANGSTROM for v in (z, y, x)):
         return z, y, x
-    oddities.append("impossible origin, taken as 0")
+    header_warnings.append("impossible origin, taken as 0")
     return 0.0, 0.0, 0.0
 
 
-def _check_size(header: MrcHeader, file_size: int, name: str, oddities: list[str]) -> None:
+def _check_size(header: MrcHeader, file_size: int, name: str, header_warnings: list[str]) -> None:
     voxels = math.prod(header.shape)
     expected = header.data_offset + voxels * header.dtype.itemsize
     if file_size < expected:
@@ -279,7 +281,7 @@ def _check_size(header: MrcHeader, file_size: int, name: str, oddities: list[str
             "copy or download it again"
         )
     if file_size > expected:
-        oddities.append(f"{file_size - expected} bytes more than the header says, ignored")
+        header_warnings.append(f"{file_size - expected} bytes more than the header says, ignored")
 
 
 def _possible(size_angstrom: float) -> bool:
@@ -288,7 +290,7 @@ def _possible(size_angstrom: float) -> bool:
 
 
 def _voxel_size(
-    fields: Any, volume_shape: tuple[int, int, int], oddities: list[str]
+    fields: Any, volume_shape: tuple[int, int, int], header_warnings: list[str]
 ) -> tuple[float, float, float] | None:
     """(z, y, x) in Å: cell size over intervals; unlike nx, ny, nz both belong to the axes of space."""
     cell = [float(fields["cella"][axis]) for axis in "zyx"]
@@ -300,13 +302,13 @@ def _voxel_size(
     if mz != nz and (
         (mz == 1 and not _within_one_percent(z, x)) or (not _possible(z) and _within_one_percent(z_whole, x))
     ):
-        oddities.append(f"mz is {mz} for {nz} slices; voxel size along z taken from the number of slices")
+        header_warnings.append(f"mz is {mz} for {nz} slices; voxel size along z taken from the number of slices")
         z = z_whole
     if not all(_possible(v) for v in (z, y, x)):
-        oddities.append(f"voxel size {x:g} x {y:g} x {z:g} Å (x, y, z) is impossible, taken as unknown")
+        header_warnings.append(f"voxel size {x:g} x {y:g} x {z:g} Å (x, y, z) is impossible, taken as unknown")
         return None
     if all(abs(v - 1.0) < 1e-6 for v in (z, y, x)):  # 1e-6: float32 rounding of cella / m
-        oddities.append("voxel size exactly 1 Å, which often means unknown")
+        header_warnings.append("voxel size exactly 1 Å, which often means unknown")
     return z, y, x
 
 

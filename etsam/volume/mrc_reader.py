@@ -37,7 +37,7 @@ class MrcSource:
         self.dtype = header.dtype.newbyteorder("=")
         self.voxel_size_angstrom = header.voxel_size_angstrom
         self.origin_angstrom, self.start = header.origin_angstrom, header.start
-        self.remarks = header.oddities
+        self.remarks = header.header_warnings
         self._remove_scratch: Callable[[], object] | None = None
 
     def plane(self, z: int) -> np.ndarray:
@@ -121,7 +121,7 @@ def open_mrc(given: Path, scratch_dir: str | os.PathLike[str] | None = None) -> 
             raw, size = _head(file)
         _refuse_unknown(raw, suffix, given)
         header = parse_header(raw, size, str(given))
-        header = replace(header, oddities=(*header.oddities, *_odd_name(given, suffix, packing)))
+        header = replace(header, header_warnings=(*header.header_warnings, *_odd_name(given, suffix, packing)))
         source = MrcSource(file, header, given)
         if packing is not None:
             source._own_scratch(file)

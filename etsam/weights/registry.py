@@ -10,7 +10,7 @@ from pathlib import Path
 
 from etsam.download import read_record
 from etsam.errors import CheckpointError
-from etsam.paths import find_share, sha256
+from etsam.paths import resource_paths, sha256
 
 PUBLISHED_WEIGHTS_URL = "https://zenodo.org/records/17571925"
 """The published ETSAM v1 weights of both stages (Zenodo record 17571925)."""
@@ -75,7 +75,7 @@ def weights_folder() -> Path:
 def _places(file_name: str) -> list[Path]:
     """Where a file that is known by name may lie, the first that has it wins."""
     folders = [Path("checkpoints"), weights_folder()]
-    return [*(folder / file_name for folder in folders), *find_share("checkpoints", file_name)]
+    return [*(folder / file_name for folder in folders), *resource_paths("checkpoints", file_name)]
 
 
 def find_weights(file_name: str) -> Path | None:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from etsam.errors import InputError
 from etsam.evaluation.metrics.results import TomogramResult
-from etsam.paths import share
+from etsam.paths import resource_path
 
 METRICS = ("dice", "iou", "precision", "recall")
 """Metrics that every table is searched for; all lie in 0..1 and higher is better."""
@@ -256,7 +256,7 @@ def published_scores(threshold: str = "-0.25") -> pd.DataFrame:
     threshold
         Of the logits of ETSAM's second stage, as written in the table; -0.25 is the published default.
     """
-    folder = share("data", "reference_results")
+    folder = resource_path("data", "reference_results")
     patterns = (f"etsam_stage2_{_PLACE}_{threshold}", f"etsam_stage1_grid_zero_{_PLACE}", "", "")
     files = ("etsam.csv", "etsam.csv", "membrain_seg.csv", "tardis.csv")
     sources = [

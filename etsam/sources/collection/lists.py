@@ -7,7 +7,7 @@ from pathlib import Path
 
 from etsam.data.manifest import parse_shape, parse_voxel_size
 from etsam.errors import InputError
-from etsam.paths import find_share, share
+from etsam.paths import resource_path, resource_paths
 
 SHIPPED_LISTS = ("dataset", "testset", "robustness")
 """Lists that come with the program, `data/NAME.csv`."""
@@ -67,7 +67,7 @@ def find_list(text: str) -> Path:
     if given.is_file():
         return given
     name = text.removeprefix("data/").removesuffix(".csv")
-    if name in SHIPPED_LISTS and (shipped := find_share("data", f"{name}.csv")):
+    if name in SHIPPED_LISTS and (shipped := resource_paths("data", f"{name}.csv")):
         return shipped[0]
     raise InputError(f"{text}: no such list; give a CSV file or one of {', '.join(SHIPPED_LISTS)}")
 
@@ -87,7 +87,7 @@ def read_list(path: Path) -> list[PublishedRow]:
         If it cannot be read, lacks columns, or rows are malformed or double; all are named.
     """
     rows = _read(path)
-    known = {row.name: row for row in _read(share("data", "dataset.csv"))}
+    known = {row.name: row for row in _read(resource_path("data", "dataset.csv"))}
     completed = []
     for row in rows:
         other = known.get(row.name)

@@ -39,7 +39,7 @@ class Inspection:
         Å, None if unknown; and whether to believe it.
     origin_angstrom, start_voxels
         As the header says.
-    labels, oddities
+    labels, header_warnings
         Lines of history in the header; what is odd about it.
     minimum, maximum, mean, percentiles, nonfinite_voxels
         Of the grey values; percentiles by their per cent.
@@ -65,7 +65,7 @@ class Inspection:
     origin_angstrom: tuple[float, float, float]
     start_voxels: tuple[int, int, int]
     labels: tuple[str, ...]
-    oddities: tuple[str, ...]
+    header_warnings: tuple[str, ...]
     minimum: float
     maximum: float
     mean: float
@@ -159,7 +159,7 @@ def inspect_file(
             origin_angstrom=volume.origin_angstrom,
             start_voxels=volume.start,
             labels=() if header is None else header.labels,
-            oddities=() if header is None else header.oddities,
+            header_warnings=() if header is None else header.header_warnings,
             minimum=statistics.minimum,
             maximum=statistics.maximum,
             mean=statistics.mean,
@@ -200,7 +200,7 @@ def _kind(volume: Volume, statistics: Statistics) -> str:
         return "label volume"
     depth, height, width = volume.shape
     size = volume.voxel_size_angstrom
-    named = volume.header is not None and any("tilt series" in oddity for oddity in volume.header.oddities)
+    named = volume.header is not None and any("tilt series" in warning for warning in volume.header.header_warnings)
     large = depth <= _TILT_IMAGES and min(height, width) >= _DETECTOR_SIDE
     if named or (large and size is not None and size[2] < _DETECTOR_PIXEL_ANGSTROM):
         return "tilt series"

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from etsam.errors import ConfigError, InputError
-from etsam.paths import share
+from etsam.paths import resource_path
 
 PUBLISHED = ("polnet_data_1", "polnet_data_2")
 """Names of the settings that the published simulated tomograms were made with: 10 and 18 of them."""
@@ -82,7 +82,7 @@ def find_config(name_or_path: str) -> Path:
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
-    folder = share(*_SHIPPED)
+    folder = resource_path(*_SHIPPED)
     names = sorted(file.stem for file in folder.glob("*.yaml"))
     if name_or_path in names:
         return folder / f"{name_or_path}.yaml"

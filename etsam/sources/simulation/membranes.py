@@ -106,7 +106,7 @@ class MembraneBuilder:
     def _tube(self) -> bool:
         radius = max(self._radius() / 3, 3.5)
         # the middle line bends over a few tens of radii
-        path = molecules.worm(self.membranes.shape, 1.0, self.rng.uniform(10, 60) * radius, self.rng)
+        path = molecules.worm_like_chain(self.membranes.shape, 1.0, self.rng.uniform(10, 60) * radius, self.rng)
         box = self._whole()
         distance = self._waves(phantom.tube(box, path, radius), radius)
         return self.membranes.add(box, distance, self._profile(), closed=True)

@@ -89,7 +89,9 @@ def on_membranes(membranes: Membranes, count: int, rng: np.random.Generator) -> 
     return np.stack(np.unravel_index(chosen, membranes.shape), axis=1) + rng.uniform(-0.5, 0.5, size=(len(chosen), 3))
 
 
-def worm(shape: tuple[int, ...], step_voxels: float, persistence_steps: float, rng: np.random.Generator) -> np.ndarray:
+def worm_like_chain(
+    shape: tuple[int, ...], step_voxels: float, persistence_steps: float, rng: np.random.Generator
+) -> np.ndarray:
     """A path (N, 3) through the whole grid that bends: a chain with so many steps of persistence length."""
     position = rng.uniform(0, shape)
     paths = []

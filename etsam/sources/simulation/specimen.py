@@ -149,13 +149,13 @@ def _filaments(settings: SpecimenSettings, membranes: Membranes, rng: np.random.
     if both != 1:
         for _ in range(int(rng.integers(settings.actin[0], settings.actin[1], endpoint=True))):
             # rise 27.5 Å, twist -166.7 degrees, persistence length 10 µm (actin)
-            path = molecules.worm(membranes.shape, 27.5 / voxel, 100_000 / 27.5, rng)
+            path = molecules.worm_like_chain(membranes.shape, 27.5 / voxel, 100_000 / 27.5, rng)
             points = molecules.filament(path, 16.0 / voxel, -166.7)
             clouds.append(molecules.away_from_membranes(points, membranes, 40.0 / voxel + 1))
     if both != 0:
         for _ in range(int(rng.integers(settings.microtubules[0], settings.microtubules[1], endpoint=True))):
             # 13 protofilaments at a radius of 112 Å, a tubulin every 40 Å, straight over a field of view
-            path = molecules.worm(membranes.shape, 40.0 / voxel, 1_000_000 / 40.0, rng)
+            path = molecules.worm_like_chain(membranes.shape, 40.0 / voxel, 1_000_000 / 40.0, rng)
             points = molecules.microtubule(path, 112.0 / voxel)
             if len(molecules.away_from_membranes(path, membranes, 160.0 / voxel)) > 0.8 * len(path):
                 clouds.append(np.concatenate([points, points + 0.5 * np.gradient(path, axis=0).repeat(13, axis=0)]))
