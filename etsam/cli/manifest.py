@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
     project.add_argument("--segmentation", metavar="NAME[:USER[:SESSION]]", help="a binary one, such as membrane")
     project.add_argument("--export-dir", metavar="DIR", help="new MRC files of tomograms and masks go here")
     parser.add_argument(
-        "--split", default="0.8,0.1,0.1", metavar="T,V,E", help="shares of train, val, test (0.8,0.1,0.1)"
+        "--split", default="0.8,0.1,0.1", metavar="T,V,E", help="fractions of train, val, test (0.8,0.1,0.1)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the drawing of splits (0)")
     parser.add_argument("--dataset", metavar="NAME", help="dataset_id of all rows (name of the tomograms' folder)")
@@ -45,11 +45,11 @@ def run(args: argparse.Namespace) -> None:
     from etsam.sources.files.splits import SPLITS, assign_splits, check_split, parse_split
     from etsam.volume.atomic import refuse_existing
 
-    shares = check_split(parse_split(args.split))
+    fractions = check_split(parse_split(args.split))
     output = Path(args.output).expanduser()
     refuse_existing(output, overwrite=False)
     samples = _from_project(args) if _wants_project(args) else _from_files(args)
-    samples = assign_splits(samples, shares, args.seed)
+    samples = assign_splits(samples, fractions, args.seed)
     write_manifest(output, samples)
     counts = ((split, sum(sample.split == split for sample in samples)) for split in SPLITS)
     numbers = ", ".join(f"{count} {split}" for split, count in counts if count)

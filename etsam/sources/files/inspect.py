@@ -19,8 +19,8 @@ TYPICAL_VOXEL_ANGSTROM = (4.0, 50.0)
 """What tomograms that are segmented usually have; outside it is worth a second look."""
 
 _LABEL_VALUES = 1000  # different whole numbers up to which a volume that is mostly 0 is taken for labels
-_PADDED_SHARE = 0.3  # of voxels that have one and the same value; noise never repeats a value so often
-_PADDED_SHARE_BYTES = 0.5  # the same where there are 256 values only
+_PADDED_FRACTION = 0.3  # of voxels that have one and the same value; noise never repeats a value so often
+_PADDED_FRACTION_BYTES = 0.5  # the same where there are 256 values only
 _TILT_IMAGES, _DETECTOR_SIDE, _DETECTOR_PIXEL_ANGSTROM = 150, 2800, 4.0  # tilt series: few large images, unbinned
 _HISTOGRAM_BINS = 100
 
@@ -196,7 +196,7 @@ def _kind(volume: Volume, statistics: Statistics) -> str:
     if whole and set(values.tolist()) <= {-1.0, 0.0, 1.0, 255.0} and 0 in values and statistics.maximum <= 255:
         return "mask"
     zeros = np.count_nonzero(sample == 0) / sample.size
-    if whole and statistics.minimum >= 0 and zeros > _PADDED_SHARE_BYTES and values.size <= _LABEL_VALUES:
+    if whole and statistics.minimum >= 0 and zeros > _PADDED_FRACTION_BYTES and values.size <= _LABEL_VALUES:
         return "label volume"
     depth, height, width = volume.shape
     size = volume.voxel_size_angstrom
@@ -219,9 +219,9 @@ def _remarks(volume: Volume, statistics: Statistics, constant_slices: int, kind:
     if constant_slices:
         yield f"{constant_slices} of {volume.shape[0]} slices hold one value only; crop them away to save time"
     values, counts = np.unique(statistics.sample, return_counts=True)
-    share, value = counts.max() / counts.sum(), float(values[counts.argmax()])
-    if share > (_PADDED_SHARE if values.size > 1000 else _PADDED_SHARE_BYTES):
-        yield f"{100 * share:.0f} % of the voxels have the value {value:g}: half empty, or padded"
+    fraction, value = counts.max() / counts.sum(), float(values[counts.argmax()])
+    if fraction > (_PADDED_FRACTION if values.size > 1000 else _PADDED_FRACTION_BYTES):
+        yield f"{100 * fraction:.0f} % of the voxels have the value {value:g}: half empty, or padded"
     spread = statistics.percentile(99.5) - statistics.percentile(0.5)
     beyond = max(statistics.maximum - statistics.percentile(99.5), statistics.percentile(0.5) - statistics.minimum)
     if spread > 0 and beyond > 5 * spread:

@@ -8,7 +8,7 @@ from etsam.sources.files.inspect import Inspection, Planes
 from etsam.volume import atomic_path
 
 _CLIP_PERCENT = (1.0, 99.0)
-_THINNEST = 0.25  # height of a side view, at least, as a share of its width
+_THINNEST = 0.25  # height of a side view, at least, as a fraction of its width
 
 
 def write_inspection(path: Path, found: Inspection, planes: Planes, overwrite: bool = False) -> None:

@@ -51,7 +51,7 @@ def simulate_files(
     Raises
     ------
     ConfigError
-        If there is nothing to make, or the share is none.
+        If there is nothing to make, or the fraction is none.
     OutputError
         If files exist (unless `resume` or `overwrite`) or cannot be written.
     """

@@ -147,12 +147,12 @@ def away_from_membranes(points: np.ndarray, membranes: Membranes, clearance_voxe
 def spread(points: np.ndarray, shape: tuple[int, int, int], weight: float = 1.0) -> np.ndarray:
     """Points (N, 3) as trilinear weights on the grid, (Z, Y, X) float32; what lies outside is left out."""
     low = np.floor(points).astype(int)
-    share = points - low
+    fraction = points - low
     total = np.zeros(int(np.prod(shape)), dtype=np.float64)
     for corner in np.ndindex(2, 2, 2):
         cell = low + corner
         inside = ((cell >= 0) & (cell < shape)).all(axis=1)
-        weights = np.prod(np.where(corner, share, 1 - share), axis=1)[inside]
+        weights = np.prod(np.where(corner, fraction, 1 - fraction), axis=1)[inside]
         total += np.bincount(np.ravel_multi_index(tuple(cell[inside].T), shape), weights, minlength=total.size)
     return (weight * total.reshape(shape)).astype(np.float32)
 

@@ -44,7 +44,7 @@ class SpecimenSettings:
     gap_angstrom
         Between the middles of apposed membranes.
     undulation
-        Amplitude as a share of the radius.
+        Amplitude as a fraction of the radius.
     open_probability, filled_probability, coat_probability
         Of a vesicle.
     membrane_proteins_per_1000_voxels

@@ -27,8 +27,8 @@ def finished(
         sigma = between(denoise_sigma_voxels, rng)
         narrow, wide = gaussian_filter(found, 0.5 * sigma), gaussian_filter(found, sigma)
         strength = np.abs(wide - wide.mean()) / max(float(wide.std()), 1e-12)
-        share = np.clip(strength - 1.0, 0, 1)
-        return share * narrow + (1 - share) * wide
+        fraction = np.clip(strength - 1.0, 0, 1)
+        return fraction * narrow + (1 - fraction) * wide
     return found
 
 
@@ -346,8 +346,8 @@ def _background(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 def _choose(weights: Mapping[str, float], rng: np.random.Generator) -> str:
     names = list(weights)
-    shares = np.array([float(weights[name]) for name in names])
-    return str(rng.choice(names, p=shares / shares.sum()))
+    fractions = np.array([float(weights[name]) for name in names])
+    return str(rng.choice(names, p=fractions / fractions.sum()))
 
 
 def _check_choice(key: str, weights: Mapping[str, float], allowed: tuple[str, ...]) -> None:

@@ -116,8 +116,8 @@ def backproject(
         z = part.double() - (depth - 1) / 2
         position = x[None, :, None] * cos + z[:, None, None] * sin + (width - 1) / 2  # (z, X, T)
         low = position.floor()
-        share = position - low
-        ends, weights = torch.stack([low, low + 1], dim=-1), torch.stack([1 - share, share], dim=-1)
+        fraction = position - low
+        ends, weights = torch.stack([low, low + 1], dim=-1), torch.stack([1 - fraction, fraction], dim=-1)
         weights = torch.where((ends >= 0) & (ends < width), weights, 0.0).float()
         indices = ends.clamp(0, width - 1).long() + first[:, None]
         flat = (len(part) * width, 2 * count)
