@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("inputs", nargs="+", metavar="TOMOGRAM", help="files, folders or 'patterns'")
-    given = {"action": "append", "default": [], "metavar": "NAME=..."}
+    given: Any = {"action": "append", "default": [], "metavar": "NAME=..."}
     parser.add_argument("--settings", dest="own", help="what `etsam predict` is told, such as 'a=net=nano'", **given)
     parser.add_argument("--peer", dest="peers", help="command of another program, with {input} and {output}", **given)
     parser.add_argument("--output-dir", type=Path, default=Path("benchmark"), metavar="DIR", help="(benchmark)")

@@ -306,7 +306,10 @@ def _predicts_with(cfg: DictConfig) -> str | None:
     def trunk(net: Any) -> Any:
         return OmegaConf.select(net, "image_encoder.trunk.embed_dim")
 
-    nets = {name: OmegaConf.load(resource_path("configs") / "net" / f"{net}.yaml") for name, (net, _) in _PREDICTS_WITH.items()}
+    nets = {
+        name: OmegaConf.load(resource_path("configs") / "net" / f"{net}.yaml")
+        for name, (net, _) in _PREDICTS_WITH.items()
+    }
     return next((name for name, net in nets.items() if trunk(net) == trunk(cfg.net)), None)
 
 
