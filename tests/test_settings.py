@@ -13,7 +13,17 @@ CONFIGS = Path(resource_path("configs"))
 FILES = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml"))
 FILES = [name for name in FILES if "/_" not in name and not name.startswith("local")]
 # Hydra's own; what Lightning takes as text, too; what sam2 does not annotate (told when the network is built)
-ELSEWHERE = {"_recursive_", "_partial_", "devices", "num_pos_feats", "embedding_dim", "kv_in_dim", "out_dim", "dim"}
+ELSEWHERE = {
+    "_recursive_",
+    "_partial_",
+    "devices",
+    "num_pos_feats",
+    "embedding_dim",
+    "kv_in_dim",
+    "out_dim",
+    "dim",
+    "num_layers",
+}
 # group -> the program whose config it is composed into, and where, if not under its own name
 PLACES = {
     **dict.fromkeys(("net", "normalize", "postprocess", "tiles", "weights"), ("predict", "")),
@@ -29,7 +39,8 @@ def composed(file):
     program, place = PLACES.get(group, ("train", ""))
     text = (CONFIGS / f"{file}.yaml").read_text()
     prefix = "" if "@package _global_" in text else f"{place[1:] or group}."
-    return program, compose_config(program, [f"{group}{place}={option}"]), prefix
+    added = "+" if group == "stage1_logits" else ""  # a group that experiments add
+    return program, compose_config(program, [f"{added}{group}{place}={option}"]), prefix
 
 
 def refused(cfg, program):
@@ -83,7 +94,7 @@ def test_what_does_not_fit_is_named_as_it_was_written_with_what_is_allowed(progr
 
 def test_a_command_ends_with_status_1_and_the_line(etsam):
     for command in (
-        ("train", "name=x", "optimizer.lr=fast"),
+        ("train", "name=x", "start=null", "optimizer.lr=fast"),
         ("predict", "tomo.mrc", "memory_budget_gb=abc"),
         ("evaluate", "data.manifest=m.csv", "workers=two"),
         ("postprocess", "in.mrc", "out.mrc", "postprocess.thin_noise.min_slices=x"),

@@ -263,7 +263,7 @@ def test_logits_that_were_not_computed_are_an_error(pair, tracker, tmp_path):
 def test_the_picture_shows_hits_misses_and_false_membrane_in_three_colours():
     truth = np.array([[1, 1, 0, 0, 255]], np.uint8)
     logits = np.array([[5, -5, 5, -5, 5]], np.float32)
-    result = ValidationResult(0, 0, 0, 0, 0, np.zeros((1, 5), np.float32), logits, truth)
+    result = ValidationResult(0, 0, 0, 0, False, 0, 0, np.zeros((1, 5), np.float32), logits, truth)
     picture = comparison_picture(result, 0.0)
     assert picture.shape == (1, 10, 3)
     colours = {tuple(picture[0, 5 + x]) for x in range(3)}

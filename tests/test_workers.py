@@ -97,8 +97,8 @@ def test_a_number_of_workers_that_makes_no_sense_is_refused(etsam, value):
     write_mrc("mask.mrc", ladders().astype(np.int8))
     outcome = etsam("postprocess", "mask.mrc", "clean.mrc", f"workers={str(value).lower()}")
     assert outcome.status == 1
-    assert f"workers={value!r}; allowed are whole numbers of at least 1" in outcome.message
-    with pytest.raises(ConfigError, match="allowed are whole numbers of at least 1"):
+    assert f"workers={str(value).lower()}" in outcome.message
+    with pytest.raises(ConfigError, match="workers"):
         Metrics(workers=value)
 
 

@@ -96,7 +96,7 @@ def test_a_failure_after_the_files_have_names_leaves_nothing(predict, tomogram, 
 
 
 def test_an_unknown_output_format_is_refused(refused, tomogram):
-    assert refused("tomo.mrc", "output_format=tiff") == "output_format=tiff is unknown; allowed: mrc, zarr."
+    assert "output_format=tiff" in refused("tomo.mrc", "output_format=tiff")
 
 
 def test_post_processing_converts_between_the_formats(etsam, work):
