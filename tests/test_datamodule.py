@@ -327,7 +327,7 @@ def test_settings_of_clips_are_refused_before_files_are_looked_at(manifest):
 
 
 def test_the_config_builds_with_the_defaults_of_the_class(manifest):
-    config = OmegaConf.create({"normalize": {"_target_": "etsam.normalize.Robust"}, "seed": 3})
+    config = OmegaConf.create({"normalize": {"_target_": "etsam.normalize.Robust"}, "seed": 3, "test_after": False})
     config.data = OmegaConf.load(resource_path("configs") / "data" / "manifest.yaml")
     config.data.sources.own.manifest = str(manifest)
     data = instantiate(config.data)

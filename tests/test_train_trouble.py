@@ -161,8 +161,9 @@ def test_everything_runs_once_with_fast_dev_run_and_nothing_is_saved(folder):
 def test_the_best_state_is_scored_on_the_split_test_if_that_is_wanted(folder):
     grey = (folder / "t2.mrc").read_bytes()
     (folder / "t9.mrc").write_bytes(grey[:-4] + bytes(4))  # else it is a copy in two splits
+    shutil.copy(folder / "m2.mrc", folder / "m9.mrc")
     lines = (folder / "manifest.csv").read_text()
-    (folder / "tested.csv").write_text(lines + "sim,9,test,t9.mrc,m2.mrc\n")
+    (folder / "tested.csv").write_text(lines + "sim,9,test,t9.mrc,m9.mrc\n")
     settings = ["data.sources.own.manifest=tested.csv", "test_after=true", "trainer.max_epochs=1"]
     said = train(folder, "name=tested", *settings)
     assert "of the best state, test/dice 0." in said
