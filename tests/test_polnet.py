@@ -228,7 +228,7 @@ def test_a_manifest_is_replaced_only_with_overwrite(read, tree, work):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--split", "0.8,0.3"], "split 0.8,0.3: two or three shares from 0 to 1 that sum to 1"),
+        (["--split", "0.8,0.3"], "split 0.8,0.3"),
         (["--split", "most"], "split most: numbers with commas between them are needed"),
         (["--config", "trial"], "--from reads tomograms, --config and --n make some"),
         (["--seed", "-1"], "--seed -1: a whole number from 0 is needed"),

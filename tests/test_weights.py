@@ -22,7 +22,7 @@ RECORD = "/api/records/17571925"
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch, no_pauses):
     """A cache of our own, an empty current folder, no weights beside the program, and no address but the test's."""
-    monkeypatch.setattr(registry, "find_share", lambda *parts: [])
+    monkeypatch.setattr(registry, "resource_paths", lambda *parts: [])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("ETSAM_ZENODO_URL", "http://127.0.0.1:9")
     for name in ("ETSAM_CHECKPOINT_DIR", "ETSAM_WEIGHTS_MIRRORS", "ETSAM_OFFLINE"):
@@ -102,7 +102,7 @@ def test_a_name_finds_its_file_in_the_cache_and_in_checkpoints(cache, name, file
 
 def test_weights_that_come_with_the_program_are_found_last(cache, monkeypatch, tmp_path):
     shipped = put(tmp_path / "program" / "checkpoints", "nano_stage1.safetensors")
-    monkeypatch.setattr(registry, "find_share", lambda *parts: [tmp_path.joinpath("program", *parts)])
+    monkeypatch.setattr(registry, "resource_paths", lambda *parts: [tmp_path.joinpath("program", *parts)])
     assert StageWeights.resolve("checkpoints/nano_stage1.safetensors").path == shipped
     in_cache = put(cache, "nano_stage1.safetensors")
     assert StageWeights.resolve("nano_stage1").path == in_cache
