@@ -7,15 +7,19 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from etsam.api import compose_config
 from etsam.data.augment import (
     Affine,
     Augment,
     Brightness,
     Contrast,
+    FaintSlices,
     GaussianBlur,
     GaussianNoise,
+    Gradient,
     HorizontalFlip,
     InvertContrast,
+    Rim,
     Rotate90,
     SliceFlip,
     clip_generators,
@@ -26,10 +30,11 @@ from etsam.errors import ConfigError
 from etsam.paths import resource_path
 
 SHAPE = (6, 20, 28)
-GEOMETRIC = [HorizontalFlip(1), SliceFlip(1), Rotate90(1), Affine(25, 20)]
+GEOMETRIC = [HorizontalFlip(1), SliceFlip(1), Rotate90(1), Affine(25, 20), Affine(10, 10, scale=(0.7, 1.5))]
 GREY_VALUES = [
     *(Brightness(), Contrast(), InvertContrast(1), GaussianNoise(probability=1), GaussianBlur(probability=1)),
-    *(FourierAmplitude(probability=1), MissingWedge(probability=1)),
+    *(FourierAmplitude(probability=1), MissingWedge(probability=1), Gradient(probability=1)),
+    FaintSlices((2, 3), probability=1),
 ]
 
 
@@ -114,6 +119,15 @@ def test_affine_turns_by_the_angle_it_draws_without_stretching():
     torch.testing.assert_close(turned[inside], expected[inside], atol=1e-3, rtol=0)
 
 
+def test_affine_magnifies_about_the_middle():
+    masks = torch.zeros(1, 40, 40, dtype=torch.uint8)
+    masks[0, 16:24, 18:22] = 1
+    _, moved = run(Affine(0, 0, scale=(2, 2)), masks.float(), masks)
+    expected = torch.zeros_like(masks)
+    expected[0, 12:28, 16:24] = 1
+    assert torch.equal(moved, expected)
+
+
 def test_affine_ignores_what_comes_from_outside_and_continues_the_image_there():
     images = torch.full(SHAPE, 0.7)
     changed, moved = run(Affine(25, 20), images, torch.zeros(SHAPE, dtype=torch.uint8), generator(1))
@@ -142,8 +156,8 @@ def test_images_stay_finite_float32_and_inputs_unchanged(step, top):
     changed, moved = run(step, images, masks, generator())
     assert (changed.dtype, moved.dtype, changed.shape) == (torch.float32, torch.uint8, images.shape)
     assert changed.isfinite().all()
-    assert changed.min() > -1
-    assert changed.max() < top + 1
+    assert changed.min() > -1.5
+    assert changed.max() < top + 1.5
     assert torch.equal(images, before[0])
     assert torch.equal(masks, before[1])
 
@@ -163,6 +177,45 @@ def test_inverting_twice_gives_the_clip_back_within_its_own_range():
     once = run(InvertContrast(1), images, masks, generator())[0]
     torch.testing.assert_close((once.min(), once.max()), (images.min(), images.max()))
     torch.testing.assert_close(run(InvertContrast(1), once, masks, generator())[0], images)
+
+
+def test_a_gradient_is_a_plane_that_is_zero_in_the_middle():
+    images, masks = torch.zeros(3, 21, 29), torch.zeros(3, 21, 29, dtype=torch.uint8)
+    added = run(Gradient(0.1, 1), images, masks)[0]
+    assert added[0, 10, 14] == pytest.approx(0, abs=1e-7)
+    assert added.std() > 0.01
+    for axis in (1, 2):
+        steps = added.diff(dim=axis)
+        torch.testing.assert_close(steps, steps.mean().expand_as(steps), atol=1e-6, rtol=0)
+
+
+def test_a_rim_has_one_value_and_no_membrane_and_lies_on_every_side_in_turn():
+    images, masks = clip()
+    sides = set()
+    for seed in range(30):
+        changed, moved = run(Rim((3, 3), 1), images, masks, generator(seed))
+        rim = (changed != images).any(0)
+        rows, columns = rim.any(1), rim.any(0)
+        assert changed[:, rim].unique().numel() == 1
+        assert not moved[:, rim].any()
+        assert torch.equal(moved[:, ~rim], masks[:, ~rim])
+        assert min(int(rows.sum()), int(columns.sum())) == 3
+        sides.add((bool(rim[0].all()), bool(rim[-1].all()), bool(rim[:, 0].all()), bool(rim[:, -1].all())))
+    assert len(sides) == 4
+
+
+def test_faint_slices_are_neighbours_that_lose_their_signal_and_keep_mean_and_spread():
+    images = torch.linspace(0, 1, 40 * 50).view(1, 40, 50).repeat(9, 1, 1)
+    masks = torch.zeros(9, 40, 50, dtype=torch.uint8)
+    faint = run(FaintSlices((3, 3), (0.2, 0.2), 1), images, masks)[0]
+    changed = [z for z in range(9) if not torch.equal(faint[z], images[z])]
+    assert changed == list(range(changed[0], changed[0] + 3))
+    for z in changed:
+        assert torch.corrcoef(torch.stack([faint[z].flatten(), images[z].flatten()]))[0, 1] == pytest.approx(
+            0.2, abs=0.1
+        )
+        assert faint[z].mean() == pytest.approx(0.5, abs=0.03)
+        assert faint[z].std() == pytest.approx(float(images[z].std()), rel=0.1)
 
 
 def test_noise_has_the_standard_deviation_asked_for_and_differs_between_slices():
@@ -272,9 +325,10 @@ def test_a_probability_is_the_share_of_clips_that_change():
     assert 0.18 < share_changed < 0.32
 
 
-@pytest.mark.parametrize("option", ["none", "published", "cryoet"])
+@pytest.mark.parametrize("option", ["none", "published", "cryoet", "nano", "nano_clips"])
 def test_every_config_builds_and_runs(option):
-    images, masks = Augment(instantiate(load(option)))(*batch(), clip_generators(KEYS))
+    steps = compose_config("train", [f"augment={option}"]).augment
+    images, masks = Augment(instantiate(steps))(*batch(), clip_generators(KEYS))
     assert images.shape == masks.shape == (3, *SHAPE)
     assert torch.equal(images, batch()[0]) == (option == "none")
 

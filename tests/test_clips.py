@@ -54,6 +54,16 @@ def test_a_clip_equals_the_slices_of_the_file_normalised_as_in_prediction(sample
     assert (clip.images.dtype, clip.masks.dtype) == (torch.float32, torch.uint8)
 
 
+def test_the_other_contrast_leaves_what_stage_1_says(sample):
+    whole = normalize(read_volume(sample.tomogram), Robust())
+    logits = np.random.default_rng(1).normal(0, 2, SHAPE).astype(np.float32)
+    settings = {"crop": 16, "reverse_probability": 0.5, "clips_per_tomogram": 4}
+    inverted = dataset(sample, **settings, invert_probability=1, stage1_logits=given(logits))
+    fused, grey = stack(fuse(whole, logits)), stack(whole)
+    for clip in inverted:
+        np.testing.assert_allclose(clip.images, part(fused - grey + (1 - grey), clip), atol=1e-6)
+
+
 @pytest.mark.parametrize("axis", ["z", "y", "x"])
 def test_slices_follow_each_other_along_the_axis_asked_for(sample, axis):
     clip = dataset(sample, axes=[axis], crop=(5, 11))[0]
@@ -197,7 +207,15 @@ def test_a_clip_longer_than_the_tomogram_is_an_error(sample):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"num_slices": 0}, {"crop": 0}, {"crop": (3, -1)}, {"axes": "q"}, {"axes": []}, {"reverse_probability": 1.5}],
+    [
+        {"num_slices": 0},
+        {"crop": 0},
+        {"crop": (3, -1)},
+        {"axes": "q"},
+        {"axes": []},
+        {"reverse_probability": 1.5},
+        {"invert_probability": -1},
+    ],
 )
 def test_impossible_settings_are_refused(sample, settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):

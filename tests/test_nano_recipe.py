@@ -1,4 +1,4 @@
-"""checkpoints/train_nano.sh: what it asks of the program, seen by a stand-in, is what the program takes."""
+"""checkpoints/train_nano*.sh: what it asks of the program, seen by a stand-in, is what the program takes."""
 
 import json
 import os
@@ -15,7 +15,8 @@ from etsam.app import compose_config
 from etsam.cli import simulate
 from etsam.cli.main import build_parser
 
-SCRIPT = Path(__file__).parents[1] / "checkpoints/train_nano.sh"
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+RECIPES = {"nano": 13, "nano_v2": 27}  # simulated sets of each
 STAND_IN = """#!{python}
 import json, pathlib, sys
 arguments = sys.argv[1:]
@@ -35,8 +36,13 @@ made.touch()
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 
 
+@pytest.fixture(scope="module", params=sorted(RECIPES))
+def net(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
+def recipe(tmp_path_factory, net):
     """Run the script in a folder of its own; gives the calls of `etsam`."""
     folder = tmp_path_factory.mktemp("recipe")
     (folder / "bin").mkdir()
@@ -47,7 +53,12 @@ def recipe(tmp_path_factory):
         (folder / "calls.jsonl").unlink(missing_ok=True)
         environment = os.environ | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
         done = subprocess.run(
-            ["bash", str(SCRIPT), *arguments], cwd=folder, env=environment, check=False, capture_output=True, text=True
+            ["bash", str(CHECKPOINTS / f"train_{net}.sh"), *arguments],
+            cwd=folder,
+            env=environment,
+            check=False,
+            capture_output=True,
+            text=True,
         )
         calls = folder / "calls.jsonl"
         return done, [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
@@ -56,21 +67,20 @@ def recipe(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def calls(recipe):
+def calls(recipe, net):
     done, calls = recipe("polnet.csv", "out", "7", "trainer.log_every_n_steps=5")
     assert done.returncode == 0, done.stderr
-    assert "out/seed7/nano_stage1.safetensors and nano_stage2.safetensors" in done.stdout
+    assert f"out/seed7/{net}_stage1.safetensors and {net}_stage2.safetensors" in done.stdout
     return calls
 
 
-def test_every_simulation_and_training_composes(calls):
+def test_every_simulation_and_training_composes(calls, net):
     simulated, trained = [], []
     for call in calls:
         if call[:2] == ["data", "simulate"]:
             args, rest = build_parser().parse_known_args(call)
             args.settings = [*args.settings, *rest]
-            simulator = instantiate(compose_config("simulate", simulate.overrides(args)).simulator)
-            assert simulator.min_contrast == 0.3
+            instantiate(compose_config("simulate", simulate.overrides(args)).simulator)
             simulated.append(args.output_dir)
         elif call[0] == "train":
             cfg = compose_config("train", call[1:])
@@ -80,14 +90,17 @@ def test_every_simulation_and_training_composes(calls):
             for source in cfg.data.sources.values():
                 assert source.manifest == "polnet.csv" or Path(source.manifest).parent in simulated
             trained.append(cfg)
-    assert len(simulated) == 13
-    assert [cfg.name for cfg in trained] == ["nano_slices", "nano_stage1", "nano_stage2_slices", "nano_stage2"]
+    assert len(simulated) == len(set(simulated)) == RECIPES[net]
+    assert [cfg.name for cfg in trained] == [
+        f"{net}_{step}" for step in ("slices", "stage1", "stage2_slices", "stage2")
+    ]
+    assert all(not name.startswith("val_") for cfg in trained for name in cfg.data.sources)
     for before, cfg in pairwise(trained):
         assert cfg.start == f"{before.output_dir}/checkpoints/last.ckpt"
     seen, unseen = set(trained[1].data.sources), set(trained[3].data.sources)
     assert seen & unseen == {"own"}  # stage 2 learns from logits of tomograms that stage 1 has not learned from
     assert [call[2] for call in calls if call[0] == "export"] == [
-        f"out/seed7/nano_stage{number}.safetensors" for number in (1, 2)
+        f"out/seed7/{net}_stage{number}.safetensors" for number in (1, 2)
     ]
 
 

@@ -160,7 +160,7 @@ class Rotate90(Augmentation):
 
 
 class Affine(Augmentation):
-    """Rotate and shear within the slices about their centre, bilinear; membrane is where its mask comes to 0.5.
+    """Rotate, shear and magnify within the slices about their centre, bilinear; membrane where its mask comes to 0.5.
 
     Parameters
     ----------
@@ -168,10 +168,19 @@ class Affine(Augmentation):
         Largest rotation, either way.
     shear_degrees
         Largest shear along X, either way.
+    scale
+        Magnification; one number for both axes is drawn from between.
     """
 
-    def __init__(self, degrees: float = 25, shear_degrees: float = 20, probability: float = 1.0) -> None:
+    def __init__(
+        self,
+        degrees: float = 25,
+        shear_degrees: float = 20,
+        probability: float = 1.0,
+        scale: Range = (1.0, 1.0),
+    ) -> None:
         super().__init__(probability)
+        self.scale = check_range("affine.scale", scale, 0.1, 10)
         if not (0 <= degrees <= 180 and 0 <= shear_degrees < 90):
             raise ConfigError(f"affine: degrees={degrees} (0..180) or shear_degrees={shear_degrees} (0..90) is off.")
         self.degrees, self.shear_degrees = degrees, shear_degrees
@@ -183,6 +192,9 @@ class Affine(Augmentation):
         cos, sin = math.cos(angle), math.sin(angle)
         # output (x, y) in voxels from the centre -> input: shear, then rotation
         matrix = [[cos, cos * slope - sin], [sin, sin * slope + cos]]
+        if self.scale != (1.0, 1.0):
+            scale = uniform(*self.scale, generator)
+            matrix = [[value / scale for value in row] for row in matrix]
         scaled = [[matrix[0][0], matrix[0][1] * height / width], [matrix[1][0] * width / height, matrix[1][1]]]
         theta = torch.tensor([[[*scaled[0], 0.0], [*scaled[1], 0.0]]], device=images.device)  # (1, 2, 3)
         grid = F.affine_grid(theta, [1, 1, height, width], align_corners=False)  # (1, Y, X, 2), -1..1
@@ -232,6 +244,73 @@ class InvertContrast(Augmentation):
 
     def change(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return images.amin() + images.amax() - images, masks
+
+
+class Gradient(Augmentation):
+    """Add a plane of grey values: ice that gets thicker to one side, uneven background.
+
+    Parameters
+    ----------
+    strength
+        Standard deviation of its rise from the middle to an edge, along each axis.
+    """
+
+    def __init__(self, strength: float = 0.1, probability: float = 0.3) -> None:
+        super().__init__(probability)
+        self.strength = check_range("gradient.strength", (0, strength), 0)[1]
+
+    def change(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        rise = (self.strength * torch.randn(2, generator=generator)).tolist()
+        y, x = (torch.linspace(-1, 1, side, device=images.device) for side in images.shape[1:])
+        return images + rise[0] * y[:, None] + rise[1] * x, masks
+
+
+class Rim(Augmentation):
+    """One grey value, and no membrane, along one side: where a reconstruction was padded or masked.
+
+    Parameters
+    ----------
+    width_voxels
+        Of the rim.
+    """
+
+    def __init__(self, width_voxels: Range = (2, 30), probability: float = 0.08) -> None:
+        super().__init__(probability)
+        self.width_voxels = check_range("rim.width_voxels", width_voxels, 1)
+
+    def change(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        width, value = round(uniform(*self.width_voxels, generator)), uniform(0, 1, generator)
+        side = min(3, int(uniform(0, 4, generator)))
+        axis, first = 1 + side // 2, side % 2
+        rim = (slice(None),) * axis + (slice(None, width) if first else slice(-width, None),)
+        images, masks = images.clone(), masks.clone()
+        images[rim], masks[rim] = value, 0
+        return images, masks
+
+
+class FaintSlices(Augmentation):
+    """Take signal away from neighbouring slices, so that only memory can tell what they hold; masks stay.
+
+    Parameters
+    ----------
+    slices
+        How many, drawn from between.
+    left
+        Share of the signal that is left; noise of the clip's own standard deviation takes the place of the rest.
+    """
+
+    def __init__(self, slices: Range = (3, 9), left: Range = (0.0, 0.4), probability: float = 0.3) -> None:
+        super().__init__(probability)
+        self.slices = check_range("faint_slices.slices", slices, 1)
+        self.left = check_range("faint_slices.left", left, 0, 1)
+
+    def change(self, images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        count, left = round(uniform(*self.slices, generator)), uniform(*self.left, generator)
+        first = int(uniform(0, max(1, len(images) - count + 1), generator))
+        std, mean = torch.std_mean(images)
+        noise = upload(torch.randn(images[first : first + count].shape, generator=generator), images.device)
+        faint = mean + left * (images[first : first + count] - mean) + (1 - left**2) ** 0.5 * std * noise
+        return torch.cat([images[:first], faint, images[first + count :]]), masks
 
 
 class GaussianNoise(Augmentation):

@@ -63,6 +63,9 @@ class ClipDataset(Dataset[Clip]):
     foreground_probability
         Of clips that are cut so that they hold a membrane voxel, drawn from all of the tomogram's, in the middle half
         of the crop (nearer to its edge only where the tomogram ends); the others lie anywhere.
+    invert_probability
+        Of clips whose tomogram has the other contrast, 1 - grey value; what stage 1 says of it stays. For methods of
+        normalisation that give 0..1.
     stage1_logits
         For stage 2: gives its input, the tomogram fused with the logits of stage 1 as in prediction.
     nonfinite
@@ -91,6 +94,7 @@ class ClipDataset(Dataset[Clip]):
         axes: Sequence[str] = ("z",),
         reverse_probability: float = 0.0,
         foreground_probability: float = 0.0,
+        invert_probability: float = 0.0,
         stage1_logits: Stage2Inputs | None = None,
         nonfinite: Literal["error", "mean"] = "error",
         cache_folder: Path | None = None,
@@ -100,6 +104,7 @@ class ClipDataset(Dataset[Clip]):
         self.num_slices, self.clips_per_tomogram, self.axes = num_slices, clips_per_tomogram, tuple(axes)
         self.crop = None if crop is None else (crop, crop) if isinstance(crop, int) else (int(crop[0]), int(crop[1]))
         self.reverse_probability, self.foreground_probability = reverse_probability, foreground_probability
+        self.invert_probability = invert_probability
         self.stage1_logits, self.nonfinite, self.cache_folder = stage1_logits, nonfinite, cache_folder
         self._check_settings()
         self._tomograms = [read_volume(sample.tomogram, warn=False) for sample in self.samples]
@@ -118,7 +123,7 @@ class ClipDataset(Dataset[Clip]):
             )
         if not self.axes or not set(self.axes) <= set("zyx"):
             raise ConfigError(f"data.axes={list(self.axes)} is not one or more of z, y, x.")
-        for name in ("reverse_probability", "foreground_probability"):
+        for name in ("reverse_probability", "foreground_probability", "invert_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"data.{name}={getattr(self, name)} is no probability between 0 and 1.")
         if self.nonfinite not in ("error", "mean"):
@@ -167,7 +172,12 @@ class ClipDataset(Dataset[Clip]):
         number = index % len(self.samples)
         axis = self.axes[rng.integers(len(self.axes))]
         box = self._box(number, axis, rng)
-        images = _stack(self._network_input(number, box)).transpose(_TRANSPOSE[axis])
+        images = _stack(self._network_input(number, box))
+        if self.invert_probability and rng.random() < self.invert_probability:
+            # what stage 1 says was added to the grey values, and stays
+            grey = _stack(normalized(_cut(self._tomograms[number], box), *self._transform(number)))
+            images = images + 1 - 2 * grey
+        images = images.transpose(_TRANSPOSE[axis])
         values = _stack(_cut(self._masks[number], box))
         masks, odd = labels(values)
         if odd.any():

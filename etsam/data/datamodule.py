@@ -82,7 +82,8 @@ class TomogramClips(LightningDataModule):
         Name -> `Source`, or its fields.
     normalization
         The method of prediction.
-    num_slices, crop, clips_per_tomogram, axes, reverse_probability, foreground_probability, stage1_logits, nonfinite
+    num_slices, crop, clips_per_tomogram, axes, reverse_probability, foreground_probability, invert_probability,
+    stage1_logits, nonfinite
         See `ClipDataset`.
     epoch_clips
         Clips in an epoch; default: `clips_per_tomogram` for every training tomogram of all sources.
@@ -125,6 +126,7 @@ class TomogramClips(LightningDataModule):
         axes: Sequence[str] = ("z",),
         reverse_probability: float = 0.0,
         foreground_probability: float = 0.0,
+        invert_probability: float = 0.0,
         stage1_logits: Stage2Inputs | None = None,
         nonfinite: Literal["error", "mean"] = "error",
         batch_size: int = 1,
@@ -156,6 +158,7 @@ class TomogramClips(LightningDataModule):
             "axes": tuple(axes),
             "reverse_probability": reverse_probability,
             "foreground_probability": foreground_probability,
+            "invert_probability": invert_probability,
             "stage1_logits": stage1_logits,
             "nonfinite": nonfinite,
             "cache_folder": self.cache_folder,

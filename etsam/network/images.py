@@ -16,6 +16,8 @@ from torch import Tensor
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 RGB = 3  # channels of SAM2's first convolution
+# Of networks at voxel resolution, which no photograph has taught: grey values 0 to 1 come out as -2 to 2
+VOXEL_MEAN, VOXEL_STD = 0.5, 0.25
 
 
 def channel_statistics(input_slices: int) -> tuple[Tensor, Tensor]:

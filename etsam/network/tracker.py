@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etsam.network.images import (
+    VOXEL_MEAN,
+    VOXEL_STD,
     channel_statistics,
     extend,
     mirror,
@@ -68,6 +70,8 @@ class SliceTracker(nn.Module):
         self.input_slices, self.tile_voxels = input_slices, tile_voxels or self.side
         self.memory_slices: int = network.num_maskmem - 1 if memory_slices is None else memory_slices
         mean, std = channel_statistics(input_slices)
+        if self.tile_step:
+            mean, std = torch.full_like(mean, VOXEL_MEAN), torch.full_like(std, VOXEL_STD)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
 

@@ -93,8 +93,9 @@ def _tell_weights(cfg: DictConfig) -> None:
             "the weights are RANDOM, so the mask MEANS NOTHING; it shows that the program runs. For real masks: "
             "weights=nano, weights=etsam_v1, or weights.stage1=FILE weights.stage2=FILE"
         )
-    if cfg.weights.name == "nano":
+    if str(cfg.weights.name).startswith("nano"):
         log.info(
-            "the nano weights were trained on simulated tomograms only; the published ones: `etsam weights download "
-            "etsam_v1`, then weights=etsam_v1"
+            "the %s weights were trained on simulated tomograms only; the published ones: `etsam weights download "
+            "etsam_v1`, then weights=etsam_v1",
+            cfg.weights.name,
         )

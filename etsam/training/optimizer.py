@@ -78,8 +78,9 @@ def _rate(network: nn.Module, name: str, lr: float, encoder_lr: float, layer_dec
 
 
 def freeze_encoder(network: nn.Module) -> None:
-    """Take the image encoder out of training."""
-    for parameter in network.get_submodule("image_encoder").parameters():
+    """Take the image encoder out of training; of one at voxel resolution its trunk, which is trained alone first."""
+    part = "image_encoder.trunk" if getattr(network, "tile_step", None) else "image_encoder"
+    for parameter in network.get_submodule(part).parameters():
         parameter.requires_grad_(False)
 
 
