@@ -1,5 +1,7 @@
 """The learning rate comes to its last value with the last step, whatever ends a run."""
 
+import math
+
 import lightning
 import pytest
 import torch
@@ -8,7 +10,8 @@ from test_datamodule import QUIET, module, source
 
 from etsam.errors import ConfigError
 from etsam.inference import prompts
-from etsam.training.module import OptimizerSettings, StageTraining
+from etsam.training.module import OptimizerSettings, RangeTest, StageTraining
+from etsam.training.reporting import suggested_rate
 from etsam.training.validation import Validator
 
 pytestmark = pytest.mark.filterwarnings(*QUIET)
@@ -82,3 +85,19 @@ def test_torch_and_lightning_count_alike(manifest):
     trainer = fitted(manifest, Cheap(), max_epochs=2, limit_train_batches=0.7, accumulate_grad_batches=3)
     assert trainer.estimated_stepping_batches == trainer.global_step == 4
     assert torch.isfinite(next(trainer.model.parameters())).all()
+
+
+def test_a_range_test_raises_the_rates_ten_thousandfold(manifest):
+    trainer = fitted(manifest, Cheap(range_test=True), max_epochs=2)
+    (optimizer,) = trainer.optimizers
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(10.0)
+    assert RangeTest(100)(0) == pytest.approx(1e-3)
+    assert RangeTest(100)(50) == pytest.approx(0.1)
+
+
+def test_the_rate_suggested_is_where_the_loss_falls_fastest():
+    rates = [1e-6 * 10 ** (step / 20) for step in range(100)]
+    losses = [10 - 8 / (1 + math.exp(-(step - 50) / 4)) + (0 if step < 80 else (step - 80) ** 2) for step in range(100)]
+    assert rates[48] <= suggested_rate(rates, losses) <= rates[65]
+    assert suggested_rate(rates, list(range(100))) is None
+    assert suggested_rate(rates[:10], losses[:10]) is None

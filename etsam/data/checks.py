@@ -227,6 +227,8 @@ def _examine(
 
 def _from_error(sample: Sample, error: InputError) -> Finding:
     what, separator, advice = str(error).rpartition("; ")  # how messages are built: found; what to do
+    if "\\" in f"{sample.tomogram}{sample.target_mask}":
+        return fault(sample.name, str(error), "write / instead of \\ in the manifest")
     return fault(sample.name, what, advice) if separator else fault(sample.name, advice, "correct the manifest")
 
 

@@ -1,7 +1,7 @@
 """Training of one stage: fit on clips, validate by the real streaming inference."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,7 @@ class OptimizerSettings:
     """AdamW with a cosine to a fraction of the rate; defaults are the published recipe (Selvaraj & Cheng 2026).
 
     `muon`: weight matrices are trained by Muon, at so many times the rate; None: by AdamW, as the rest.
+    `range_test`: the rates rise from a thousandth to ten times theirs instead, to see which ones a network bears.
     """
 
     lr: float = 5e-6
@@ -46,6 +47,7 @@ class OptimizerSettings:
     final_fraction: float = 0.1
     warmup_steps: int = 0
     muon: float | None = None
+    range_test: bool = False
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,11 @@ class StageTraining(LightningModule):
         for group in groups:
             del group["names"]  # checkpoints hold plain values, and these are many
         optimizer = torch.optim.AdamW(groups) if settings.muon is None else MuonAdamW(groups, factor=settings.muon)
-        schedule = CosineToFraction(self.total_steps(), settings.final_fraction, settings.warmup_steps)
+        schedule: Callable[[int], float] = (
+            RangeTest(self.total_steps())
+            if settings.range_test
+            else CosineToFraction(self.total_steps(), settings.final_fraction, settings.warmup_steps)
+        )
         # as a function: LambdaLR restores the attributes of an object, and with them the length of a run that goes on
         factor = LambdaLR(optimizer, lambda step: schedule(step))
         scheduler: LRSchedulerConfigType = {"scheduler": factor, "interval": "step"}
@@ -369,6 +375,17 @@ class CosineToFraction:
             return (step + 1) / (self.warmup + 1)
         done = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
         return float(self.fraction + (1 - self.fraction) * 0.5 * (1 + np.cos(np.pi * done)))
+
+
+class RangeTest:
+    """Factor of the learning rate that rises exponentially from 0.001 to 10 at step `total` (Smith 2017, CLR)."""
+
+    def __init__(self, total: int) -> None:
+        self.total = max(total, 1)
+
+    def __call__(self, step: int) -> float:
+        """Factor at optimiser step `step`."""
+        return float(1e-3 * 1e4 ** (step / self.total))
 
 
 def _mix(*numbers: int) -> int:

@@ -3,6 +3,7 @@
 import csv
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +158,29 @@ class _Rows(ExperimentWriter):
             writer.writeheader()
             writer.writerows(kept)
         part.replace(file)
+
+
+def suggested_rate(rates: Sequence[float], losses: Sequence[float]) -> float | None:
+    """Rate where the loss falls fastest, of a range test; None if it never falls or there are fewer than 20 steps.
+
+    Parameters
+    ----------
+    rates, losses
+        Of each step, rates rising.
+    """
+    if len(losses) < 20:
+        return None
+    smooth, value = [], losses[0]
+    for loss in losses:  # over about ten steps
+        value = 0.9 * value + 0.1 * loss
+        smooth.append(value)
+    lowest = min(range(len(smooth)), key=smooth.__getitem__)
+    falls = [(smooth[i - 5] - smooth[i], rates[i]) for i in range(5, lowest + 1)]
+    return max(falls)[1] if falls and max(falls)[0] > 0 else None
+
+
+def rates_and_losses(metrics: Path) -> tuple[list[float], list[float]]:
+    """Rate and loss of each step of `metrics.csv` that has both."""
+    with metrics.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("lr") and row.get("train/loss")]
+    return [float(row["lr"]) for row in rows], [float(row["train/loss"]) for row in rows]

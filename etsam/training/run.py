@@ -105,6 +105,8 @@ def run(cfg: DictConfig) -> TrainingResult:
         result = _result(trainer, stage, data)
         if is_first_process():
             _tell_end(cfg, result)
+            if cfg.optimizer.range_test:
+                _tell_rate(folder)
         return result
 
 
@@ -294,6 +296,18 @@ def _tell_end(cfg: DictConfig, result: TrainingResult) -> None:
             "finetune_nano" if _predicts_with(cfg) == "nano" else "finetune",
             result.best_checkpoint,
         )
+
+
+def _tell_rate(folder: "RunFolder") -> None:
+    """Say which rate a range test came to."""
+    from etsam.training.reporting import rates_and_losses, suggested_rate
+
+    metrics = folder.path / "metrics.csv"
+    rate = suggested_rate(*rates_and_losses(metrics)) if metrics.exists() else None
+    if rate is None:
+        log.warning("the range test shows no rate: it takes 20 steps and more, with trainer.log_every_n_steps=1")
+    else:
+        log.info("the loss falls fastest at optimizer.lr=%.2g; the curve of lr and train/loss is in %s", rate, metrics)
 
 
 # weights of `etsam predict`: their network and their normalisation
