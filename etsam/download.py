@@ -130,7 +130,7 @@ class DownloadJob:
 
     @property
     def part(self) -> Path:
-        """What has come so far."""
+        """File of what has come so far."""
         return self.target.with_name(f"{self.target.name}.part")
 
 
@@ -193,7 +193,7 @@ def _digests(path: Path, algorithms: Iterable[str], stop: Stop) -> dict[str, str
 
 
 def _is_there(job: DownloadJob, stop: Stop) -> bool:
-    """Whether the file is there and what it should be; reads it only if it may have changed since it was verified."""
+    """True if the file is there and is what it should be; it is read only if it may have changed since then."""
     target = job.target
     if not os.path.lexists(target):
         return False
@@ -235,7 +235,7 @@ def missing_bytes(jobs: Iterable[DownloadJob]) -> int:
 
 
 def is_offline() -> bool:
-    """Whether the environment variable ETSAM_OFFLINE forbids the network."""
+    """True if the environment variable ETSAM_OFFLINE forbids the network."""
     return os.environ.get("ETSAM_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
 
 

@@ -45,7 +45,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Examined:
-    """What was found out about one sample; None where a file could not be read.
+    """Facts about one sample; None where a file could not be read.
 
     Attributes
     ----------

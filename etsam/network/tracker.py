@@ -82,7 +82,7 @@ class SliceTracker(nn.Module):
 
     @property
     def tile_step(self) -> int | None:
-        """Of a network at voxel resolution, which takes any size: sides of images are its multiples. Else None."""
+        """Step of image sides that a network at voxel resolution takes, voxels; None: one side only."""
         return getattr(self.network, "tile_step", None)
 
     @property
