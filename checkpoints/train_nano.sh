@@ -56,26 +56,8 @@ simulate shells 45 700 "${shells[@]}"
 simulate virus 45 600 "${virus[@]}"
 simulate none 15 800 "${none[@]}"
 
-sources() {  # NAME=WEIGHT ...: overrides that mix PolNet and simulated tomograms
-  for part in "$@"; do
-    local name=${part%=*} plus=+ manifest=$data/${part%=*}/manifest.csv
-    [ "$name" = own ] && plus= manifest=$polnet
-    echo "${plus}data.sources.$name.manifest=$manifest"
-    echo "${plus}data.sources.$name.weight=${part#*=}"
-  done
-}
-
-step() {  # NAME [KEY=VALUE ...]: trains unless it is finished, and goes on where it was cut
-  local folder=$out/seed$seed/$1
-  [ -e "$folder/finished" ] && return
-  local resume=()
-  [ -e "$folder/checkpoints/last.ckpt" ] && resume=(ckpt_path=last)
-  etsam train name="nano_$1" output_dir="$folder" seed="$seed" trainer=auto trainer.precision=bf16-mixed \
-    data.cache_folder="$out/cache" "${settings[@]}" "${@:2}" "${resume[@]}"
-  touch "$folder/finished"
-}
-
-last() { echo "$out/seed$seed/$1/checkpoints/last.ckpt"; }
+net=nano
+source "$(dirname "$0")/recipe.sh"
 
 mapfile -t seen < <(sources own=1 clean=1 fine=0.4 coarse=0.25 streaks=0.4 shells=0.45 virus=0.3 none=0.12)
 mapfile -t unseen < <(sources own=0.6 clean_unseen=1 fine_unseen=0.3 streaks_unseen=0.4 shells_unseen=0.4 virus_unseen=0.25 none_unseen=0.1)

@@ -75,26 +75,8 @@ for size in 5 8 12 16 24 32 45; do
   simulate val_curve_$size 2 $((9300 + size)) 48,128,128 $size min_contrast=0.3 margin_voxels=32 specimen.empty_probability=0
 done
 
-sources() {  # NAME=WEIGHT ...: overrides that mix PolNet and simulated tomograms
-  for part in "$@"; do
-    local name=${part%=*} plus=+ manifest=$data/${part%=*}/manifest.csv
-    [ "$name" = own ] && plus= manifest=$polnet
-    echo "${plus}data.sources.$name.manifest=$manifest"
-    echo "${plus}data.sources.$name.weight=${part#*=}"
-  done
-}
-
-step() {  # NAME [KEY=VALUE ...]: trains unless it is finished, and goes on where it was cut
-  local folder=$out/seed$seed/$1
-  [ -e "$folder/finished" ] && return
-  local resume=()
-  [ -e "$folder/checkpoints/last.ckpt" ] && resume=(ckpt_path=last)
-  etsam train name="nano_v2_$1" output_dir="$folder" seed="$seed" trainer=auto trainer.precision=bf16-mixed \
-    data.cache_folder="$out/cache" "${settings[@]}" "${@:2}" "${resume[@]}"
-  touch "$folder/finished"
-}
-
-last() { echo "$out/seed$seed/$1/checkpoints/last.ckpt"; }
+net=nano_v2
+source "$(dirname "$0")/recipe.sh"
 
 mapfile -t seen < <(sources own=0.7 plain=2 filled=2 large=0.8 coarse=0.8 shells=0.8 virus=0.6 none=0.5 tubes=0.5)
 mapfile -t unseen < <(sources own=0.6 plain_unseen=1.5 filled_unseen=1.5 large_unseen=0.6 coarse_unseen=0.7 shells_unseen=0.7
