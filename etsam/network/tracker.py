@@ -103,7 +103,7 @@ class SliceTracker(nn.Module):
 
     @property
     def logit_dtype(self) -> type[np.floating]:
-        """Of kept logits: float32, or float16 where they are many; it moves a logit below 8 by at most 0.004."""
+        """Precision of kept logits: float32, or float16 where they are many, at most 0.004 off below 8."""
         return np.float16 if self.tile_step else np.float32
 
     @property

@@ -95,7 +95,7 @@ def _windows(height: int, width: int, window: int, overlap: int, device: torch.d
 
 
 def _nearest(length: int, starts: list[int], window: int) -> tuple[Tensor, Tensor]:
-    """Of each of `length` tokens in a row: the window whose middle is nearest, and the token's place in it."""
+    """Window whose middle is nearest to each of `length` tokens in a row, and the token's place in it."""
     middles = torch.tensor(starts) + (window - 1) / 2
     tokens = torch.arange(length)
     chosen = (tokens[:, None] - middles).abs().argmin(dim=1)

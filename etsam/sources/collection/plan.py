@@ -73,7 +73,7 @@ class Wanted:
 
     @property
     def is_there(self) -> bool:
-        """Whether it has its name, which only what is complete gets."""
+        """True once it has its name, which only what is complete gets."""
         return self.target is not None and self.target.exists()
 
     @property
@@ -86,7 +86,7 @@ class Wanted:
 
     @property
     def is_zarr(self) -> bool:
-        """Whether it is an OME-Zarr folder."""
+        """True for an OME-Zarr folder."""
         return self.target is not None and self.target.suffix == ".zarr"
 
 
