@@ -124,7 +124,7 @@ def trunk(args: argparse.Namespace) -> None:
     from etsam.network.checkpoint import read_state_dict
 
     torch.set_num_threads(args.threads)
-    tracker = build_tracker(compose_config("predict", ["net=nano_v2", *args.settings]).net, None, 0).eval()
+    tracker = build_tracker(compose_config("predict", ["net=nano", *args.settings]).net, None, 0).eval()
     encoder = tracker.network.image_encoder.trunk
     prefix = "image_encoder.trunk."
     state = read_state_dict(args.weights)

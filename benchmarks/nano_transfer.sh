@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Simulated tomograms that lie outside the ranges of checkpoints/train_nano_v2.sh, one domain each: what a network does there says
+# Simulated tomograms that lie outside the ranges of checkpoints/train_nano.sh, one domain each: what a network does there says
 # more of real tomograms than what it does within. Never train on them; choose between runs by them, then look at real ones.
 #
 #   bash benchmarks/nano_transfer.sh FOLDER

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The weights of this folder from nothing: simulated tomograms, then both stages, on a GPU where there is one, else on one
-# core of a CPU. What is finished is not done again.
+# Weights of net=nano from nothing: simulated tomograms, then both stages, on a GPU where there is one, else on the
+# cores of a CPU that OMP_NUM_THREADS allows. What is finished is not done again, what was cut goes on.
 #
 #   bash checkpoints/train_nano.sh POLNET_MANIFEST OUTPUT_FOLDER [SEED] [KEY=VALUE of train.py ...]
 #
@@ -17,22 +17,21 @@ data=$out/simulated
 simulate() {  # NAME COUNT SEED SHAPE VOXEL_SIZE [KEY=VALUE ...]
   local folder=$data/$1
   [ -e "$folder/manifest.csv" ] || etsam data simulate --n "$2" --seed "$3" --shape "$4" --voxel-size "$5" --val-fraction 0 \
-    --output-dir "$folder" --resume min_contrast=0.3 'storages={int8:1,float32:1,int16:0.5,float16:0.5,uint16:0}' "${@:6}"
+    --output-dir "$folder" --resume "${@:6}"
 }
 
-# noise and reconstruction like PolNet's
-clean=(64,160,160 9,12 'specimen.contrast=[0.35,0.8]' 'specimen.core=[0,0.15]' 'specimen.thickness_angstrom=[25,36]'
-  specimen.empty_probability=0.06 'specimen.crowding=[0.02,0.15]' 'acquisition.snr=[0.5,2]' 'acquisition.defocus_um=[-1,0]'
-  'acquisition.misalignment_voxels=[0.6,1.5]' 'acquisition.max_tilt_degrees=[58,62]' 'acquisition.tilt_step_degrees=[2.8,3.2]'
-  'acquisition.reconstructions={wbp:1,sirt:0}' 'acquisition.filters={none:4,lowpass:1,deconvolved:0,denoised:0}'
-  'acquisition.cutoff=[0.36,0.44]' 'acquisition.background=[0,0.2]' acquisition.white_probability=0.9)
 # everything that differs between microscopes and programs
-fine=(64,160,160 7,16 bright_probability=0.15)
-coarse=(64,160,160 16,45 bright_probability=0.15)
-# cut from a larger field, with gold: rays of what lies beside cross the tomogram, also where there is only ice
-streaks=(64,160,160 7,16 bright_probability=0.3 margin_voxels=80 specimen.gold_probability=0.6 'specimen.filled_depth=[0.3,0.8]')
+plain=(64,160,160 7,16 min_contrast=0.3 margin_voxels=40)
+coarse=(64,160,160 16,45 min_contrast=0.3 margin_voxels=40 bright_probability=0.15)
+# vesicles and organelles full of protein, with carbon and gold, of which rays cross the tomogram
+filled=(64,160,160 8,24 min_contrast=0.3 margin_voxels=40 specimen.filled_probability=0.8 'specimen.filled_depth=[0.3,0.9]'
+  'specimen.radius_angstrom=[250,1200]' specimen.carbon_probability=0.3 specimen.gold_probability=0.6 'acquisition.snr=[0.2,3]')
+# organelles: membranes larger than the tomogram, apposed and stacked, a wide missing wedge
+large=(64,192,192 7,16 min_contrast=0.3 margin_voxels=40 'specimen.radius_angstrom=[600,3000]'
+  'specimen.kinds={vesicle:5,tube:0.5,sheet:2,double:2,stack:1,network:0.5}' specimen.filled_probability=0.7
+  'specimen.crowding=[0.02,0.2]' 'acquisition.max_tilt_degrees=[42,62]')
 # shells of particles of one size in much empty ice
-shells=(80,144,144 30,48 margin_voxels=80 bright_probability=0.5 'specimen.radius_angstrom=[400,700]'
+shells=(80,144,144 30,48 min_contrast=0.3 margin_voxels=60 bright_probability=0.5 'specimen.radius_angstrom=[400,700]'
   'specimen.kinds={vesicle:10,sheet:0.3,network:0.1}' 'specimen.membranes=[4,60]' 'specimen.contrast=[0.6,1.3]'
   specimen.coat_probability=0.8 specimen.filled_probability=0.4 specimen.empty_probability=0.1 'specimen.filled_depth=[0.3,0.8]'
   'specimen.crowding=[0,0.08]' specimen.gold_probability=0.4 'acquisition.snr=[0.2,3]' acquisition.white_probability=0.8
@@ -40,45 +39,79 @@ shells=(80,144,144 30,48 margin_voxels=80 bright_probability=0.5 'specimen.radiu
   'acquisition.background=[0,0.5]' 'acquisition.reconstructions={wbp:1,sirt:0}'
   'acquisition.filters={none:4,lowpass:1,deconvolved:0,denoised:0}')
 # shells of larger particles, hard to see
-virus=(64,160,160 32,48 bright_probability=0.5 'specimen.radius_angstrom=[450,900]'
+virus=(64,160,160 32,48 min_contrast=0.3 margin_voxels=40 bright_probability=0.5 'specimen.radius_angstrom=[450,900]'
   'specimen.kinds={vesicle:8,tube:0.3,sheet:0.3,double:0.3,stack:0.2,network:0.1}' 'specimen.membranes=[4,40]'
   specimen.coat_probability=0.75 specimen.filled_probability=0.5 specimen.empty_probability=0.1 'acquisition.snr=[0.1,1.5]'
   'acquisition.reconstructions={wbp:3,sirt:1}' 'acquisition.filters={none:3,lowpass:1,deconvolved:1,denoised:1}')
-# what is no membrane
+# what is no membrane: filaments, microtubules, gold, carbon, ice
 none=(64,160,160 8,30 margin_voxels=80 bright_probability=0.3 specimen.empty_probability=1 specimen.filament_probability=0.8
-  'specimen.microtubules=[2,8]' specimen.gold_probability=0.4)
+  'specimen.microtubules=[2,8]' specimen.gold_probability=0.4 specimen.carbon_probability=0.3)
+tubes=(64,160,160 7,18 margin_voxels=60 specimen.empty_probability=0.75 specimen.filament_probability=1
+  'specimen.microtubules=[2,10]' specimen.gold_probability=0.3 'acquisition.snr=[0.1,3]')
 
-simulate clean 80 500 "${clean[@]}"
-simulate fine 60 100 "${fine[@]}"
-simulate coarse 45 200 "${coarse[@]}"
-simulate streaks 60 900 "${streaks[@]}"
-simulate shells 45 700 "${shells[@]}"
-simulate virus 45 600 "${virus[@]}"
-simulate none 15 800 "${none[@]}"
-
-net=nano
-source "$(dirname "$0")/recipe.sh"
-
-mapfile -t seen < <(sources own=1 clean=1 fine=0.4 coarse=0.25 streaks=0.4 shells=0.45 virus=0.3 none=0.12)
-mapfile -t unseen < <(sources own=0.6 clean_unseen=1 fine_unseen=0.3 streaks_unseen=0.4 shells_unseen=0.4 virus_unseen=0.25 none_unseen=0.1)
-
-step slices experiment=nano_slices data.batch_size=32 data.epoch_clips=9600 trainer.max_epochs=8 optimizer.lr=9e-4 \
-  optimizer.encoder_lr=9e-4 optimizer.warmup_steps=50 "${seen[@]}"
-step stage1 experiment=nano_stage1 start="$(last slices)" trainer.max_epochs=1 data.epoch_clips=1000 optimizer.lr=2e-4 \
-  optimizer.encoder_lr=1e-4 optimizer.warmup_steps=20 "${seen[@]}"
+simulate plain 80 11 "${plain[@]}"
+simulate filled 80 12 "${filled[@]}"
+simulate large 30 300 "${large[@]}"
+simulate coarse 36 200 "${coarse[@]}"
+simulate shells 36 700 "${shells[@]}"
+simulate virus 30 600 "${virus[@]}"
+simulate none 26 800 "${none[@]}"
+simulate tubes 24 850 "${tubes[@]}"
 # for stage 2: on tomograms that stage 1 has learned by heart its logits are better than they will be on others
-simulate clean_unseen 12 501 "${clean[@]}"
-simulate fine_unseen 6 101 "${fine[@]}"
-simulate streaks_unseen 10 901 "${streaks[@]}"
-simulate shells_unseen 12 701 "${shells[@]}"
-simulate virus_unseen 12 601 "${virus[@]}"
-simulate none_unseen 3 801 "${none[@]}"
+simulate plain_unseen 10 1101 "${plain[@]}"
+simulate filled_unseen 10 1201 "${filled[@]}"
+simulate large_unseen 6 1300 "${large[@]}"
+simulate coarse_unseen 6 1200 "${coarse[@]}"
+simulate shells_unseen 8 1700 "${shells[@]}"
+simulate virus_unseen 5 1600 "${virus[@]}"
+simulate tubes_unseen 5 1850 "${tubes[@]}"
+# never trained on: the threshold and all choices are made on these (benchmarks/nano_table.py)
+simulate val_plain 3 9011 "${plain[@]}"
+simulate val_filled 3 9012 "${filled[@]}"
+simulate val_shells 3 9700 "${shells[@]}"
+simulate val_coarse 3 9200 64,160,160 20,45 min_contrast=0.3 margin_voxels=40 bright_probability=0.5
+simulate val_mt 3 9800 64,160,160 8,16 margin_voxels=60 specimen.empty_probability=1 specimen.filament_probability=1 'specimen.microtubules=[4,10]'
+for size in 5 8 12 16 24 32 45; do
+  simulate val_curve_$size 2 $((9300 + size)) 48,128,128 $size min_contrast=0.3 margin_voxels=32 specimen.empty_probability=0
+done
+
+sources() {  # NAME=WEIGHT ...: overrides that mix PolNet and simulated tomograms
+  for part in "$@"; do
+    local name=${part%=*} plus=+ manifest=$data/${part%=*}/manifest.csv
+    [ "$name" = own ] && plus= manifest=$polnet
+    echo "${plus}data.sources.$name.manifest=$manifest"
+    echo "${plus}data.sources.$name.weight=${part#*=}"
+  done
+}
+
+step() {  # NAME [KEY=VALUE ...]: trains unless it is finished, and goes on where it was cut
+  local folder=$out/seed$seed/$1
+  [ -e "$folder/finished" ] && return
+  local resume=()
+  [ -e "$folder/checkpoints/last.ckpt" ] && resume=(ckpt_path=last)
+  etsam train name="nano_$1" output_dir="$folder" seed="$seed" trainer=auto trainer.precision=bf16-mixed \
+    data.cache_folder="$out/cache" "${settings[@]}" "${@:2}" "${resume[@]}"
+  touch "$folder/finished"
+}
+
+last() { echo "$out/seed$seed/$1/checkpoints/last.ckpt"; }
+
+mapfile -t seen < <(sources own=0.7 plain=2 filled=2 large=0.8 coarse=0.8 shells=0.8 virus=0.6 none=0.5 tubes=0.5)
+mapfile -t unseen < <(sources own=0.6 plain_unseen=1.5 filled_unseen=1.5 large_unseen=0.6 coarse_unseen=0.7 shells_unseen=0.7
+  virus_unseen=0.5 tubes_unseen=0.5)
+
+# what a membrane looks like is learned on single slices, which takes most of the time; then memory on clips, the trunk as it is:
+# small batches of slices that are alike make it worse (benchmarks/nano_runs.md)
+step slices experiment=nano_slices data.epoch_clips=9600 trainer.max_epochs=10 optimizer.lr=1e-3 optimizer.encoder_lr=1.5e-3 \
+  optimizer.warmup_steps=100 "${seen[@]}"
+clips=(freeze_image_encoder=true optimizer.lr=8e-4 optimizer.encoder_lr=8e-4 optimizer.warmup_steps=40)
+step stage1 experiment=nano_stage1 start="$(last slices)" trainer.max_epochs=1 data.epoch_clips=1200 data.batch_size=4 \
+  "${clips[@]}" "${seen[@]}"
 
 second=(stage1.checkpoint="$(last stage1)" stage1.folder="$out/seed$seed/logits" "${unseen[@]}")
-step stage2_slices experiment=nano_stage2_slices start="$(last stage1)" trainer.max_epochs=3 optimizer.lr=4e-4 \
-  optimizer.encoder_lr=4e-4 optimizer.warmup_steps=50 "${second[@]}"
-step stage2 experiment=nano_stage2 start="$(last stage2_slices)" trainer.max_epochs=1 data.epoch_clips=400 optimizer.lr=1.5e-4 \
-  optimizer.encoder_lr=1e-4 optimizer.warmup_steps=10 "${second[@]}"
+step stage2_slices experiment=nano_stage2_slices start="$(last stage1)" trainer.max_epochs=2 data.epoch_clips=9600 optimizer.lr=8e-4 \
+  optimizer.encoder_lr=8e-4 optimizer.warmup_steps=40 "${second[@]}"
+step stage2 experiment=nano_stage2 start="$(last stage2_slices)" trainer.max_epochs=1 data.epoch_clips=640 "${clips[@]}" "${second[@]}"
 
 for stage in stage1 stage2; do
   etsam export "$(last $stage)" "$out/seed$seed/nano_$stage.safetensors" --half --overwrite

@@ -325,7 +325,7 @@ def test_a_probability_is_the_share_of_clips_that_change():
     assert 0.18 < share_changed < 0.32
 
 
-@pytest.mark.parametrize("option", ["none", "published", "cryoet", "nano", "nano_v2_clips"])
+@pytest.mark.parametrize("option", ["none", "published", "cryoet", "nano", "nano_clips"])
 def test_every_config_builds_and_runs(option):
     steps = compose_config("train", [f"augment={option}"]).augment
     images, masks = Augment(instantiate(steps))(*batch(), clip_generators(KEYS))

@@ -43,9 +43,8 @@ def test_every_prompt_is_the_function_it_is_named_after(option):
         ("sam2.1_hiera_s", 46.06, 1024),
         ("sam2.1_hiera_b+", 80.85, 1024),
         pytest.param("sam2.1_hiera_l", 224.45, 1024, marks=pytest.mark.slow),
-        ("nano", 4.33, 256),
         ("nano_v1", 4.33, 256),
-        ("nano_v2", 3.58, 512),
+        ("nano", 3.58, 512),
         ("tiny_test", 0.66, 64),
         ("tiny_voxel_test", 0.27, 160),
     ],
@@ -57,7 +56,7 @@ def test_every_network_builds_with_its_number_of_parameters(option, millions, si
 
 
 def test_every_network_config_is_covered_above():
-    ours = ["nano", "nano_v1", "nano_v2", "tiny_test", "tiny_voxel_test"]
+    ours = ["nano", "nano_v1", "tiny_test", "tiny_voxel_test"]
     assert options("net") == sorted([*ours, "sam2.1_hiera_b+", "sam2.1_hiera_l", "sam2.1_hiera_s", "sam2.1_hiera_t"])
 
 

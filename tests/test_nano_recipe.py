@@ -1,4 +1,4 @@
-"""checkpoints/train_nano*.sh: what it asks of the program, seen by a stand-in, is what the program takes."""
+"""checkpoints/train_nano.sh: what it asks of the program, seen by a stand-in, is what the program takes."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from etsam.cli import simulate
 from etsam.cli.main import build_parser
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
-RECIPES = {"nano": 13, "nano_v2": 27}  # simulated sets of each
+SETS = 27  # simulated ones
 STAND_IN = """#!{python}
 import json, pathlib, sys
 arguments = sys.argv[1:]
@@ -36,13 +36,8 @@ made.touch()
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 
 
-@pytest.fixture(scope="module", params=sorted(RECIPES))
-def net(request):
-    return request.param
-
-
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory, net):
+def recipe(tmp_path_factory):
     """Run the script in a folder of its own; gives the calls of `etsam`."""
     folder = tmp_path_factory.mktemp("recipe")
     (folder / "bin").mkdir()
@@ -53,7 +48,7 @@ def recipe(tmp_path_factory, net):
         (folder / "calls.jsonl").unlink(missing_ok=True)
         environment = os.environ | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
         done = subprocess.run(
-            ["bash", str(CHECKPOINTS / f"train_{net}.sh"), *arguments],
+            ["bash", str(CHECKPOINTS / "train_nano.sh"), *arguments],
             cwd=folder,
             env=environment,
             check=False,
@@ -67,14 +62,14 @@ def recipe(tmp_path_factory, net):
 
 
 @pytest.fixture(scope="module")
-def calls(recipe, net):
+def calls(recipe):
     done, calls = recipe("polnet.csv", "out", "7", "trainer.log_every_n_steps=5")
     assert done.returncode == 0, done.stderr
-    assert f"out/seed7/{net}_stage1.safetensors and {net}_stage2.safetensors" in done.stdout
+    assert "out/seed7/nano_stage1.safetensors and nano_stage2.safetensors" in done.stdout
     return calls
 
 
-def test_every_simulation_and_training_composes(calls, net):
+def test_every_simulation_and_training_composes(calls):
     simulated, trained = [], []
     for call in calls:
         if call[:2] == ["data", "simulate"]:
@@ -90,9 +85,9 @@ def test_every_simulation_and_training_composes(calls, net):
             for source in cfg.data.sources.values():
                 assert source.manifest == "polnet.csv" or Path(source.manifest).parent in simulated
             trained.append(cfg)
-    assert len(simulated) == len(set(simulated)) == RECIPES[net]
+    assert len(simulated) == len(set(simulated)) == SETS
     assert [cfg.name for cfg in trained] == [
-        f"{net}_{step}" for step in ("slices", "stage1", "stage2_slices", "stage2")
+        f"nano_{step}" for step in ("slices", "stage1", "stage2_slices", "stage2")
     ]
     assert all(not name.startswith("val_") for cfg in trained for name in cfg.data.sources)
     for before, cfg in pairwise(trained):
@@ -100,7 +95,7 @@ def test_every_simulation_and_training_composes(calls, net):
     seen, unseen = set(trained[1].data.sources), set(trained[3].data.sources)
     assert seen & unseen == {"own"}  # stage 2 learns from logits of tomograms that stage 1 has not learned from
     assert [call[2] for call in calls if call[0] == "export"] == [
-        f"out/seed7/{net}_stage{number}.safetensors" for number in (1, 2)
+        f"out/seed7/nano_stage{number}.safetensors" for number in (1, 2)
     ]
 
 

@@ -174,7 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
     # a threshold may be -1e-3; argparse alone would take that for a flag
     predict._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
     predict.add_argument("--output-dir", metavar="DIR", help="where outputs go (results)")
-    predict.add_argument("--weights", metavar="NAME", help="nano (default), nano_v2, etsam_v1 or files")
+    predict.add_argument("--weights", metavar="NAME", help="nano (default), etsam_v1 or files")
     predict.add_argument(
         "--logit-threshold", type=float, metavar="T", help="logits above are membrane (nano 0.5, etsam_v1 -0.25)"
     )

@@ -180,7 +180,7 @@ def load_weights(
 def _net_of(state: dict[str, Tensor]) -> str:
     """Name in the config group `net` of the network that weights look like; `...` if of none."""
     if "image_encoder.trunk.down.0.0.weight" in state:
-        return "nano_v2"
+        return "nano"
     channels = state.get("image_encoder.trunk.patch_embed.proj.bias", torch.empty(0)).numel()
     return _HIERA.get(channels, "...")
 

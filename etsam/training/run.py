@@ -317,8 +317,8 @@ _PREDICTS_WITH = {"nano": ("nano", "robust"), "etsam_v1": ("sam2.1_hiera_b+", "m
 def _predicts_with(cfg: DictConfig) -> str | None:
     """Name of the weights of `etsam predict` that have this network; None for another."""
 
-    def trunk(net: Any) -> Any:
-        return OmegaConf.select(net, "image_encoder.trunk.embed_dim")
+    def trunk(net: Any) -> list[Any]:
+        return [OmegaConf.select(net, f"image_encoder.trunk.{key}") for key in ("embed_dim", "widths")]
 
     nets = {
         name: OmegaConf.load(resource_path("configs") / "net" / f"{net}.yaml")

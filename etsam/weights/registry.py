@@ -47,11 +47,6 @@ class NamedWeights:
 _NANO = NamedWeights(
     "nano", "small network for a CPU, comes with the program", ("nano_stage1.safetensors", "nano_stage2.safetensors")
 )
-_NANO_V2 = NamedWeights(
-    "nano_v2",
-    "its second generation, logits at every voxel; one seed so far",
-    ("nano_v2_stage1.safetensors", "nano_v2_stage2.safetensors"),
-)
 _ETSAM_V1 = NamedWeights(
     "etsam_v1",
     "the published ETSAM weights",
@@ -64,7 +59,7 @@ _SAM2 = [
     for name in ("sam2.1_hiera_tiny", "sam2.1_hiera_small", "sam2.1_hiera_base_plus", "sam2.1_hiera_large")
 ]
 
-REGISTRY = {weights.name: weights for weights in (_NANO, _NANO_V2, _ETSAM_V1, *_SAM2)}
+REGISTRY = {weights.name: weights for weights in (_NANO, _ETSAM_V1, *_SAM2)}
 """Every name that `etsam weights` knows."""
 
 

@@ -239,7 +239,7 @@ def _histogram(statistics: Statistics) -> tuple[np.ndarray, np.ndarray]:
     return edges, counts
 
 
-NANO_SIDE, PUBLISHED_SIDE = 128, 1024  # tiles that the networks are made for, voxels (configs/net)
+NANO_SIDE, PUBLISHED_SIDE = 512, 1024  # tiles that the networks are made for, voxels (configs/net)
 NANO_VOXEL_ANGSTROM = (7.0, 45.0)
 """Voxel sizes that the nano network is meant for."""
 
