@@ -263,3 +263,4 @@ def test_surface_scores_with_ignored_voxels_are_those_of_brute_force(share):
     assert found.metrics["assd_angstrom"] == pytest.approx(both.mean(), abs=1e-5)
     expected = max(np.percentile(there, 95), np.percentile(back, 95))
     assert found.metrics["hausdorff95_angstrom"] == pytest.approx(expected, abs=1e-5)
+    assert found.metrics["hausdorff95_pooled_angstrom"] == pytest.approx(np.percentile(both, 95), abs=1e-5)

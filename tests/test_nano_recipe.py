@@ -86,9 +86,7 @@ def test_every_simulation_and_training_composes(calls):
                 assert source.manifest == "polnet.csv" or Path(source.manifest).parent in simulated
             trained.append(cfg)
     assert len(simulated) == len(set(simulated)) == SETS
-    assert [cfg.name for cfg in trained] == [
-        f"nano_{step}" for step in ("slices", "stage1", "stage2_slices", "stage2")
-    ]
+    assert [cfg.name for cfg in trained] == [f"nano_{step}" for step in ("slices", "stage1", "stage2_slices", "stage2")]
     assert all(not name.startswith("val_") for cfg in trained for name in cfg.data.sources)
     for before, cfg in pairwise(trained):
         assert cfg.start == f"{before.output_dir}/checkpoints/last.ckpt"

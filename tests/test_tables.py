@@ -45,6 +45,11 @@ def test_a_pattern_takes_the_columns_of_one_threshold_only():
     assert found["tomogram"][0] == "10000/245"
 
 
+@pytest.mark.parametrize("text", ["tomogram;dice\na;0,5\nb;0.25\n", "tomogram\tdice\na\t0.5\nb\t0.25\n"])
+def test_tables_of_spreadsheets_are_read_with_their_separators_and_decimal_commas(work, text):
+    assert list(read_scores(Source(table(work / "t.csv", text), "x"))["dice"]) == [0.5, 0.25]
+
+
 def test_names_that_look_like_numbers_keep_their_zeros(work):
     path = table(work / "t.csv", "tomogram,Dice,note\n007,0.5,fine\n1e5,,good\n")
     found = read_scores(Source(path, "x"))

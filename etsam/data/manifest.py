@@ -86,7 +86,7 @@ def read_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str] | N
         with manifest.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte order mark first
             header = file.readline()
             file.seek(0)
-            reader = csv.DictReader(file, restkey=None, restval="", delimiter=_separator(header))
+            reader = csv.DictReader(file, restkey=None, restval="", delimiter=column_separator(header))
             columns = [column.strip() for column in reader.fieldnames or []]
             reader.fieldnames = columns
             rows = [(reader.line_num, row) for row in reader]
@@ -117,7 +117,7 @@ def read_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str] | N
     return samples
 
 
-def _separator(header: str) -> str:
+def column_separator(header: str) -> str:
     """Separator of the columns: a comma, or what spreadsheets of other languages write instead."""
     return max(",;\t", key=header.count)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from etsam.data.manifest import column_separator
 from etsam.errors import InputError
 from etsam.evaluation.metrics.results import TomogramResult
 from etsam.paths import resource_path
@@ -23,8 +24,9 @@ METRIC_NAMES = {
     "auprc": "AUPRC",
     "surface_dice": "Surface Dice",
     "assd_angstrom": "Mean surface distance (Å)",
-    "hausdorff95_angstrom": "95 % Hausdorff (Å)",
-    "cldice": "clDice",
+    "hausdorff95_angstrom": "95 % Hausdorff, larger direction (Å)",
+    "hausdorff95_pooled_angstrom": "95 % Hausdorff, pooled (Å)",
+    "cldice": "clDice of XY slices",
     "betti0_error": "Betti-0 error",
     "betti1_error": "Betti-1 error",
     "betti2_error": "Betti-2 error",
@@ -105,7 +107,9 @@ def read_scores(source: Source) -> pd.DataFrame:
     """
     path = source.path
     try:
-        raw = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            separator = column_separator(file.readline())
+        raw = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except FileNotFoundError:
         hint = f"; a pattern of columns has to contain {_PLACE}" if ":" in path.name else ""
         raise InputError(f"{path}: no such file{hint}.") from None
@@ -115,7 +119,8 @@ def read_scores(source: Source) -> pd.DataFrame:
     table = pd.DataFrame({"method": _methods(raw, source), "tomogram": _tomograms(raw, path)})
     table["error"] = raw["error"].str.strip() if "error" in raw else ""
     for metric, column in _metric_columns(list(raw.columns), source).items():
-        values = _numbers(raw[column], required=metric in METRICS or bool(source.pattern), place=f"{path}: {column}")
+        texts = raw[column].str.replace(",", ".") if separator == ";" else raw[column]  # decimal commas of such tables
+        values = _numbers(texts, required=metric in METRICS or bool(source.pattern), place=f"{path}: {column}")
         if values is not None:
             table[metric] = values
     if source.name and "method" in raw:

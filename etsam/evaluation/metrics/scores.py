@@ -7,7 +7,7 @@ Truth and prediction are read once, slice by slice. What each score means stands
 | always | `dice`, `iou`, `precision`, `recall` over all annotated voxels | `etsam.labels` |
 | `curve` | counts at 1000 thresholds, and `auprc`; of logits only | `thresholds`, `curves` |
 | `planes` | the four scores of XY, XZ and YZ slices | `planes` |
-| `surface` | `surface_dice`, `hausdorff95_angstrom`, `assd_angstrom` | `surface` |
+| `surface` | `surface_dice`, `hausdorff95_angstrom` and `_pooled_`, `assd_angstrom` | `surface` |
 | `theta` | recall and precision of surfaces by the angle of their normal to Z | `normals` |
 | `cldice` | `cldice` | `topology` |
 | `betti` | `betti0_error`, `betti1_error`, `betti2_error` | `topology` |
@@ -33,6 +33,7 @@ from etsam.evaluation.metrics.surface import (
     average_distance,
     hausdorff95,
     nearest_distances,
+    pooled_hausdorff95,
     surface_dice,
     surface_voxels,
     within,
@@ -308,6 +309,7 @@ class Metrics:
             unit = 1.0 if voxel_size_angstrom is not None else math.nan
             metrics["surface_dice"] = math.nan if math.isnan(tolerance) else surface_dice(*hits)
             metrics["assd_angstrom"] = unit * average_distance(*distances)
+            metrics["hausdorff95_pooled_angstrom"] = unit * pooled_hausdorff95(*distances)
             metrics["hausdorff95_angstrom"] = unit * hausdorff95(*distances)  # last: it changes their order
         if "theta" not in self.metrics or math.isnan(tolerance):
             return metrics, ()
