@@ -48,6 +48,11 @@ none=(64,160,160 8,30 margin_voxels=80 bright_probability=0.3 specimen.empty_pro
   'specimen.microtubules=[2,8]' specimen.gold_probability=0.4 specimen.carbon_probability=0.3)
 tubes=(64,160,160 7,18 margin_voxels=60 specimen.empty_probability=0.75 specimen.filament_probability=1
   'specimen.microtubules=[2,10]' specimen.gold_probability=0.3 'acquisition.snr=[0.1,3]')
+ice=(64,160,160 8,45 margin_voxels=60 specimen.empty_probability=1 specimen.filament_probability=0.3 specimen.gold_probability=0.5
+  specimen.carbon_probability=0.5 'acquisition.snr=[0.05,1]')
+crowd=(64,160,160 7,16 min_contrast=0.3 margin_voxels=40 'specimen.crowding=[0.1,0.25]')
+# the wedge of lysosomes and lamellae: what costs most of all that differs
+wide='acquisition.max_tilt_degrees=[36,66]'
 
 simulate plain 80 11 "${plain[@]}"
 simulate filled 80 12 "${filled[@]}"
@@ -57,6 +62,12 @@ simulate shells 36 700 "${shells[@]}"
 simulate virus 30 600 "${virus[@]}"
 simulate none 26 800 "${none[@]}"
 simulate tubes 24 850 "${tubes[@]}"
+simulate plain_wide 36 2011 "${plain[@]}" "$wide"
+simulate filled_wide 40 2012 "${filled[@]}" "$wide"
+simulate coarse_wide 24 2200 "${coarse[@]}" "$wide"
+simulate tubes_wide 30 2850 "${tubes[@]}" specimen.empty_probability=0.5 "$wide"
+simulate ice 16 2800 "${ice[@]}" "$wide"
+simulate crowd 24 2900 "${crowd[@]}" "$wide"
 # for stage 2: on tomograms that stage 1 has learned by heart its logits are better than they will be on others
 simulate plain_unseen 10 1101 "${plain[@]}"
 simulate filled_unseen 10 1201 "${filled[@]}"
@@ -65,6 +76,10 @@ simulate coarse_unseen 6 1200 "${coarse[@]}"
 simulate shells_unseen 8 1700 "${shells[@]}"
 simulate virus_unseen 5 1600 "${virus[@]}"
 simulate tubes_unseen 5 1850 "${tubes[@]}"
+simulate plain_wide_unseen 8 3011 "${plain[@]}" "$wide"
+simulate filled_wide_unseen 10 3012 "${filled[@]}" "$wide"
+simulate coarse_wide_unseen 8 3200 "${coarse[@]}" "$wide"
+simulate tubes_wide_unseen 6 3850 "${tubes[@]}" specimen.empty_probability=0.5 "$wide"
 # never trained on: the threshold and all choices are made on these (benchmarks/nano_table.py)
 simulate val_plain 3 9011 "${plain[@]}"
 simulate val_filled 3 9012 "${filled[@]}"
@@ -96,14 +111,15 @@ step() {  # NAME [KEY=VALUE ...]: trains unless it is finished, and goes on wher
 
 last() { echo "$out/seed$seed/$1/checkpoints/last.ckpt"; }
 
-mapfile -t seen < <(sources own=0.7 plain=2 filled=2 large=0.8 coarse=0.8 shells=0.8 virus=0.6 none=0.5 tubes=0.5)
-mapfile -t unseen < <(sources own=0.6 plain_unseen=1.5 filled_unseen=1.5 large_unseen=0.6 coarse_unseen=0.7 shells_unseen=0.7
-  virus_unseen=0.5 tubes_unseen=0.5)
+mapfile -t seen < <(sources own=0.8 plain=1.8 plain_wide=1.3 filled=1.8 filled_wide=1.5 large=1 coarse=0.5 coarse_wide=0.8 shells=0.8 \
+  virus=0.5 none=0.4 tubes=0.5 tubes_wide=0.7 ice=0.35 crowd=0.6)
+mapfile -t unseen < <(sources own=0.6 plain_unseen=1 plain_wide_unseen=1 filled_unseen=1 filled_wide_unseen=1.2 large_unseen=0.6 \
+  coarse_unseen=0.5 coarse_wide_unseen=0.8 shells_unseen=0.8 virus_unseen=0.5 tubes_unseen=0.4 tubes_wide_unseen=0.5)
 
 # what a membrane looks like is learned on single slices, which takes most of the time; then memory on clips, the trunk as it is:
 # small batches of slices that are alike make it worse (benchmarks/nano_runs.md)
-step slices experiment=nano_slices data.epoch_clips=9600 trainer.max_epochs=10 optimizer.lr=1e-3 optimizer.encoder_lr=1.5e-3 \
-  optimizer.warmup_steps=100 "${seen[@]}"
+step slices experiment=nano_slices data.epoch_clips=9600 trainer.max_epochs=16 optimizer.lr=1e-3 optimizer.encoder_lr=1.5e-3 \
+  optimizer.warmup_steps=100 data.invert_probability=0.1 "${seen[@]}"
 clips=(freeze_image_encoder=true optimizer.lr=8e-4 optimizer.encoder_lr=8e-4 optimizer.warmup_steps=40)
 step stage1 experiment=nano_stage1 start="$(last slices)" trainer.max_epochs=1 data.epoch_clips=1200 data.batch_size=4 \
   "${clips[@]}" "${seen[@]}"
