@@ -55,7 +55,7 @@ def made_volume(shape: tuple[int, int, int]) -> np.ndarray:
     ).astype(np.float32)
 
 
-def _shape(text: str) -> tuple[int, int, int]:
+def parse_shape(text: str) -> tuple[int, int, int]:
     depth, height, width = (int(side) for side in text.split(","))
     return depth, height, width
 
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--tomogram", help="time both stages on it, with the weights of the settings")
     parser.add_argument("--slices", type=int, default=16, help="of the tomogram; a memory bank is full after seven")
     parser.add_argument("--net", default="sam2.1_hiera_b+", help="of configs/net, with random weights")
-    parser.add_argument("--shape", type=_shape, default=(14, 928, 960), metavar="Z,Y,X", help="of the made volume")
+    parser.add_argument("--shape", type=parse_shape, default=(14, 928, 960), metavar="Z,Y,X", help="of the made volume")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 import etsam
 from etsam.errors import ConfigError, InputError, OutputError
+from etsam.inference.rescale import rescaled, rescaled_shape
 from etsam.network import build
 from etsam.network.fast import heap
+from etsam.normalize import Robust, normalize
 from etsam.postprocess import steps
 from etsam.volume import MrcWriter, read_volume
 
@@ -204,3 +207,21 @@ def test_the_library_does_not_touch_the_memory_of_the_process_and_the_program_on
             writer[z] = array[z]
     model._segmenter.predict_step(str(tmp_path / "a.mrc"))
     assert bool(calls) == (kernels == "fast")
+
+
+def test_a_target_voxel_size_gives_the_logits_of_the_tomogram_rescaled_there_and_back(array):
+    normalized = normalize(array, Robust())
+    model = etsam.load([*TINY, "target_voxel_size=6"], device="cpu")
+    found = model.segment(array, voxel_size=(9.0, 9.0, 9.0)).logits
+    assert found.shape == array.shape
+    shape = rescaled_shape(array.shape, (9.0, 9.0, 9.0), 6.0)
+    seen = rescaled(normalized, shape)
+    with torch.no_grad():
+        there = model._segmenter.two_stage(seen).logits
+    back = rescaled(there, array.shape)
+    np.testing.assert_allclose(found, np.stack([back[z] for z in range(array.shape[0])]), atol=1e-5)
+
+
+def test_a_target_voxel_size_needs_the_tomograms_own(array):
+    with pytest.raises(InputError, match="voxel_size"):
+        etsam.segment(array, overrides=[*TINY, "target_voxel_size=6"], device="cpu")

@@ -136,7 +136,8 @@ def _plain(value: Any) -> Any:
 
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """Settings that decide a mask, plain values: for the record and for `resume`."""
-    keys = ("net", "normalize", "nonfinite", "tiles", "postprocess", "resegment_prompted", "views", "slice_stride")
+    keys = ["net", "normalize", "nonfinite", "tiles", "postprocess", "resegment_prompted", "views", "slice_stride"]
+    keys += ["target_voxel_size"]
     settings = {key: _resolved(cfg[key]) for key in keys}
     settings["precision"] = cfg.trainer.precision
     settings["weights"] = {}

@@ -6,9 +6,10 @@ and an evaluation predicts through the same Segmenter, progress bars and configs
 """
 
 import logging
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,14 @@ from typing import Any, Literal, Protocol
 import torch
 from lightning import LightningModule
 
-from etsam.errors import InputError
+from etsam.errors import ConfigError, InputError
+from etsam.inference.rescale import rescaled, rescaled_shape, scale_advice
 from etsam.inference.two_stage import TwoStage
 from etsam.network.fast.heap import retain_freed_memory
 from etsam.normalize import Normalization, normalize
 from etsam.prediction.preview import Sections
 from etsam.volume import Slices, Volume, read_volume
-from etsam.volume.location import fingerprint_of
+from etsam.volume.location import display_name, fingerprint_of
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,10 @@ class Segmenter(LightningModule):
         Grey values -> network input.
     nonfinite
         `error`, or `mean` to replace NaN and infinite voxels by the mean of the others.
+    target_voxel_size
+        Side in Å of the voxels that the networks see; logits come back at those of the tomogram. None: its own.
+    voxel_sizes
+        Smallest and largest side in Å that the weights were trained on; others are warned of. None: unknown.
     scratch_folder
         Where low-resolution logits wait between the stages; None: in memory.
     progress
@@ -94,6 +100,8 @@ class Segmenter(LightningModule):
         two_stage: TwoStage,
         normalization: Normalization,
         nonfinite: Literal["error", "mean"] = "error",
+        target_voxel_size: float | None = None,
+        voxel_sizes: Sequence[float] | None = None,
         scratch_folder: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -101,6 +109,9 @@ class Segmenter(LightningModule):
         self.two_stage = two_stage
         self.normalization = normalization
         self.nonfinite = nonfinite
+        if target_voxel_size is not None and not 0 < target_voxel_size < math.inf:
+            raise ConfigError(f"target_voxel_size={target_voxel_size} is no side of a voxel in Å, such as 10.")
+        self.target_voxel_size, self.voxel_sizes = target_voxel_size, voxel_sizes
         self.scratch_folder = None if scratch_folder is None else Path(scratch_folder)
         self.progress = progress
 
@@ -170,18 +181,41 @@ class Segmenter(LightningModule):
         except InputError as error:
             raise InputError(f"{volume.path or 'array'}: {error}") from error
         seconds = {"normalize": time.perf_counter() - started}
-        out = self.two_stage(normalized, scratch_folder=scratch_folder or self.scratch_folder, progress=report)
+        seen = self._as_seen(volume, normalized)
+        out = self.two_stage(seen, scratch_folder=scratch_folder or self.scratch_folder, progress=report)
         threshold = self.two_stage.stages[1].threshold
         return Prediction(
             volume=volume,
-            stage1_logits=out.stage1_logits,
-            logits=out.logits,
+            stage1_logits=self._as_stored(volume, out.stage1_logits),
+            logits=self._as_stored(volume, out.logits),
             threshold=threshold,
             tiles=len(out.tiles),
             seconds=seconds | out.seconds,
             grey=grey,
             fingerprint=fingerprint,
         )
+
+    def _as_seen(self, volume: Volume, normalized: Slices) -> Slices:
+        """Slices at the voxel size that the networks are to see."""
+        size = volume.voxel_size_angstrom
+        if self.target_voxel_size is None:
+            advice = scale_advice(size, self.voxel_sizes)
+            if advice:
+                log.warning("%s: %s", display_name(volume.path) if volume.path else "array", advice)
+            return normalized
+        if size is None:
+            raise InputError(
+                f"{volume.path or 'array'}: the voxel size is unknown, so target_voxel_size={self.target_voxel_size:g} "
+                "cannot be reached; say what it is with voxel_size=NUMBER."
+            )
+        shape = rescaled_shape(volume.shape, size, self.target_voxel_size)
+        log.info("seen at %g Å: %d x %d x %d voxels", self.target_voxel_size, *shape)
+        return rescaled(normalized, shape)
+
+    @staticmethod
+    def _as_stored(volume: Volume, logits: Slices) -> Slices:
+        """Logits at the tomogram's own voxels."""
+        return logits if tuple(logits.shape) == volume.shape else rescaled(logits, volume.shape)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

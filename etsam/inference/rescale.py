@@ -1,0 +1,119 @@
+"""Slices of a volume at another voxel size, computed as they are asked for, so that membranes have a known scale."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from etsam.errors import ConfigError
+from etsam.volume.slices import LazySlices, Slices
+
+_LEAST_VOXELS = 8  # a side; less is no tomogram
+
+
+def rescaled_shape(
+    shape: tuple[int, ...], voxel_size_angstrom: tuple[float, float, float], target_angstrom: float
+) -> tuple[int, int, int]:
+    """(Z, Y, X) of a volume at another voxel size, each side rounded.
+
+    Parameters
+    ----------
+    shape
+        (Z, Y, X).
+    voxel_size_angstrom
+        (z, y, x), Å.
+    target_angstrom
+        Side of a cubic voxel, Å.
+
+    Raises
+    ------
+    ConfigError
+        If a side would have fewer than 8 voxels.
+    """
+    depth, height, width = (
+        round(side * size / target_angstrom) for side, size in zip(shape, voxel_size_angstrom, strict=True)
+    )
+    if min(depth, height, width) < _LEAST_VOXELS:
+        raise ConfigError(
+            f"target_voxel_size={target_angstrom:g} would leave {depth} x {height} x {width} voxels of this tomogram; "
+            "choose a smaller one."
+        )
+    return depth, height, width
+
+
+def scale_advice(
+    voxel_size_angstrom: tuple[float, float, float] | None, trained_angstrom: Sequence[float] | None
+) -> str:
+    """Sentence for a tomogram whose voxels are smaller or larger than any that the weights were trained on.
+
+    Parameters
+    ----------
+    voxel_size_angstrom
+        (z, y, x), Å; None: unknown.
+    trained_angstrom
+        Smallest and largest, Å; None: unknown.
+
+    Returns
+    -------
+    str
+        Empty if nothing is to be said.
+    """
+    if voxel_size_angstrom is None or trained_angstrom is None:
+        return ""
+    smallest, largest = trained_angstrom
+    side = voxel_size_angstrom[2]
+    if smallest * 0.95 <= side <= largest * 1.05:  # headers are seldom exact
+        return ""
+    target = smallest if side < smallest else largest
+    advice = f"; try target_voxel_size={target:g}" if side < smallest else "; membranes may not be resolved"
+    return f"voxels of {side:.3g} Å, and the weights were trained on {smallest:g} to {largest:g} Å{advice}"
+
+
+class _Rescaler:
+    """`plane` of rescaled slices, with the few source slices that neighbours share kept at their new size."""
+
+    def __init__(self, slices: Slices, shape: tuple[int, int, int]) -> None:
+        self._slices, self._shape = slices, shape
+        self._ratio = slices.shape[0] / shape[0]
+        self._resized: dict[int, np.ndarray] = {}
+
+    def __call__(self, z: int) -> np.ndarray:
+        support = max(self._ratio, 1.0)
+        centre = (z + 0.5) * self._ratio
+        last = self._slices.shape[0] - 1
+        first, end = max(0, math.ceil(centre - support - 0.5)), min(last, math.floor(centre + support - 0.5))
+        weights = {i: 1 - abs(i + 0.5 - centre) / support for i in range(first, end + 1)}
+        weights = {i: weight for i, weight in weights.items() if weight > 1e-6}
+        self._resized = {i: plane for i, plane in self._resized.items() if i in weights}
+        out = np.zeros(self._shape[1:], np.float32)
+        total = np.float32(sum(weights.values()))
+        for i, weight in weights.items():
+            if i not in self._resized:
+                self._resized[i] = self._resize(self._slices[i])
+            out += np.float32(weight / total) * self._resized[i]
+        return out
+
+    def _resize(self, plane: np.ndarray) -> np.ndarray:
+        image = torch.from_numpy(np.ascontiguousarray(plane, dtype=np.float32))[None, None]
+        resized = F.interpolate(image, self._shape[1:], mode="bilinear", align_corners=False, antialias=True)
+        return np.asarray(resized[0, 0].numpy())
+
+
+def rescaled(slices: Slices, shape: tuple[int, int, int]) -> LazySlices:
+    """Slices of the same field with other numbers of voxels: linear interpolation, means where it becomes coarser.
+
+    Parameters
+    ----------
+    slices
+        (Z, Y, X) of any real dtype.
+    shape
+        (Z, Y, X) of the result.
+
+    Returns
+    -------
+    LazySlices
+        float32. In order, each source slice is read once; as many as one slice is made of are kept.
+    """
+    return LazySlices(shape, _Rescaler(slices, shape))
