@@ -1,0 +1,119 @@
+"""A mask becomes membranes: points in their middle, one number each, whatever they touch or cross."""
+
+import numpy as np
+import pytest
+from membrane_shapes import field, shell, sphere
+
+from etsam.measure.label_volume import label_volume
+from etsam.measure.membranes import Membranes, find_membranes, membranes_of_labels
+from etsam.measure.midsurface import find_midsurface, lowest_direction, mask_width
+
+pytestmark = pytest.mark.workshop
+SHAPE = (56, 60, 92)
+
+
+def membranes(mask: np.ndarray, **settings: float) -> Membranes:
+    return find_membranes(find_midsurface(mask, workers=1), **settings)
+
+
+@pytest.mark.parametrize(("radius", "half"), [(5.0, 1.25), (14.0, 1.5), (20.0, 3.5)])
+def test_points_lie_on_the_middle_of_a_shell_and_normals_across_it(radius: float, half: float) -> None:
+    centre = (27.3, 29.1, 44.7)
+    mask = shell(sphere(SHAPE, centre, radius), half)
+    found = find_midsurface(mask, workers=2)
+    away = found.points - np.array(centre)
+    distance = np.linalg.norm(away, axis=1)
+    assert distance.mean() == pytest.approx(radius, abs=0.06)
+    assert np.percentile(np.abs(distance - radius), 95) < 1
+    across = np.abs(np.einsum("ij,ij->i", away / distance[:, None], found.normals))
+    assert np.degrees(np.arccos(across.clip(0, 1))).mean() < 6
+    assert np.nanmedian(found.widths) == pytest.approx(2 * half, abs=0.3)
+    assert mask_width(mask) == pytest.approx(2 * half, rel=0.05)
+
+
+def test_the_direction_in_closed_form_is_that_of_lapack() -> None:
+    matrices = np.random.default_rng(0).normal(size=(500, 3, 3))
+    matrices = matrices + matrices.transpose(0, 2, 1)
+    a, b, c, d, e, f = (matrices[:, i, j] for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)))
+    directions, _ = lowest_direction(a, b, c, d, e, f)
+    expected = np.linalg.eigh(matrices)[1][:, :, 0]
+    assert np.abs(np.einsum("ij,ij->i", directions, expected)).min() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("gap", [1, 0, -1, -2])
+def test_two_shells_that_touch_or_merge_are_two_membranes(gap: int) -> None:
+    first = shell(sphere(SHAPE, (28, 30, 26), 16))
+    second = shell(sphere(SHAPE, (28, 30, 26 + 16 + 16 + 3 + gap), 16))
+    mask = first | second
+    found = membranes(mask)
+    assert found.count == 2
+    labels = label_volume(mask, found)
+    volume = np.stack([labels[z] for z in range(SHAPE[0])])
+    names = [
+        np.bincount(volume[(own == 1) & (other == 0)]).argmax() for own, other in ((first, second), (second, first))
+    ]
+    assert sorted(names) == [1, 2]
+    for own, other, name in ((first, second, names[0]), (second, first, names[1])):
+        assert (volume[(own == 1) & (other == 0)] == name).mean() > 0.98
+    assert ((volume > 0) == (mask > 0)).all()
+
+
+def test_planes_that_cross_are_two_membranes() -> None:
+    z, _, x = field(SHAPE)
+    found = membranes(((abs(z - 27) <= 1.5) | (abs(x - 50) <= 1.5)) * np.ones(SHAPE, np.uint8))
+    assert found.count == 2
+    assert set(np.unique(found.joined_numbers)) == {1, 2}
+
+
+def test_sheets_of_a_stack_and_nested_shells_are_membranes_of_their_own() -> None:
+    z, y, _ = field(SHAPE)
+    stack = ((np.abs((z + 0.2 * y) % 6 - 3) <= 1.6) * np.ones(SHAPE, np.uint8))[:, :30, :40]
+    assert membranes(stack, least_points=300).count == 10
+    nested = shell(sphere(SHAPE, (28, 30, 46), 22)) | shell(sphere(SHAPE, (28, 30, 46), 17.5))
+    found = membranes(nested)
+    radii = [np.linalg.norm(part.points - np.array([28, 30, 46]), axis=1).mean() for part, _ in found.parts()]
+    assert radii == pytest.approx([22, 17.5], abs=0.3)
+
+
+def test_a_gap_is_joined_only_where_it_is_narrow_enough_and_what_joins_it_lies_on_the_surface() -> None:
+    x = field(SHAPE)[2]
+    mask = shell(sphere(SHAPE, (28, 30, 46), 22)) * (np.abs(x - 50) > 4)
+    joined, apart = membranes(mask), membranes(mask, gap_voxels=0)
+    assert (joined.count, apart.count) == (1, 2)
+    assert len(apart.joined) == 0
+    distance = np.linalg.norm(joined.joined.points - np.array([28, 30, 46]), axis=1)
+    assert np.percentile(np.abs(distance - 22), 95) < 1
+    assert np.abs(joined.joined.points[:, 2] - 50).max() < 6
+
+
+def test_the_largest_membrane_is_number_one_and_small_pieces_are_counted_as_left_out() -> None:
+    mask = shell(sphere(SHAPE, (28, 30, 20), 8)) | shell(sphere(SHAPE, (28, 30, 60), 16))
+    mask[2:5, 3:6, 88:91] = 1
+    found = membranes(mask, least_points=100)
+    sizes = np.bincount(found.numbers)[1:]
+    assert found.count == 2
+    assert sizes[0] > sizes[1]
+    assert found.left_out[0] >= 1
+    labels = label_volume(mask, found)
+    assert labels[28][30, 44] == 1
+    assert labels[28][30, 12] == 2
+    assert labels[3][4, 89] == 0
+
+
+def test_labels_that_are_given_are_the_membranes() -> None:
+    parts = [find_midsurface(shell(sphere(SHAPE, (28, 30, 46), radius))) for radius in (12.0, 20.0)]
+    found = membranes_of_labels(parts)
+    assert found.count == 2
+    assert (np.bincount(found.numbers)[1:] == [len(parts[1]), len(parts[0])]).all()
+
+
+def test_normals_of_one_membrane_point_to_one_side_of_it() -> None:
+    found = membranes(shell(sphere(SHAPE, (28, 30, 46), 20)))
+    away = found.surface.points - np.array([28, 30, 46])
+    out = np.einsum("ij,ij->i", away, found.surface.normals) > 0
+    assert out.all() or not out.any()
+
+
+def test_an_empty_mask_has_no_membranes() -> None:
+    found = membranes(np.zeros(SHAPE, np.uint8))
+    assert (found.count, len(found.surface), len(found.joined)) == (0, 0, 0)
