@@ -28,8 +28,10 @@ from etsam.cli import (
     robustness,
     simulate,
     simulate_polnet,
+    threshold,
     train,
 )
+from etsam.cli.postprocess_flags import add_postprocess_flags, postprocess_overrides
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,6 +45,7 @@ _DATA_COMMANDS = (
     copick_store.add,
 )
 _COMMANDS = (
+    threshold.add,
     inspect.add,
     finetune.add,
     download.add_weights,
@@ -54,57 +57,12 @@ _COMMANDS = (
 _OVERRIDE = re.compile(r"^[+~]{0,2}[A-Za-z_][\w./@]*=")
 _PROMPTS = {"zero": "zero", "grid": "grid", "grid_zero": "grid_zero", "etsam_stage1_partial": "stage1_mask"}
 _NORMALIZE = {"min_max_positive_values": "min_max_positive", "softplus_minmax": "softplus_minmax", "robust": "robust"}
-# numbers of the published post-processing flags -> step and argument
-_STEP_NUMBERS = {
-    "post_process_min_slices": ("thin_noise", "min_slices"),
-    "post_process_max_bridge_len": ("misconnections", "max_bridge_len"),
-    "post_process_max_spur_len": ("misconnections", "max_spur_len"),
-}
 
 
 def quote(text: str) -> str:
     """Write a value so that Hydra's override grammar takes it literally, whatever characters it has."""
     text = re.sub(r"(\\*)\$\{", lambda m: m.group(1) * 2 + r"\${", text)  # else OmegaConf would resolve it
     return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m.group(1) * 2 + r"\'" * bool(m.group(2)), text) + "'"
-
-
-def _add_postprocess_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("post-processing")
-    group.add_argument("--post-process", action="store_true", help="all steps: thin noise, then misconnections")
-    group.add_argument(
-        "--postprocess-remove-thin-noise", action="store_true", help="remove blobs that span too few slices"
-    )
-    group.add_argument(
-        "--postprocess-remove-parallel-membrane-misconnections",
-        action="store_true",
-        help="cut small bridges between parallel membranes, slice by slice",
-    )
-    group.add_argument("--post-process-min-slices", type=int, metavar="N", help="slices a blob has to span (10)")
-    group.add_argument("--post-process-max-bridge-len", type=int, metavar="N", help="longest bridge cut, voxels (5)")
-    group.add_argument("--post-process-max-spur-len", type=int, metavar="N", help="longest spur cut, voxels (0: none)")
-
-
-def postprocess_overrides(args: argparse.Namespace, default: str | None = None) -> list[str]:
-    """Translate the published flags into overrides of the group `postprocess`; `default` if none asks for a step."""
-    thin, bridges = args.postprocess_remove_thin_noise, args.postprocess_remove_parallel_membrane_misconnections
-    numbers = {name: getattr(args, name) for name in _STEP_NUMBERS if getattr(args, name) is not None}
-    group = default
-    if args.post_process or (thin and bridges):
-        group = "all"
-    elif thin or bridges:
-        group = "thin_noise" if thin else "misconnections"
-    if group is None and numbers:
-        flag = "--" + next(iter(numbers)).replace("_", "-")
-        raise ValueError(f"{flag} does nothing without post-processing; add --post-process")
-    if group is None:
-        return []
-    overrides = [f"postprocess={group}"]
-    for name, value in numbers.items():
-        step, argument = _STEP_NUMBERS[name]
-        if group not in ("all", step):
-            raise ValueError(f"--{name.replace('_', '-')} belongs to a step that is not run; add --post-process")
-        overrides.append(f"postprocess.{step}.{argument}={value}")
-    return overrides
 
 
 def predict_overrides(args: argparse.Namespace, rest: Sequence[str] = ()) -> list[str]:
@@ -185,7 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--stage1-prompt", choices=[name for name in _PROMPTS if name != "etsam_stage1_partial"])
     predict.add_argument("--stage2-prompt", choices=list(_PROMPTS))
     predict.add_argument("--normalize-method", choices=list(_NORMALIZE))
-    _add_postprocess_flags(predict)
+    add_postprocess_flags(predict)
     predict.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     predict.add_argument("--resume", action="store_true", help="skip tomograms that are complete")
 
@@ -197,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     post.add_argument("input_mask", help="mask, MRC or OME-Zarr")
     post.add_argument("output_mask", type=Path, help="where the cleaned mask goes")
-    _add_postprocess_flags(post)
+    add_postprocess_flags(post)
     post.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
 
     train.add(commands)

@@ -138,16 +138,17 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """Settings that decide a mask, plain values: for the record and for `resume`."""
     keys = ["net", "normalize", "nonfinite", "tiles", "postprocess", "resegment_prompted", "views", "slice_stride"]
     keys += ["target_voxel_size"]
-    settings = {key: _resolved(cfg[key]) for key in keys}
+    settings = {key: plain_settings(cfg[key]) for key in keys}
     settings["precision"] = cfg.trainer.precision
     settings["weights"] = {}
     for stage in ("stage1", "stage2"):
         tracker = cfg[stage].tracker
         weights = StageWeights.resolve(tracker.checkpoint, tracker.seed)
-        settings[stage] = {"prompt": _resolved(cfg[stage].prompt), "threshold": cfg[stage].threshold}
+        settings[stage] = {"prompt": plain_settings(cfg[stage].prompt), "threshold": cfg[stage].threshold}
         settings["weights"][stage] = {"name": weights.name, "sha256": weights.sha256()}
     return settings
 
 
-def _resolved(value: Any) -> Any:
+def plain_settings(value: Any) -> Any:
+    """Plain value of a setting, for the record: nested dicts and lists of what JSON knows."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -1,0 +1,155 @@
+"""New masks from stored logits: another threshold or other post-processing, without another prediction."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from etsam.errors import ConfigError, EtsamError, InputError
+from etsam.postprocess.steps import Step
+from etsam.prediction.preview import Sections
+from etsam.prediction.record import OutputNames, read_record
+from etsam.prediction.segmenter import Prediction, Progress
+from etsam.prediction.writer import PredictionWriter
+from etsam.volume import Volume, locate, read_volume, strip_suffix
+from etsam.volume.location import Location, absolute, display_name, fingerprint_of, is_zarr
+
+log = logging.getLogger(__name__)
+
+_PREDICTED, _LOGITS = "_etsam_predicted", "_logits"
+
+
+def names_of_logits(logits: Location, output_dir: Path | None = None) -> OutputNames:
+    """Names of the outputs of the run that stored these logits; of any other file, names made from its own.
+
+    Examples
+    --------
+    >>> names_of_logits(Path("out/TS_1_etsam_predicted_split_processing_logits.mrc")).record.name
+    'TS_1_etsam_predicted_split_processing_record.json'
+    """
+    stem, predicted, infix = strip_suffix(logits).removesuffix(_LOGITS).partition(_PREDICTED)
+    folder = output_dir or (logits.parent if isinstance(logits, Path) else Path())
+    return OutputNames(folder, stem, infix if predicted else "", ".zarr" if is_zarr(logits) else ".mrc")
+
+
+def threshold_logits(
+    logits: Location,
+    thresholds: Sequence[float],
+    *,
+    postprocess: Mapping[str, Step] | None = None,
+    postprocess_settings: Any = None,
+    output_dir: Path | None = None,
+    preview: bool = True,
+    overwrite: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[OutputNames]:
+    """Masks of several thresholds, each with its record and picture, as a prediction with that threshold writes them.
+
+    They are named `NAME_etsam_predicted_at_T_mask.mrc`, T being the threshold. What is known of the run is taken from
+    the record beside the logits; the tomogram it names is read once, for the picture. Without it the picture shows the
+    logits.
+
+    Parameters
+    ----------
+    logits
+        (Z, Y, X) of real numbers, as a run with `write_logits=true` stores them.
+    thresholds
+        Logits strictly above are membrane.
+    postprocess, postprocess_settings
+        Steps by name, as of `PredictionWriter`, and their plain settings for the record.
+    output_dir
+        None: where the logits lie.
+    preview
+        Draw the picture.
+    overwrite, workers, progress
+        As of `PredictionWriter`.
+
+    Returns
+    -------
+    list
+        Names of the outputs, one entry a threshold.
+
+    Raises
+    ------
+    ConfigError
+        If no threshold is given, one twice, or one that is no finite number.
+    InputError
+        If the file cannot be read or holds no logits.
+    OutputError
+        If an output exists and `overwrite` is not set, or cannot be written.
+    """
+    labels = [f"{threshold:g}" for threshold in thresholds]
+    if not labels or len(set(labels)) < len(labels) or not np.isfinite(thresholds).all():
+        raise ConfigError(f"--at {' '.join(labels)}: give one threshold or several different ones, such as --at -0.5 0")
+    volume = read_volume(logits, warn=False)
+    if volume.dtype.kind != "f":
+        raise InputError(
+            f"{logits} holds {volume.dtype}, so it is no logits but perhaps a mask; `etsam predict --store-logits` "
+            "writes logits"
+        )
+    names = names_of_logits(logits, output_dir)
+    record = read_record(names_of_logits(logits).record) or {}
+    if not record:
+        log.warning("%s: no record of a run beside it; taken for logits as it is", display_name(logits))
+    tomogram = _tomogram(record, volume)
+    fingerprint = fingerprint_of(logits)
+    made_from = {"logits": absolute(logits), "fingerprint": fingerprint}
+    if tomogram is not volume:
+        fingerprint = record["input"].get("fingerprint", {})
+    writers = []
+    for threshold, label in zip(thresholds, labels, strict=True):
+        settings = dict(record.get("settings", {}))
+        settings["stage2"] = settings.get("stage2", {}) | {"threshold": float(threshold)}
+        settings |= {"postprocess": postprocess_settings, "made_from": made_from}
+        writer = PredictionWriter(
+            names.folder,
+            stem=names.stem,
+            infix=f"{names.infix}_at_{label}",
+            write_preview=preview,
+            output_format="zarr" if names.volume_suffix == ".zarr" else "mrc",
+            postprocess=postprocess,
+            overwrite=overwrite,
+            workers=workers,
+            settings=settings,
+            progress=progress,
+        )
+        writer.check({tomogram.path or logits: int(np.prod(volume.shape))})
+        writers.append(writer)
+    grey = Sections(volume.shape)
+    if preview:
+        for z in range(volume.shape[0]):
+            grey.add(z, tomogram[z])
+    return [
+        writer.write(
+            Prediction(
+                volume=tomogram,
+                stage1_logits=volume,
+                logits=volume,
+                threshold=threshold,
+                tiles=record.get("tiles", 1),
+                seconds={},
+                grey=grey,
+                fingerprint=fingerprint,
+            )
+        )
+        for writer, threshold in zip(writers, thresholds, strict=True)
+    ]
+
+
+def _tomogram(record: Mapping[str, Any], logits: Volume) -> Volume:
+    """Tomogram that a record names, if it is still the same; else the logits themselves, with a warning."""
+    known = record.get("input", {})
+    if not known.get("path"):
+        return logits
+    path = locate(known["path"])
+    try:
+        tomogram = read_volume(path, warn=False)
+        if tomogram.shape != logits.shape or known.get("fingerprint", fingerprint_of(path)) != fingerprint_of(path):
+            raise InputError(f"{path}: has changed since the logits were made")
+        return tomogram
+    except EtsamError as error:
+        log.warning("%s; the picture shows the logits instead of the tomogram", error)
+        return logits
