@@ -232,7 +232,7 @@ def test_debug_shows_the_traceback_and_the_line(predict, work):
 
 
 def test_a_defect_is_called_a_defect(refused, tomogram, monkeypatch):
-    monkeypatch.setattr("etsam.prediction.writer.Sections", lambda shape: 1 / 0)
+    monkeypatch.setattr("etsam.prediction.writer.MaskSections", lambda places: 1 / 0)
     assert refused("tomo.mrc") == (
         "unexpected ZeroDivisionError: division by zero - this is a defect; run again with debug=true and report it."
     )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import ORIGIN_ZYX, SHAPE, START_ZYX, grey, write_mrc
 
+from etsam.pictures import stretched
 from etsam.sources.files.inspect import inspect_file
 from etsam.volume import MrcWriter
 
@@ -158,12 +159,12 @@ def test_the_preview_goes_where_it_is_told(etsam, work):
     assert [path.name for path in (work / "data").iterdir()] == ["tomo.mrc"]
 
 
-def test_the_picture_shows_the_three_middle_planes(tomogram):
+def test_the_picture_shows_means_around_the_three_middle_planes(tomogram):
     _, planes = inspect_file(tomogram)
-    values = grey()
-    np.testing.assert_array_equal(planes.xy, values[3])
-    np.testing.assert_array_equal(planes.xz, values[:, 20])
-    np.testing.assert_array_equal(planes.yz, values[:, :, 28])
+    values, sections = grey(), planes.sections
+    assert sections.averaged == {"z": 5, "y": 33, "x": 49}  # 10 nm at 4, 3 and 2 Å, as far as there are slices
+    np.testing.assert_array_equal(sections.image("z", 2), stretched(values[:5].mean(axis=0)))
+    np.testing.assert_array_equal(sections.image("y", 19), stretched(values[:, 3:36].mean(axis=1)))
 
 
 def test_an_existing_picture_stays_unless_told(etsam, tomogram, work):

@@ -168,7 +168,7 @@ class Segmenter(LightningModule):
             If its grey values make no sense for the normalisation.
         """
         started = time.perf_counter()
-        report, grey = progress or self.progress, Sections(volume.shape)
+        report, grey = progress or self.progress, Sections(volume.shape, volume.voxel_size_angstrom)
         fingerprint = {} if volume.path is None else fingerprint_of(volume.path)
         try:
             normalized = normalize(

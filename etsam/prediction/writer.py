@@ -15,8 +15,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from etsam.errors import ConfigError, InputError, OutputError
+from etsam.postprocess.components import StreamedComponents
 from etsam.postprocess.steps import InstanceLabels, Step, apply_steps
-from etsam.prediction.preview import Sections, write_preview
+from etsam.prediction.preview import Caption, MaskSections, weights_of, write_preview
 from etsam.prediction.record import OutputNames, environment, peak_memory_mb, read_record, write_record
 from etsam.prediction.segmenter import Prediction, Progress, is_out_of_memory
 from etsam.threads import worker_count
@@ -297,7 +298,7 @@ class PredictionWriter(BasePredictionWriter):
         names = self.names(volume.path)
         replace = self.overwrite or self.resume  # what resume finds incomplete is made anew
         depth = volume.shape[0]
-        sections = Sections(volume.shape)
+        sections = MaskSections(prediction.grey)
 
         def writer(path: Path, dtype: type) -> VolumeWriter:
             # what is pushed before the writer runs after it: then the file has its name
@@ -326,18 +327,21 @@ class PredictionWriter(BasePredictionWriter):
                 labels, instances = InstanceLabels()(final), writer(names.instances, np.uint16)
                 for z in range(depth):
                     instances[z] = labels[z]
-            membrane = 0
+            pieces = StreamedComponents(final, InstanceLabels.connectivity).count
             for z in range(depth):
-                plane = final[z]
-                membrane += int(np.count_nonzero(plane))
-                sections.add(z, plane)
-            fraction = membrane / float(np.prod(volume.shape))
+                sections.add(z, final[z])
+            fraction = sections.voxels / float(np.prod(volume.shape))
             if replace:
                 names.record.unlink(missing_ok=True)  # what is there was complete until now
             if self.write_preview:
-                title = f"{display_name(volume.path)}: {100 * fraction:.2f} % membrane" + self._caption()
-                title = title.replace("$", r"\$")  # $...$ would be a formula
-                write_preview(names.preview, prediction.grey, sections, title, replace)
+                caption = Caption(
+                    display_name(volume.path),
+                    prediction.threshold,
+                    pieces,
+                    weights=weights_of(self.settings),
+                    cleaned=bool(self.steps),
+                )
+                write_preview(names.preview, prediction.grey, sections, caption, replace)
                 made.append(names.preview)
         seconds = prediction.seconds | {"write": time.perf_counter() - started}
         record = self._record(prediction, fraction, seconds)
@@ -353,10 +357,6 @@ class PredictionWriter(BasePredictionWriter):
             names.mask,
         )
         return names
-
-    def _caption(self) -> str:
-        weights = str(self.settings.get("weights", {}).get("stage2", {}).get("name", ""))
-        return f"\nweights: {weights}" + (" - MEANINGLESS" if weights.startswith("random") else "") if weights else ""
 
     def _record(self, prediction: Prediction, fraction: float, seconds: Mapping[str, float]) -> dict[str, Any]:
         volume = prediction.volume

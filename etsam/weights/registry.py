@@ -63,6 +63,11 @@ REGISTRY = {weights.name: weights for weights in (_NANO, _ETSAM_V1, *_SAM2)}
 """Every name that `etsam weights` knows."""
 
 
+def is_embedded(file_name: str) -> bool:
+    """Whether a file of this name comes with the program: weights that show what it does, and are no match for real."""
+    return any(file_name in weights.files for weights in REGISTRY.values() if not weights.page)
+
+
 def weights_folder() -> Path:
     """Where downloaded weights go: ETSAM_CHECKPOINT_DIR, or `etsam` in the user's cache (XDG base directories)."""
     given = os.environ.get("ETSAM_CHECKPOINT_DIR", "")

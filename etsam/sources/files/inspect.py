@@ -11,6 +11,7 @@ import numpy as np
 from etsam.errors import InputError
 from etsam.inference.tiles import Overlapping
 from etsam.normalize import BLOCK, Statistics, measure
+from etsam.prediction.preview import Sections
 from etsam.volume import Location, Volume, locate, read_volume
 from etsam.volume.location import Url, state_of
 
@@ -92,8 +93,8 @@ class Planes:
 
     Attributes
     ----------
-    xy, xz, yz
-        Planes through the middle: (Y, X), (Z, X) and (Z, Y), float32.
+    sections
+        Planes through the middle.
     constant_slices
         Slices in which all voxels are equal.
     """
@@ -101,17 +102,12 @@ class Planes:
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
         self.shape = volume.shape
-        depth, height, width = volume.shape
-        self.middle = (depth // 2, height // 2, width // 2)
-        self.xy = np.zeros((height, width), np.float32)
-        self.xz, self.yz = np.zeros((depth, width), np.float32), np.zeros((depth, height), np.float32)
+        self.sections = Sections(volume.shape, volume.voxel_size_angstrom, middle_only=True)
         self.constant_slices = 0
 
     def __getitem__(self, z: int, /) -> np.ndarray:
         plane = self._volume[z]
-        if z == self.middle[0]:
-            self.xy = plane.astype(np.float32)
-        self.xz[z], self.yz[z] = plane[self.middle[1]], plane[:, self.middle[2]]
+        self.sections.add(z, plane)
         self.constant_slices += bool((plane == plane[0, 0]).all())
         return plane
 

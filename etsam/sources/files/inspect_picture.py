@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw
 
+from etsam.pictures import Panel, averaging, drawn, extent, scale_bar, sheet
 from etsam.sources.files.inspect import Inspection, Planes
 from etsam.volume import atomic_path
 
-_CLIP_PERCENT = (1.0, 99.0)
-_THINNEST = 0.25  # height of a side view, at least, as a fraction of its width
+_PANEL_PIXELS, _MOST_ZOOM, _HISTOGRAM_HEIGHT, _HISTOGRAM_WIDTH = 480, 8, 140, 300
+_BAR_GREY = (110, 110, 110)
 
 
 def write_inspection(path: Path, found: Inspection, planes: Planes, overwrite: bool = False) -> None:
@@ -28,40 +30,33 @@ def write_inspection(path: Path, found: Inspection, planes: Planes, overwrite: b
     OutputError
         If `path` exists or cannot be written.
     """
-    from matplotlib.figure import Figure  # no pyplot: no window system, no global state
-
-    z, y, x = planes.middle
-    views = [
-        (f"slice z = {z}", planes.xy, "x", "y"),
-        (f"side view x = {x}", planes.yz.T, "z", "y"),
-        (f"side view y = {y}", planes.xz, "x", "z"),
+    sections, sizes = planes.sections, found.voxel_size_angstrom or (1.0, 1.0, 1.0)
+    lengths = [side * size for side, size in zip(found.shape, sizes, strict=True)]
+    pixels = min(_PANEL_PIXELS / max(lengths), _MOST_ZOOM / sizes[2])
+    panels = {}
+    for axis, (down, across) in {"z": (1, 2), "y": (0, 2), "x": (0, 1)}.items():
+        (place,) = sections.places[axis]
+        bar = scale_bar(found.shape[across], None if found.voxel_size_angstrom is None else sizes[across])
+        image = drawn(sections.image(axis, int(place)), zoom=(pixels * sizes[down], pixels * sizes[across]), bar=bar)
+        panels[axis] = Panel(image, f"{'slice' if axis == 'z' else 'side view'} {axis} = {place}")
+    edges, _ = found.histogram
+    grey = Panel(_histogram(found.histogram[1]), f"grey values, {edges[0]:.3g} to {edges[-1]:.3g}")
+    lines = [
+        f"looks like a {found.looks_like} · {extent(found.shape, found.voxel_size_angstrom)}",
+        averaging(sections.averaged["z"], found.voxel_size_angstrom) + ", through the middle.",
     ]
-    depth, height, width = found.shape
-    side = max(depth, _THINNEST * width)
-    scale = 7.0 / max(width + side, height + side)
-    figure = Figure(figsize=((width + side) * scale + 1.6, (height + side) * scale + 1.8), layout="constrained")
-    grid = figure.add_gridspec(2, 2, width_ratios=[width, side], height_ratios=[height, side])
-    for cell, (name, plane, horizontal, vertical) in zip((grid[0, 0], grid[0, 1], grid[1, 0]), views, strict=True):
-        axes = figure.add_subplot(cell)
-        finite = plane[np.isfinite(plane)]
-        low, high = np.percentile(finite, _CLIP_PERCENT) if finite.size else (0.0, 1.0)
-        if found.looks_like in ("mask", "label volume"):
-            low, high = found.minimum, found.maximum
-        axes.imshow(plane, cmap="gray", vmin=low, vmax=high, origin="lower")
-        axes.set_title(name, fontsize=9)
-        axes.set(xlabel=horizontal, ylabel=vertical)
-        axes.tick_params(labelsize=7)
-    axes = figure.add_subplot(grid[1, 1])
-    edges, counts = found.histogram
-    axes.stairs(counts / max(int(counts.sum()), 1), edges, fill=True, color="0.5")
-    axes.set_title("grey values", fontsize=9)
-    axes.tick_params(labelsize=6)
-    axes.set_yticks([])
-    size = found.voxel_size_angstrom
-    voxel = "voxel size unknown" if size is None else f"{size[2]:.4g} Å"
-    shape = " x ".join(map(str, found.shape))
-    figure.suptitle(
-        f"{found.path.name}\n{shape} (Z, Y, X), {voxel}, {found.looks_like}".replace("$", r"\$"), fontsize=10
-    )
+    columns = [[panels["z"], grey], [panels["y"], panels["x"]]]
+    content = sheet(found.path.name, lines, columns)
     with atomic_path(path, overwrite) as part:
-        figure.savefig(part, format="png", dpi=110)
+        part.write_bytes(content)
+
+
+def _histogram(counts: np.ndarray) -> np.ndarray:
+    """Bars of the counts, the highest as high as the image, (height, width, 3) uint8."""
+    picture = Image.new("RGB", (_HISTOGRAM_WIDTH, _HISTOGRAM_HEIGHT), "white")
+    draw = ImageDraw.Draw(picture)
+    edges = np.linspace(0, _HISTOGRAM_WIDTH, len(counts) + 1)
+    tops = (1 - counts / max(int(counts.max()), 1)) * (_HISTOGRAM_HEIGHT - 2)
+    for left, right, top in zip(edges, edges[1:], tops, strict=False):
+        draw.rectangle((round(left), round(top), max(round(left), round(right) - 1), _HISTOGRAM_HEIGHT), _BAR_GREY)
+    return np.asarray(picture)
