@@ -19,6 +19,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 
 from etsam.errors import ConfigError, EtsamError
 from etsam.paths import resource_path
+from etsam.screen import ScreenHandler, idle, in_their_words
 from etsam.settings import misfits
 
 # Read by OpenMP when torch is loaded: how long its threads spin for work before they sleep. Measured with nano on two
@@ -76,7 +77,7 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
 def configure_logging() -> None:
     """One line per event on standard error, and none of the libraries' talk about themselves."""
     level = logging.INFO if is_first_process() else logging.WARNING
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, handlers=[ScreenHandler()])
     logging.getLogger("etsam").setLevel(level)
     talkative = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
     for name in (
@@ -160,6 +161,8 @@ def reporting_errors(run: Callable[[DictConfig], _Result], cfg: DictConfig, *, s
             JobError.messages.append(explain(error))
             raise JobError(explain(error)) from error
         exit_with_error(explain(error))
+    finally:
+        idle()
 
 
 class JobError(Exception):
@@ -202,7 +205,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 
 def explain(error: BaseException, overrides: Iterable[str] = ()) -> str:
-    """One line for a person; errors inside Hydra's instantiation are traced to their cause.
+    """What to tell a person, a line for each fault; errors inside Hydra's instantiation are traced to their cause.
 
     Parameters
     ----------
@@ -214,12 +217,16 @@ def explain(error: BaseException, overrides: Iterable[str] = ()) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, EtsamError):
-            return _one_line(cause)
+            return "\n  ".join([f"{cause.head}:", *cause.faults]) if cause.faults else _one_line(cause)
         if isinstance(cause, MissingMandatoryValue | InterpolationToMissingValueError):
             key = [*_one_line(cause).partition("issing mandatory value: ")[2].split(), "a setting"][0]
             return f"{key} is not given; add {key}={'FILE' if key.startswith('weights.') else 'VALUE'} to the command."
         cause = cause.__cause__
     text = _one_line(error) or "no message"
+    if "No supported gpu backend" in text or "MPSAccelerator can not run" in text or "You requested gpu" in text:
+        found = re.search(r"machine only has: (\[.*?\])", text)
+        there = f"this machine has {found[1]}" if found else "none was found on this machine"
+        return f"no such GPU: {there}; trainer=cpu works without one."
     if "out of memory" in text.lower() or isinstance(error, MemoryError):
         return f"out of memory: {text[:200]} - use tile_batch_size=1, a smaller net, or tiles=auto tiles.size_voxels=N."
     if "--ntasks" in text:  # Lightning's advice for Slurm
@@ -246,6 +253,11 @@ def _explain_config(error: BaseException, text: str, overrides: list[str]) -> st
         return f"{group}={choice} is unknown; allowed: {names}.{more if group == 'weights' else ''}"
     if found := re.search(r"Could not override '(.*?)'", text):
         key = found.group(1)
+        if key == "normalize.membranes":
+            return (
+                "normalize.membranes belongs to normalize=robust, which turns bright membranes dark; the published "
+                "weights and their normalisation take membranes as dark. Invert the tomogram, or add normalize=robust."
+            )
         meant = re.findall(r"\w+@[\w.]+", text) or _similar_settings(key)
         hint = f"did you mean {' or '.join(meant)}?" if meant else f"`python {_program()}.py --help` lists all."
         written = next((item for item in overrides if item.startswith(f"{key}=")), f"{key}=...")
@@ -364,8 +376,9 @@ def config_error() -> Iterator[None]:
 
 
 def exit_with_error(message: str, status: int = 1) -> NoReturn:
-    """End the process with one line on standard error."""
-    sys.stderr.write(f"etsam: error: {message}\n")
+    """End the process with a message on standard error, in the words that were typed."""
+    idle()
+    sys.stderr.write(f"etsam: error: {in_their_words(message)}\n")
     sys.stderr.flush()
     raise SystemExit(status)
 

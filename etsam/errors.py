@@ -5,9 +5,39 @@ allowed and what to do; entry points print that line and exit with status 1 (the
 Anything else that reaches an entry point is a defect of the program and says so.
 """
 
+from collections.abc import Iterable
+
 
 class EtsamError(Exception):
-    """Base of all errors meant for people; the message is complete on its own."""
+    """Base of all errors meant for people; the message is complete on its own.
+
+    Attributes
+    ----------
+    faults
+        What is wrong, one by one, where it is more than one thing; entry points give each a line.
+    """
+
+    head: str = ""
+    faults: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, head: str, faults: "Iterable[object]", shown: int = 20) -> "EtsamError":
+        """Error of several faults; its text has all in one line.
+
+        Parameters
+        ----------
+        head
+            What all have in common.
+        faults
+            One by one.
+        shown
+            So many are told.
+        """
+        texts = [" ".join(str(fault).split()) for fault in faults]
+        told = [*texts[:shown], *([f"and {len(texts) - shown} more"] if len(texts) > shown else [])]
+        error = cls(f"{head}: {' | '.join(told)}")
+        error.head, error.faults = head, tuple(told)
+        return error
 
 
 class InputError(EtsamError):

@@ -11,6 +11,7 @@ from etsam.inference import prompts
 from etsam.network.build import build_network
 from etsam.paths import resource_path
 from etsam.prediction.segmenter import Segmenter
+from etsam.weights.registry import REGISTRY
 
 CONFIGS = Path(resource_path("configs"))
 
@@ -105,3 +106,8 @@ def test_split_processing_sets_interval_10_and_the_published_names():
 def test_random_weights_of_the_two_stages_differ():
     cfg = compose_config("predict", ["weights.seed=4"])
     assert (cfg.stage1.tracker.seed, cfg.stage2.tracker.seed) == (4, 5)
+
+
+@pytest.mark.parametrize("name", ["nano", "etsam_v1"])
+def test_the_voxel_sizes_of_weights_are_those_that_weights_list_shows(name):
+    assert tuple(compose_config("predict", [f"weights={name}"]).weights.voxel_sizes) == REGISTRY[name].voxel_angstrom

@@ -54,20 +54,17 @@ def progress_bars(*, in_bytes: bool = False) -> "rich.progress.Progress":
         Count bytes, and show how fast they come.
     """
     from rich import progress
-    from rich.console import Console
 
-    console = Console(stderr=True)
+    from etsam.screen import Bars, bar_column
+
     counts: tuple[progress.ProgressColumn, ...] = (progress.MofNCompleteColumn(),)
     if in_bytes:
         counts = (progress.DownloadColumn(), progress.TransferSpeedColumn())
-    return progress.Progress(
+    return Bars(
         progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(),
+        bar_column(),
         *counts,
         progress.TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
     )
 
 

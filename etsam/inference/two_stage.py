@@ -240,15 +240,15 @@ class TwoStage(nn.Module):
         plan = self.plan(len(tiles), depth)
         segmented = len(segmented_slices(depth, self.settings.slice_stride))
         log.info(
-            "%s%d tile%s a slice%s, %d together%s; about %.1f GB expected (%s)",
+            "needs about %.1f GB (%s): %s%d tile%s a slice%s, %d together%s",
+            plan.gigabytes,
+            plan.device,
             "" if segmented == depth else f"{segmented} of {depth} slices are segmented; ",
             len(tiles),
             "" if len(tiles) == 1 else "s",
             "" if self.settings.views == 1 else f" in {self.settings.views} views",
             plan.tile_batch_size,
             "" if plan.tile_workers == 1 else f" on each of {plan.tile_workers} cores",
-            plan.gigabytes,
-            plan.device,
         )
 
         def run(name: str, stage: Stage, slices: Slices, mask: Slices | None) -> Slices:

@@ -1,4 +1,4 @@
-"""Progress of a prediction or evaluation: tomograms, and slices of the one at work, each with the time left."""
+"""Progress of a prediction or evaluation: one bar a tomogram over all its parts, and the time to the end of the job."""
 
 import logging
 import time
@@ -7,26 +7,31 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID, TextColumn
+from rich.table import Column
+
+from etsam.prediction.forecast import Forecast
+from etsam.screen import Bars, bar_column, console, is_terminal, readable_seconds, shorten
 
 log = logging.getLogger(__name__)
 
 _LOG_INTERVAL_SECONDS = 30.0  # where there is no terminal, as in a cluster's log file
+_DOING_COLUMNS, _LEFT_COLUMNS, _SMALLEST_BAR = 30, 13, 10  # characters
+_MOST_NAME_COLUMNS = 48
 
 
 class SliceProgress(ProgressBar):
-    """Two bars in a terminal; in a log file, a line every 30 s."""
+    """In a terminal a bar for the tomogram at work, for a list one more for all; in a log file, a line every 30 s."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._console = Console(stderr=True)
         self._enabled, self._opened = True, False
-        self._bars: Progress | None = None
-        self._tomograms: TaskID | None = None
-        self._slices: TaskID | None = None
-        self._name = ""
-        self._part, self._part_started, self._last_line = "", 0.0, 0.0
+        self._bars: Bars | None = None
+        self._all: TaskID | None = None
+        self._at_work: TaskID | None = None
+        self._forecast = Forecast(0)
+        self._name, self._part, self._share_shown = "", "", 0.0
+        self._part_started = self._last_line = 0.0
 
     def disable(self) -> None:
         """Lightning calls this on all processes but the first."""
@@ -48,21 +53,21 @@ class SliceProgress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Name the tomogram at work."""
-        self._name, self._part = str(batch).replace("\\", "/").rsplit("/", 1)[-1], ""
+        self._begin(str(batch).replace("\\", "/").rsplit("/", 1)[-1])
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Name the tomogram at work."""
-        self._name, self._part = batch.name, ""
+        self._begin(batch.name)
 
     def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """One tomogram more."""
-        self._advance()
+        self._end()
 
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """One tomogram more."""
-        self._advance()
+        self._end()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the bars away."""
@@ -80,23 +85,29 @@ class SliceProgress(ProgressBar):
         if not self._enabled:
             return
         self._opened = True
-        if self._console.is_terminal:
-            self._bars = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("time left"),
-                TimeRemainingColumn(),
-                console=self._console,
-                transient=True,
-            )
-            self._tomograms = self._bars.add_task("tomograms", total=sum(int(number) for number in batches))
-            self._slices = self._bars.add_task("slices", total=None)
-            self._bars.start()
+        self._forecast = Forecast(sum(int(number) for number in batches))
+        if not is_terminal():
+            return
+        self._bars = Bars(
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, width=_name_columns())),
+            bar_column(None),
+            TextColumn("{task.percentage:>3.0f} %", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[doing]}", markup=False, table_column=Column(no_wrap=True, width=_DOING_COLUMNS)),
+            TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True, width=_LEFT_COLUMNS, justify="right")),
+            expand=True,
+        )
+        if self._forecast.tomograms > 1:
+            self._all = self._bars.add_task("all tomograms", total=self._forecast.tomograms, doing="", left="")
+        self._at_work = self._bars.add_task("", total=1.0, doing="loading the networks", left="")
+        self._bars.start()
 
-    def _advance(self) -> None:
-        if self._bars is not None and self._tomograms is not None:
-            self._bars.advance(self._tomograms)
+    def _begin(self, name: str) -> None:
+        self._name, self._part, self._share_shown = name, "", 0.0
+        self._forecast.begin(time.monotonic())
+
+    def _end(self) -> None:
+        self._forecast.end()
+        self._show("", time.monotonic())
 
     def _close(self) -> None:
         self._opened = False
@@ -119,11 +130,32 @@ class SliceProgress(ProgressBar):
         now = time.monotonic()
         if part != self._part:
             self._part, self._part_started, self._last_line = part, now, now
-            if self._bars is not None and self._slices is not None:
-                self._bars.reset(self._slices, total=total, description=f"{self._name}: {part}")
-        if self._bars is not None and self._slices is not None:
-            self._bars.update(self._slices, completed=done)
-        elif not self._console.is_terminal and now - self._last_line >= _LOG_INTERVAL_SECONDS:
+        self._forecast.update(part, done, total, now)
+        if self._bars is not None:
+            self._show(f"{f'{part} of 2' if part.startswith('stage ') else part}, slice {done} of {total}", now)
+        elif not is_terminal() and now - self._last_line >= _LOG_INTERVAL_SECONDS:
             left = (now - self._part_started) / max(done, 1) * (total - done)
             log.info("%s: %s %d of %d slices, %.0f s left", self._name, part, done, total, left)
             self._last_line = now
+
+    def _show(self, doing: str, now: float) -> None:
+        if self._bars is None or self._at_work is None:
+            return
+        forecast = self._forecast
+        over = forecast.finished >= forecast.tomograms
+        left = None if over else forecast.job_seconds_left(now)
+        told = "" if left is None else f"{readable_seconds(left)} left"
+        self._share_shown = max(self._share_shown, forecast.share_done(now))  # a bar that goes back is not believed
+        if self._all is not None:
+            done = min(forecast.finished + self._share_shown * bool(doing), forecast.tomograms)
+            count = f"{min(forecast.finished + 1, forecast.tomograms)} of {forecast.tomograms}"
+            self._bars.update(self._all, completed=done, doing=count, left=told)
+            told = ""
+        name = shorten(self._name, _name_columns())
+        self._bars.update(self._at_work, completed=self._share_shown, description=name, doing=doing, left=told)
+
+
+def _name_columns() -> int:
+    """Room for a name: what a line of the terminal has left beside the other columns and a bar."""
+    others = _SMALLEST_BAR + len("100 %") + _DOING_COLUMNS + _LEFT_COLUMNS + 4  # 4 gaps
+    return max(8, min(console().width - others, _MOST_NAME_COLUMNS))

@@ -2,12 +2,15 @@
 
 import logging
 import math
+import time
 import warnings
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from etsam.app import check_values, is_first_process, require
+from etsam.screen import readable_seconds
+from etsam.weights.registry import PUBLISHED, REGISTRY
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +47,20 @@ def run(cfg: DictConfig) -> list[Path]:
     if is_first_process():  # before the networks are built, and once for all processes
         shapes = inputs.check()
         voxels = {path: math.prod(shape or (0,)) for path, shape in shapes.items()}
-        inputs.only(writer.check(voxels, {path: scratch_bytes(cfg, shape) for path, shape in shapes.items()}))
+        todo = writer.check(voxels, {path: scratch_bytes(cfg, shape) for path, shape in shapes.items()})
+        inputs.only(todo)
     segmenter = instantiate(cfg.segmenter, _partial_=True)(progress=bars.update)
     if is_first_process():
-        _tell_weights(cfg)
+        tell_weights(cfg)
     trainer = instantiate(cfg.trainer, callbacks=[writer, bars])
+    started = time.monotonic()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*across ranks is zero.*")  # all are complete
         trainer.predict(segmenter, datamodule=inputs, return_predictions=False)
     if trainer.is_global_zero:
+        if len(todo) > 1:
+            done, took = len(todo) - len(writer.failures), readable_seconds(time.monotonic() - started)
+            log.info("%d of %d tomograms segmented in %s -> %s", done, len(todo), took, cfg.output_dir)
         writer.raise_failures()
     return list(writer.written)
 
@@ -87,15 +95,20 @@ def scratch_bytes(cfg: DictConfig, shape: tuple[int, int, int] | None) -> int:
     return sum(4 * slices * len(tiles) * (int(net.image_size) // LOW_RES_STRIDE) ** 2 for net in nets)
 
 
-def _tell_weights(cfg: DictConfig) -> None:
+def tell_weights(cfg: DictConfig) -> None:
+    """Say which weights work, where that is not what the person named, or not what he should trust."""
     if None in (cfg.weights.stage1, cfg.weights.stage2):
         log.warning(
             "the weights are RANDOM, so the mask MEANS NOTHING; it shows that the program runs. For real masks: "
             "weights=nano, weights=etsam_v1, or weights.stage1=FILE weights.stage2=FILE"
         )
-    if str(cfg.weights.name).startswith("nano"):
-        log.info(
-            "the %s weights were trained on simulated tomograms only; the published ones: `etsam weights download "
-            "etsam_v1`, then weights=etsam_v1",
-            cfg.weights.name,
+    named = REGISTRY.get(str(cfg.weights.name))
+    if named is not None and not named.page:
+        log.warning(
+            "DEMO WEIGHTS: %s comes with the program to show what it does and was trained on simulations only; for "
+            "real work get the published weights, once: `etsam weights download %s`",
+            named.name,
+            PUBLISHED.name,
         )
+    elif named is not None and cfg.weights.get("asked") == "auto":
+        log.info("using the published weights, %s, which are here", named.name)

@@ -23,6 +23,7 @@ from etsam.inference.rescale import rescaled, rescaled_shape, scale_advice
 from etsam.inference.two_stage import TwoStage
 from etsam.network.fast.heap import retain_freed_memory
 from etsam.normalize import Normalization, normalize
+from etsam.prediction.doubts import Noted
 from etsam.prediction.preview import Sections
 from etsam.volume import Slices, Volume, read_volume
 from etsam.volume.location import display_name, fingerprint_of
@@ -62,6 +63,8 @@ class Prediction:
         Planes of the tomogram for the preview, taken in the first pass.
     fingerprint
         `fingerprint_of` the file, taken before the first pass; empty for an array.
+    unclear_contrast
+        `dark` or `bright`, if membranes were taken for that by little (`etsam.prediction.doubts`); else None.
     """
 
     volume: Volume
@@ -72,6 +75,7 @@ class Prediction:
     seconds: dict[str, float]
     grey: Sections
     fingerprint: dict[str, Any]
+    unclear_contrast: str | None = None
 
 
 class Segmenter(LightningModule):
@@ -170,10 +174,11 @@ class Segmenter(LightningModule):
         started = time.perf_counter()
         report, grey = progress or self.progress, Sections(volume.shape, volume.voxel_size_angstrom)
         fingerprint = {} if volume.path is None else fingerprint_of(volume.path)
+        normalization = Noted(self.normalization)
         try:
             normalized = normalize(
                 volume,
-                self.normalization,
+                normalization,
                 nonfinite=self.nonfinite,
                 progress=None if report is None else lambda done, total: report("reading", done, total),
                 seen=grey.add,
@@ -193,6 +198,7 @@ class Segmenter(LightningModule):
             seconds=seconds | out.seconds,
             grey=grey,
             fingerprint=fingerprint,
+            unclear_contrast=normalization.contrast,
         )
 
     def _as_seen(self, volume: Volume, normalized: Slices) -> Slices:

@@ -17,12 +17,15 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from etsam.errors import ConfigError, InputError, OutputError
 from etsam.postprocess.components import StreamedComponents
 from etsam.postprocess.steps import InstanceLabels, Step, apply_steps
+from etsam.prediction.closing import Closing, OutputFile, viewing_hint
+from etsam.prediction.doubts import Coverage, Mask, doubts
 from etsam.prediction.preview import Caption, MaskSections, weights_of, write_preview
 from etsam.prediction.record import OutputNames, environment, peak_memory_mb, read_record, write_record
 from etsam.prediction.segmenter import Prediction, Progress, is_out_of_memory
 from etsam.threads import worker_count
 from etsam.volume import Location, VolumeWriter, strip_suffix, volume_writer
 from etsam.volume.location import absolute, checksum_of, display_name, fingerprint_of
+from etsam.weights.registry import is_embedded
 
 log = logging.getLogger(__name__)
 
@@ -298,7 +301,8 @@ class PredictionWriter(BasePredictionWriter):
         names = self.names(volume.path)
         replace = self.overwrite or self.resume  # what resume finds incomplete is made anew
         depth = volume.shape[0]
-        sections = MaskSections(prediction.grey)
+        sections, before = MaskSections(prediction.grey), Coverage(volume.shape)
+        coverage = Coverage(volume.shape)
 
         def writer(path: Path, dtype: type) -> VolumeWriter:
             # what is pushed before the writer runs after it: then the file has its name
@@ -310,7 +314,8 @@ class PredictionWriter(BasePredictionWriter):
             logits = writer(names.logits, np.float32) if self.write_logits else None
             for z in range(depth):
                 plane = prediction.logits[z]
-                mask[z] = plane > prediction.threshold
+                mask[z] = membrane = plane > prediction.threshold
+                before.add(z, membrane)
                 if logits is not None:
                     logits[z] = plane
                 if progress is not None:
@@ -329,8 +334,10 @@ class PredictionWriter(BasePredictionWriter):
                     instances[z] = labels[z]
             pieces = StreamedComponents(final, InstanceLabels.connectivity).count
             for z in range(depth):
-                sections.add(z, final[z])
-            fraction = sections.voxels / float(np.prod(volume.shape))
+                plane = final[z]
+                coverage.add(z, plane)
+                sections.add(z, plane)
+            fraction = coverage.share
             if replace:
                 names.record.unlink(missing_ok=True)  # what is there was complete until now
             if self.write_preview:
@@ -344,19 +351,53 @@ class PredictionWriter(BasePredictionWriter):
                 write_preview(names.preview, prediction.grey, sections, caption, replace)
                 made.append(names.preview)
         seconds = prediction.seconds | {"write": time.perf_counter() - started}
-        record = self._record(prediction, fraction, seconds)
+        shares = {names.mask.name: before.share}
+        if self.steps:
+            shares[names.post_processed_mask.name] = coverage.share
+        mask_found = Mask(
+            coverage.share, before.share, coverage.only_at_border, prediction.unclear_contrast, prediction.threshold
+        )
+        warnings = list(doubts(mask_found))
+        record = self._record(prediction, fraction, seconds) | {
+            "membrane_share_of": shares,
+            "pieces": pieces,
+            "demo_weights": is_embedded(str(self.settings.get("weights", {}).get("stage2", {}).get("name", ""))),
+            "warnings": warnings,
+        }
         write_record(names.record, record, replace)
         self.written.append(names.mask)
-        memory = ", ".join(f"{megabytes / 1e3:.1f} GB {kind}" for kind, megabytes in record["peak_memory_mb"].items())
-        log.info(
-            "%s: %.2f %% membrane, %.1f s, at most %s -> %s",
-            display_name(volume.path),
-            100 * fraction,
-            sum(seconds.values()),
-            memory,
-            names.mask,
-        )
+        for warning in warnings:
+            log.warning("%s: %s", display_name(volume.path), warning)
+        self._tell(volume.path, names, record)
         return names
+
+    def _tell(self, path: Location, names: OutputNames, record: Mapping[str, Any]) -> None:
+        """Closing block in a terminal, one line elsewhere; the number beside a file is that file's."""
+        pieces = f"{record['pieces']} piece{'' if record['pieces'] == 1 else 's'}"  # of the last mask
+        shares = [f"{100 * share:.2f} %" for share in record["membrane_share_of"].values()]
+        found, cleaned = f"{shares[0]} membrane", f"after clean-up {shares[-1]}, {pieces}"
+        files = [OutputFile("mask", names.mask)]
+        if self.steps:
+            files.append(OutputFile("cleaned mask", names.post_processed_mask, cleaned))
+        else:
+            found += f", {pieces}"
+        if self.write_instances:
+            files.append(OutputFile("instances", names.instances, f"{pieces} numbered"))
+        if self.write_logits:
+            files.append(OutputFile("logits", names.logits))
+        if self.write_preview:
+            files.append(OutputFile("picture", names.preview))
+        look = viewing_hint(path, names.post_processed_mask if self.steps else names.mask)
+        closing = Closing(
+            path,
+            found,
+            f"{found}, {cleaned}" if self.steps else found,
+            sum(record["seconds"].values()),
+            ", ".join(f"{megabytes / 1e3:.1f} GB {kind}" for kind, megabytes in record["peak_memory_mb"].items()),
+            files,
+            [] if look is None else [look],
+        )
+        log.info("%s", closing.line(), extra={"screen": closing.block()})
 
     def _record(self, prediction: Prediction, fraction: float, seconds: Mapping[str, float]) -> dict[str, Any]:
         volume = prediction.volume

@@ -35,6 +35,10 @@ class NamedWeights:
         Where they are described; empty: they come with the program.
     zenodo_record
         Number of the Zenodo record that holds them; None: they are elsewhere.
+    megabytes
+        Of all files, about; None: they come with the program.
+    voxel_angstrom
+        Smallest and largest voxel size that they were trained on, Å; None: they are no membrane segmenters yet.
     """
 
     name: str
@@ -42,25 +46,41 @@ class NamedWeights:
     files: tuple[str, ...]
     page: str = ""
     zenodo_record: int | None = None
+    megabytes: int | None = None
+    voxel_angstrom: tuple[float, float] | None = None
 
 
 _NANO = NamedWeights(
-    "nano", "small network for a CPU, comes with the program", ("nano_stage1.safetensors", "nano_stage2.safetensors")
+    "nano",
+    "to try the program, on a CPU, too: simulations only",
+    ("nano_stage1.safetensors", "nano_stage2.safetensors"),
+    voxel_angstrom=(7.0, 48.0),  # of the simulated tomograms, checkpoints/train_nano.sh
 )
 _ETSAM_V1 = NamedWeights(
     "etsam_v1",
-    "the published ETSAM weights",
+    "the published ETSAM, for real work",
     ("etsam_stage1_v1.pt", "etsam_stage2_v1.pt"),
     PUBLISHED_WEIGHTS_URL,
     zenodo_record=17571925,
+    megabytes=646,  # two networks of SAM 2.1 base_plus, see below
+    voxel_angstrom=(5.0, 22.0),  # nine in ten tomograms of the published data set, data/dataset.csv
 )
 _SAM2 = [
-    NamedWeights(name, "SAM 2.1 as Meta trained it, to start training from", (f"{name}.pt",), _SAM2_URL)
-    for name in ("sam2.1_hiera_tiny", "sam2.1_hiera_small", "sam2.1_hiera_base_plus", "sam2.1_hiera_large")
+    NamedWeights(
+        f"sam2.1_hiera_{size}",
+        "to start training from: SAM 2.1 as Meta trained it",
+        (f"sam2.1_hiera_{size}.pt",),
+        _SAM2_URL,
+        megabytes=round(4 * million),  # 32 bits for each of the parameters that its README counts
+    )
+    for size, million in (("tiny", 38.9), ("small", 46), ("base_plus", 80.8), ("large", 224.4))
 ]
 
 REGISTRY = {weights.name: weights for weights in (_NANO, _ETSAM_V1, *_SAM2)}
 """Every name that `etsam weights` knows."""
+
+PUBLISHED = _ETSAM_V1
+"""Weights that `weights=auto` takes where they are."""
 
 
 def is_embedded(file_name: str) -> bool:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from etsam.errors import InputError
+from etsam.inference.rescale import scale_advice
 from etsam.inference.tiles import Overlapping
-from etsam.normalize import BLOCK, Statistics, measure
+from etsam.normalize import Statistics, measure
 from etsam.prediction.preview import Sections
 from etsam.volume import Location, Volume, locate, read_volume
 from etsam.volume.location import Url, state_of
+from etsam.weights.registry import REGISTRY
 
 PERCENTS = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
 TYPICAL_VOXEL_ANGSTROM = (4.0, 50.0)
@@ -236,11 +238,8 @@ def _histogram(statistics: Statistics) -> tuple[np.ndarray, np.ndarray]:
 
 
 NANO_SIDE, PUBLISHED_SIDE = 512, 1024  # tiles that the networks are made for, voxels (configs/net)
-NANO_VOXEL_ANGSTROM = (7.0, 45.0)
-"""Voxel sizes that the nano network is meant for."""
 
 _MANY_NEGATIVE = 0.25  # our choice
-_UNCLEAR_SKEWNESS = 0.05  # our choice; measured: -0.9 to -2.1 on PolNet tomograms, +0.4 on the HIV particles
 
 
 def suggestions(
@@ -272,8 +271,7 @@ def suggestions(
 def _normalization(statistics: Statistics) -> Iterator[str]:
     if statistics.nonfinite:
         yield "nonfinite=mean: put the mean of the others in the place of NaN and infinite voxels"
-    by_chance = math.sqrt(6 * BLOCK**2 / statistics.voxels)  # deviation of the skewness of so many normal values
-    if not abs(statistics.skewness) >= max(_UNCLEAR_SKEWNESS, 3 * by_chance):  # NaN is unclear, too
+    if not statistics.contrast_is_clear:
         yield (
             f"normalize=robust would take membranes for {statistics.contrast}, but by little; look at the picture and "
             "set normalize.membranes=dark or bright"
@@ -296,15 +294,10 @@ def _normalization(statistics: Statistics) -> Iterator[str]:
 
 
 def _network(voxel_size: tuple[float, float, float] | None) -> Iterator[str]:
-    smallest, largest = NANO_VOXEL_ANGSTROM
-    meant = f"the nano network is meant for {smallest:g} to {largest:g} Å"
     if voxel_size is None:
-        yield f"find out the voxel size: {meant}"
-    elif voxel_size[2] < smallest:
-        binning = math.ceil(smallest / voxel_size[2])
-        yield f"voxels of {voxel_size[2]:.3g} Å: {meant}; bin by {binning}, or use --weights etsam_v1"
-    elif voxel_size[2] > largest:
-        yield f"voxels of {voxel_size[2]:.3g} Å: {meant}; membranes are hardly resolved here"
+        yield "the voxel size is unknown: say what it is with --voxel-size"
+    elif advice := scale_advice(voxel_size, REGISTRY["nano"].voxel_angstrom):
+        yield f"nano: {advice}"
 
 
 def _tiles(shape: tuple[int, int, int]) -> Iterator[str]:

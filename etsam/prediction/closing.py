@@ -1,0 +1,90 @@
+"""Closing lines of a tomogram: where everything is, what is in it, and what to do next."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.text import Text
+
+from etsam.screen import BLUE, console, readable_seconds
+from etsam.volume import Location
+from etsam.volume.location import PLAIN_SUFFIXES, display_name
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One file that a tomogram got.
+
+    Attributes
+    ----------
+    what
+        In a word, such as `mask`.
+    path
+        Where it is.
+    note
+        What a log file says of it: what is in it; may be empty.
+    """
+
+    what: str
+    path: Path
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Closing:
+    """What is told of a tomogram that is done.
+
+    Attributes
+    ----------
+    tomogram
+        Its place.
+    found, found_in_all
+        What is in the mask, such as `2.06 % membrane, 12 pieces`; and in all masks.
+    seconds
+        That it took.
+    memory
+        Such as `1.1 GB ram`.
+    files
+        The mask first.
+    hints
+        What may be typed next.
+    """
+
+    tomogram: Location
+    found: str
+    found_in_all: str
+    seconds: float
+    memory: str
+    files: Sequence[OutputFile]
+    hints: Sequence[str] = ()
+
+    def line(self) -> str:
+        """One line, for a log file; beside each file what is in it."""
+        mask, *others = self.files
+        more = "".join(f"; {file.note} -> {file.path}" for file in others if file.note)
+        return (
+            f"{display_name(self.tomogram)}: {self.found}, {self.seconds:.1f} s, at most {self.memory} -> {mask.path}"
+            + more
+        )
+
+    def block(self) -> Text:
+        """Some lines, for a terminal."""
+        text, tick = Text(), "✓" if console().encoding.startswith("utf") else "*"
+        text.append(f"{tick} ", style="bold green")
+        text.append(display_name(self.tomogram), style="bold")
+        text.append(f"   {self.found_in_all}   {readable_seconds(self.seconds)}\n")
+        width = max(len(file.what) for file in self.files)
+        for file in self.files:
+            text.append(f"  {file.what:<{width}}  {file.path}\n")
+        for hint in self.hints:
+            text.append(f"  {hint}\n", style=BLUE)
+        return text
+
+
+def viewing_hint(tomogram: Location, mask: Path) -> str | None:
+    """Command of a common viewer that shows a mask over its tomogram; None where it reads neither."""
+    if mask.suffix != ".mrc":
+        return None
+    shown = [str(tomogram)] if isinstance(tomogram, Path) and tomogram.suffix.lower() in PLAIN_SUFFIXES else []
+    return f"look at it:  chimerax {shlex.join([*shown, str(mask)])}"

@@ -1,0 +1,136 @@
+"""Doubts about a mask: what is wrong with it most probably, and what to try."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from etsam.normalize import Normalization, Robust, SliceTransform, Statistics
+
+_MOST_SHARE = 0.25  # our choice; cells and simulations have 1 to 10 %
+_LEAST_SHARE = 0.00005  # what is shown as 0.00 %
+_BORDER_PARTS = 20  # the border is a 20th of each side, at either end; our choice
+_AT_BORDER_SHARE = 0.99
+
+
+class Noted:
+    """A normalisation that keeps the statistics it is fitted to.
+
+    Parameters
+    ----------
+    method
+        What normalises.
+
+    Attributes
+    ----------
+    statistics
+        Of the volume; None before `fit`.
+    """
+
+    def __init__(self, method: Normalization) -> None:
+        self.method = method
+        self.statistics: Statistics | None = None
+
+    def fit(self, statistics: Statistics) -> SliceTransform:
+        """As that of the method."""
+        self.statistics = statistics
+        return self.method.fit(statistics)
+
+    @property
+    def contrast(self) -> str | None:
+        """Contrast that was guessed, `dark` or `bright`, if it was by little; None: it was clear, or not guessed."""
+        guessed = isinstance(self.method, Robust) and self.method.membranes == "auto"
+        if self.statistics is None or not guessed or self.statistics.contrast_is_clear:
+            return None
+        return "bright" if self.statistics.contrast == "bright" else "dark"
+
+
+class Coverage:
+    """Share of membrane in a volume, and of membrane at its border, counted slice by slice.
+
+    Parameters
+    ----------
+    shape
+        (Z, Y, X).
+
+    Attributes
+    ----------
+    membrane, inside
+        Voxels of membrane, and those of them that do not lie at the border.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._voxels = int(np.prod(shape))
+        self._inner = tuple(slice(side // _BORDER_PARTS, side - side // _BORDER_PARTS) for side in shape)
+        self.membrane = self.inside = 0
+
+    def add(self, z: int, plane: np.ndarray) -> None:
+        """Count slice `z` of the mask, (Y, X)."""
+        self.membrane += int(np.count_nonzero(plane))
+        if self._inner[0].start <= z < self._inner[0].stop:
+            self.inside += int(np.count_nonzero(plane[self._inner[1:]]))
+
+    @property
+    def share(self) -> float:
+        """Membrane / all voxels, 0 to 1."""
+        return self.membrane / self._voxels
+
+    @property
+    def only_at_border(self) -> bool:
+        """Whether what there is of membrane lies within a 20th of a side from a face, or nearly all of it."""
+        return self.membrane > 0 and self.inside <= (1 - _AT_BORDER_SHARE) * self.membrane
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What is known of a mask that is judged.
+
+    Attributes
+    ----------
+    share, share_before
+        Membrane / all voxels, of the mask and of that before post-processing (the same without).
+    only_at_border
+        See `Coverage`.
+    unclear_contrast
+        See `Noted.contrast`.
+    threshold
+        That the logits were cut at.
+    """
+
+    share: float
+    share_before: float
+    only_at_border: bool
+    unclear_contrast: str | None
+    threshold: float
+
+
+def doubts(mask: Mask) -> Iterator[str]:
+    """Sentences about what is probably wrong, each with what to try in terms of settings."""
+    percent = f"{100 * mask.share:.2f} % of the tomogram is membrane"
+    other = "normalize.membranes=bright, or dark if it was treated as bright"
+    if mask.share < _LEAST_SHARE <= mask.share_before:
+        yield (
+            f"{percent}: post-processing removed everything there was ({100 * mask.share_before:.2f} %); use the mask "
+            "before it, or gentler steps"
+        )
+    elif mask.share < _LEAST_SHARE:
+        yield (
+            f"{percent}: nothing was found. Try a lower threshold (stage2.threshold={mask.threshold - 1:g}), the other "
+            f"contrast ({other}), and `etsam inspect` on the tomogram"
+        )
+    elif mask.share > _MOST_SHARE:
+        yield (
+            f"{percent}, far more than cells have. Try a higher threshold (stage2.threshold={mask.threshold + 1:g}), "
+            f"the other contrast ({other}), and `etsam inspect` on the tomogram"
+        )
+    if mask.only_at_border:
+        yield (
+            "all membrane lies at the border of the tomogram, where reconstructions often have edges; crop them away, "
+            "and look at the picture before you use the mask"
+        )
+    if mask.unclear_contrast is not None:
+        yield (
+            f"whether membranes are dark or bright is unclear here; they were treated as {mask.unclear_contrast}. Look "
+            f"at the picture; if it is wrong: normalize.membranes="
+            f"{'dark' if mask.unclear_contrast == 'bright' else 'bright'}"
+        )

@@ -1,0 +1,136 @@
+"""What a person sees in a terminal: lines that stay whole, bars that go, the time to the end of the job."""
+
+import json
+import logging
+from types import SimpleNamespace
+
+import pytest
+from command_line import status_of
+from conftest import write_mrc
+from terminal import Terminal, standard_error
+
+from etsam.prediction.forecast import Forecast
+from etsam.prediction.progress import SliceProgress
+from etsam.screen import Bars, ScreenHandler, bar_column, readable_seconds, shorten, working
+
+LONG_NAME = "TS_037_bin4_denoised_isonet_corrected_rec"
+TOY = ("net=tiny_test", "weights=random", "trainer=cpu")
+
+
+@pytest.fixture(params=[80, 120])
+def terminal(request):
+    made = Terminal(request.param)
+    yield made
+    made.close()
+
+
+def predicted_in(terminal, monkeypatch, *arguments):
+    """Status of a prediction by the toy network, in this process, whose standard error is the terminal."""
+    with standard_error(terminal, monkeypatch):
+        return status_of(["predict", *arguments, *TOY, "--output-dir", "out"])
+
+
+def test_a_screen_keeps_the_path_of_each_mask_whole_and_no_dead_bar(work, terminal, monkeypatch):
+    names = [LONG_NAME, "short"]
+    for name in names:
+        write_mrc(work / f"{name}.mrc")
+    status = predicted_in(
+        terminal, monkeypatch, *(f"{name}.mrc" for name in names), "--post-process", "write_preview=false"
+    )
+    terminal.close()
+    assert status == 0
+    for name in names:
+        record = json.loads((work / "out" / f"{name}_etsam_predicted_record.json").read_text())
+        for output in (f"{name}_etsam_predicted_mask.mrc", f"{name}_etsam_predicted_post_processed_mask.mrc"):
+            assert f"  out/{output}\n" in terminal.text()
+            assert f"{100 * record['membrane_share_of'][output]:.2f} %" in terminal.text()
+    assert not any("━" in line or " left" in line for line in terminal.screen())
+    assert terminal.screen()[-1].startswith("2 of 2 tomograms")
+    assert b"\x1b[31m" not in terminal.output  # no red
+
+
+def test_one_bar_a_tomogram_names_its_part_and_fits_the_line(terminal, monkeypatch):
+    job = SimpleNamespace(num_predict_batches=[2])
+    with standard_error(terminal, monkeypatch):
+        bars = SliceProgress()
+        bars.on_predict_start(job, None)
+        bars.on_predict_batch_start(job, None, f"folder/{LONG_NAME}.mrc", 0)
+        for part in ("reading", "stage 1", "stage 2"):
+            bars.update(part, 0, 100)
+            bars.update(part, 19, 100)
+        bars._bars.refresh()
+        at_work = len(terminal.settled())
+        bars.on_predict_end(job, None)
+    terminal.close()
+    whole, tomogram = terminal.screen(at_work)
+    assert whole.startswith("all tomograms")
+    assert "1 of 2" in whole
+    assert whole.endswith("left")
+    assert tomogram.startswith("…")
+    assert "corrected_rec.mrc "[-8:] in tomogram
+    assert tomogram.endswith("stage 2 of 2, slice 19 of 100")
+    assert terminal.screen() == []
+
+
+def test_a_log_line_above_a_bar_is_whole(terminal, monkeypatch):
+    with standard_error(terminal, monkeypatch):
+        logger = logging.Logger("etsam.somewhere")
+        logger.addHandler(ScreenHandler())
+        working("loading")
+        with Bars("{task.description}", bar_column()) as bars:
+            task = bars.add_task("at work", total=3)
+            for number in range(3):
+                bars.update(task, completed=number, refresh=True)
+                logger.warning("%d %s", number, "x" * 100)
+    terminal.close()
+    assert terminal.text() == "".join(f"WARNING: {number} {'x' * 100}\n" for number in range(3))
+
+
+def test_a_log_file_gets_one_plain_line_a_tomogram(work, tomogram, predict, caplog):
+    caplog.set_level(logging.INFO)
+    assert predict("tomo.mrc", "--post-process", "write_instances=true").status == 0
+    line = next(message for message in caplog.messages if message.startswith("tomo.mrc: ") and "_mask.mrc" in message)
+    shares = json.loads((work / "out" / "tomo_etsam_predicted_record.json").read_text())["membrane_share_of"]
+    before, after = (f"{100 * share:.2f} %" for share in shares.values())
+    first, cleaned, instances = line.split("; ")
+    assert first.startswith(f"tomo.mrc: {before}")
+    assert first.endswith("out/tomo_etsam_predicted_mask.mrc")
+    assert after in cleaned
+    assert cleaned.endswith("post_processed_mask.mrc")
+    assert instances.endswith("instances.mrc")
+
+
+def test_time_left_counts_the_parts_and_tomograms_to_come():
+    job = Forecast(3)
+    job.begin(0.0)
+    job.update("reading", 10, 10, now=1.0)
+    assert job.job_seconds_left(1.0) is None  # reading says nothing about the networks
+    job.update("stage 1", 0, 10, now=1.0)
+    job.update("stage 1", 5, 10, now=11.0)
+    assert job.seconds_left() == pytest.approx(10 + 20 + 2)  # stage 2 as fast as stage 1, writing ten times
+    assert job.share_done(11.0) == pytest.approx(11 / 43)
+    assert job.job_seconds_left(11.0) == pytest.approx(32 + 2 * 43)
+    job.update("stage 1", 10, 10, now=21.0)
+    job.update("stage 2", 0, 10, now=21.0)
+    job.update("stage 2", 10, 10, now=31.0)
+    job.update("writing", 0, 10, now=31.0)
+    job.update("writing", 10, 10, now=33.0)
+    job.end()
+    job.begin(40.0)
+    job.update("reading", 0, 20, now=40.0)
+    job.update("reading", 20, 20, now=42.0)
+    job.update("stage 1", 0, 20, now=42.0)
+    assert job.seconds_left() == pytest.approx(20 * 2 + 20 * 1 + 20 * 0.2)  # as fast as before, twice as many slices
+    assert job.job_seconds_left(42.0) == pytest.approx(64 + 40)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "?"), (0.4, "0 s"), (99.4, "99 s"), (100, "1:40"), (252, "4:12"), (3852, "1:04:12")]
+)
+def test_times_are_written_for_people(seconds, text):
+    assert readable_seconds(seconds) == text
+
+
+def test_long_names_lose_their_beginning():
+    assert shorten(LONG_NAME, 14) == "…corrected_rec"
+    assert shorten(LONG_NAME, len(LONG_NAME)) == LONG_NAME
