@@ -85,7 +85,9 @@ def summary(events: Iterable[Any], seconds: float, slices: int, device: torch.de
         A CPU's operations stand for kernels.
     """
     wanted = DeviceType.CUDA if device.type == "cuda" else DeviceType.CPU
-    total, count, spans, launches = defaultdict(float), defaultdict(int), [], 0
+    total: dict[str, float] = defaultdict(float)
+    count: dict[str, int] = defaultdict(int)
+    spans, launches = [], 0
     for event in events:
         launches += event.name in LAUNCHES
         if event.device_type == wanted:

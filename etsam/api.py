@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _COMMAND_LINE = (
     *("input", "output_dir", "overwrite", "resume", "debug", "write_logits", "write_instances", "write_preview"),
+    "write_page",
     *("output_format", "output_infix", "inputs", "writer", "segmenter", "paths", "local", "trainer", "hydra"),
 )
 _HONOURED = (  # settings of configs/predict.yaml, and their groups, that mean something for arrays
@@ -174,7 +175,7 @@ def load(overrides: Sequence[str] = (), *, device: str | None = None) -> Model:
             autocast = _autocast(cfg.trainer.precision)
         workers = worker_count(cfg.workers)
         ensure_weights(cfg.weights)
-        cfg.segmenter.scratch_folder = None
+        cfg.segmenter.scratch_folder, cfg.segmenter.samples = None, False
         segmenter = instantiate(cfg.segmenter).to(target)
         steps = instantiate(cfg.postprocess, _convert_="all")
     return Model(segmenter, autocast, steps or {}, workers)

@@ -116,12 +116,16 @@ def etsam(work, capsys):
 
 @pytest.fixture
 def predict(etsam):
-    """`etsam predict` with the toy network on the CPU, into the folder `out`; random weights if none are named."""
+    """`etsam predict` with the toy network on the CPU, into the folder `out`.
+
+    With random weights if none are named, and without pages unless they are asked for.
+    """
 
     def call(*arguments):
         named = any(argument == "--weights" or argument.startswith("weights=") for argument in arguments)
         weights = [] if named else ["weights=random"]
-        return etsam("predict", *arguments, "net=tiny_test", *weights, "trainer=cpu", "--output-dir", "out")
+        pages = [] if any(argument.startswith("write_page=") for argument in arguments) else ["write_page=false"]
+        return etsam("predict", *arguments, "net=tiny_test", *weights, *pages, "trainer=cpu", "--output-dir", "out")
 
     return call
 

@@ -35,7 +35,14 @@ def masks(outcome):
         ["resegment_prompted=true"],
         ["resegment_prompted=true", "net.input_slices=3", "encode_batch_size=2"],
         ["resegment_prompted=false", "write_preview=false"],
-        ["tiles.size_voxels=32", "views=2", "postprocess=thin_noise", "write_logits=true", "write_instances=true"],
+        [
+            "tiles.size_voxels=32",
+            "views=2",
+            "postprocess=thin_noise",
+            "write_logits=true",
+            "write_instances=true",
+            "write_page=true",
+        ],
     ],
     ids=str,
 )

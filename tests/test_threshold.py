@@ -87,7 +87,8 @@ def test_the_picture_shows_the_logits_where_the_tomogram_is_another(etsam, store
 def test_logits_without_record_and_by_any_name_will_do(etsam, work):
     logits = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
     write_mrc(work / "other.mrc", logits)
-    assert etsam("threshold", "other.mrc", "--at", "0.5", "--output-dir", "new", "--no-preview").status == 0
+    assert etsam("threshold", "other.mrc", "--at", "0.5", "--output-dir", "new", "--no-preview", "--page").status == 0
+    assert "0.5" in (work / "new" / "other_etsam_predicted_at_0.5.html").read_text()
     np.testing.assert_array_equal(mrcfile.read(work / "new" / "other_etsam_predicted_at_0.5_mask.mrc"), logits > 0.5)
 
 

@@ -27,6 +27,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="where masks go (beside the logits)")
     parser.add_argument("--no-preview", action="store_true", help="no picture, so the tomogram is not read")
+    parser.add_argument("--page", action="store_true", help="also a page to scroll through the slices (.html)")
     add_postprocess_flags(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace masks that exist")
 
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from etsam.errors import ConfigError
     from etsam.prediction.record import plain_settings
     from etsam.prediction.threshold import threshold_logits
+    from etsam.viewer.page import SlicePage
     from etsam.volume import locate
 
     try:
@@ -62,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
                 postprocess_settings=plain_settings(cfg.postprocess),
                 output_dir=args.output_dir,
                 preview=not args.no_preview,
+                views={"page": SlicePage()} if args.page else None,
                 overwrite=args.overwrite,
                 workers=cfg.workers,
                 progress=update,

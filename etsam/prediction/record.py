@@ -58,6 +58,10 @@ class OutputNames:
         """Picture."""
         return self._path("preview.png")
 
+    def view(self, suffix: str) -> Path:
+        """File of another program's view on the mask, such as `.html`."""
+        return self.folder / f"{self.stem}_etsam_predicted{self.infix}{suffix}"
+
     @property
     def record(self) -> Path:
         """JSON record, written last."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from lightning import LightningModule
 
@@ -25,6 +26,7 @@ from etsam.network.fast.heap import retain_freed_memory
 from etsam.normalize import Normalization, normalize
 from etsam.prediction.doubts import Noted
 from etsam.prediction.preview import Sections
+from etsam.prediction.samples import Samples
 from etsam.volume import Slices, Volume, read_volume
 from etsam.volume.location import display_name, fingerprint_of
 
@@ -65,6 +67,8 @@ class Prediction:
         `fingerprint_of` the file, taken before the first pass; empty for an array.
     unclear_contrast
         `dark` or `bright`, if membranes were taken for that by little (`etsam.prediction.doubts`); else None.
+    samples
+        Planes of the tomogram for a page, taken in the first pass; None if nobody asked.
     """
 
     volume: Volume
@@ -76,6 +80,7 @@ class Prediction:
     grey: Sections
     fingerprint: dict[str, Any]
     unclear_contrast: str | None = None
+    samples: Samples | None = None
 
 
 class Segmenter(LightningModule):
@@ -97,6 +102,8 @@ class Segmenter(LightningModule):
         Where low-resolution logits wait between the stages; None: in memory.
     progress
         Called slice by slice; None: nobody asks.
+    samples
+        Keep planes of each tomogram for a page (`Prediction.samples`).
     """
 
     def __init__(
@@ -108,6 +115,7 @@ class Segmenter(LightningModule):
         voxel_sizes: Sequence[float] | None = None,
         scratch_folder: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
+        samples: bool = False,
     ) -> None:
         super().__init__()
         self.two_stage = two_stage
@@ -118,6 +126,7 @@ class Segmenter(LightningModule):
         self.target_voxel_size, self.voxel_sizes = target_voxel_size, voxel_sizes
         self.scratch_folder = None if scratch_folder is None else Path(scratch_folder)
         self.progress = progress
+        self.samples = samples
 
     def predict_step(self, batch: str, batch_idx: int = 0) -> Prediction | InputError:
         """Segment one tomogram, to be written; see `attempt`."""
@@ -173,21 +182,28 @@ class Segmenter(LightningModule):
         """
         started = time.perf_counter()
         report, grey = progress or self.progress, Sections(volume.shape, volume.voxel_size_angstrom)
-        fingerprint = {} if volume.path is None else fingerprint_of(volume.path)
         normalization = Noted(self.normalization)
+        samples = Samples(volume.shape) if self.samples else None
+        fingerprint = {} if volume.path is None else fingerprint_of(volume.path)
+
+        def seen(z: int, plane: np.ndarray) -> None:
+            grey.add(z, plane)
+            if samples is not None:
+                samples.add(z, plane)
+
         try:
             normalized = normalize(
                 volume,
                 normalization,
                 nonfinite=self.nonfinite,
                 progress=None if report is None else lambda done, total: report("reading", done, total),
-                seen=grey.add,
+                seen=seen,
             )
         except InputError as error:
             raise InputError(f"{volume.path or 'array'}: {error}") from error
         seconds = {"normalize": time.perf_counter() - started}
-        seen = self._as_seen(volume, normalized)
-        out = self.two_stage(seen, scratch_folder=scratch_folder or self.scratch_folder, progress=report)
+        scaled = self._as_seen(volume, normalized)
+        out = self.two_stage(scaled, scratch_folder=scratch_folder or self.scratch_folder, progress=report)
         threshold = self.two_stage.stages[1].threshold
         return Prediction(
             volume=volume,
@@ -199,6 +215,7 @@ class Segmenter(LightningModule):
             grey=grey,
             fingerprint=fingerprint,
             unclear_contrast=normalization.contrast,
+            samples=samples,
         )
 
     def _as_seen(self, volume: Volume, normalized: Slices) -> Slices:

@@ -11,7 +11,9 @@ from etsam.errors import ConfigError, EtsamError, InputError
 from etsam.postprocess.steps import Step
 from etsam.prediction.preview import Sections
 from etsam.prediction.record import OutputNames, read_record
+from etsam.prediction.samples import Samples
 from etsam.prediction.segmenter import Prediction, Progress
+from etsam.prediction.views import View
 from etsam.prediction.writer import PredictionWriter
 from etsam.volume import Volume, locate, read_volume, strip_suffix
 from etsam.volume.location import Location, absolute, display_name, fingerprint_of, is_zarr
@@ -42,6 +44,7 @@ def threshold_logits(
     postprocess_settings: Any = None,
     output_dir: Path | None = None,
     preview: bool = True,
+    views: Mapping[str, View] | None = None,
     overwrite: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -64,6 +67,8 @@ def threshold_logits(
         None: where the logits lie.
     preview
         Draw the picture.
+    views
+        Further files beside each mask, as of `PredictionWriter`.
     overwrite, workers, progress
         As of `PredictionWriter`.
 
@@ -109,6 +114,7 @@ def threshold_logits(
             stem=names.stem,
             infix=f"{names.infix}_at_{label}",
             write_preview=preview,
+            views=views,
             output_format="zarr" if names.volume_suffix == ".zarr" else "mrc",
             postprocess=postprocess,
             overwrite=overwrite,
@@ -118,10 +124,12 @@ def threshold_logits(
         )
         writer.check({tomogram.path or logits: int(np.prod(volume.shape))})
         writers.append(writer)
-    grey = Sections(volume.shape)
-    if preview:
+    grey, samples = Sections(volume.shape), Samples(volume.shape)
+    if preview or views:
         for z in range(volume.shape[0]):
-            grey.add(z, tomogram[z])
+            plane = tomogram[z]
+            grey.add(z, plane)
+            samples.add(z, plane)
     return [
         writer.write(
             Prediction(
@@ -133,6 +141,7 @@ def threshold_logits(
                 seconds={},
                 grey=grey,
                 fingerprint=fingerprint,
+                samples=samples,
             )
         )
         for writer, threshold in zip(writers, thresholds, strict=True)

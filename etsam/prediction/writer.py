@@ -22,6 +22,7 @@ from etsam.prediction.doubts import Coverage, Mask, doubts
 from etsam.prediction.preview import Caption, MaskSections, weights_of, write_preview
 from etsam.prediction.record import OutputNames, environment, peak_memory_mb, read_record, write_record
 from etsam.prediction.segmenter import Prediction, Progress, is_out_of_memory
+from etsam.prediction.views import View
 from etsam.threads import worker_count
 from etsam.volume import Location, VolumeWriter, strip_suffix, volume_writer
 from etsam.volume.location import absolute, checksum_of, display_name, fingerprint_of
@@ -75,6 +76,8 @@ class PredictionWriter(BasePredictionWriter):
         All that decides the result, plain values; compared by `resume` and written to the record.
     progress
         Called slice by slice; None: nobody asks.
+    views
+        Further files beside each mask, by name, of which the enabled ones are written.
 
     Attributes
     ----------
@@ -105,6 +108,7 @@ class PredictionWriter(BasePredictionWriter):
         workers: int | None = None,
         settings: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
+        views: Mapping[str, View] | None = None,
     ) -> None:
         super().__init__(write_interval="batch")
         if overwrite and resume:
@@ -120,6 +124,7 @@ class PredictionWriter(BasePredictionWriter):
         self.steps = list((postprocess or {}).values())
         self.overwrite, self.resume, self.workers = overwrite, resume, worker_count(workers)
         self.settings, self.progress = dict(settings or {}), progress
+        self.views = [view for view in (views or {}).values() if view.enabled]
         self.written: list[Path] = []
         self.failures: list[str] = []
 
@@ -129,6 +134,10 @@ class PredictionWriter(BasePredictionWriter):
 
     def wanted(self, path: Location) -> list[Path]:
         """List the outputs that this run writes for a tomogram."""
+        return [*self._needed(path), *(view.path(self.names(path)) for view in self.views)]
+
+    def _needed(self, path: Location) -> list[Path]:
+        """Outputs without which a tomogram is not complete: all but views, which runs of old did not write."""
         names = self.names(path)
         wanted = [names.mask, names.record]
         wanted += [names.logits] * self.write_logits + [names.instances] * self.write_instances
@@ -227,7 +236,7 @@ class PredictionWriter(BasePredictionWriter):
                 f"{names.mask} was made with other settings ({', '.join(different)}); choose another output_dir, or "
                 "set overwrite=true to make it anew."
             )
-        if not all(file.exists() for file in self.wanted(path)):
+        if not all(file.exists() for file in self._needed(path)):
             return False
         if not _same_input(record["input"], path):
             raise OutputError(
@@ -303,6 +312,7 @@ class PredictionWriter(BasePredictionWriter):
         depth = volume.shape[0]
         sections, before = MaskSections(prediction.grey), Coverage(volume.shape)
         coverage = Coverage(volume.shape)
+        views = [view.begin(prediction, names, bool(self.steps)) for view in self.views]
 
         def writer(path: Path, dtype: type) -> VolumeWriter:
             # what is pushed before the writer runs after it: then the file has its name
@@ -318,6 +328,8 @@ class PredictionWriter(BasePredictionWriter):
                 before.add(z, membrane)
                 if logits is not None:
                     logits[z] = plane
+                for view in views:
+                    view.add_logits(z, plane)
                 if progress is not None:
                     progress("writing", z + 1, depth)
             final = mask
@@ -337,6 +349,8 @@ class PredictionWriter(BasePredictionWriter):
                 plane = final[z]
                 coverage.add(z, plane)
                 sections.add(z, plane)
+                for view in views:
+                    view.add_mask(z, plane)
             fraction = coverage.share
             if replace:
                 names.record.unlink(missing_ok=True)  # what is there was complete until now
@@ -364,6 +378,11 @@ class PredictionWriter(BasePredictionWriter):
             "demo_weights": is_embedded(str(self.settings.get("weights", {}).get("stage2", {}).get("name", ""))),
             "warnings": warnings,
         }
+        for kind, view in zip(self.views, views, strict=True):
+            view.write(record, replace)
+            made.append(kind.path(names))
+        if views:
+            record["seconds"]["views"] = round(time.perf_counter() - started - seconds["write"], 3)
         write_record(names.record, record, replace)
         self.written.append(names.mask)
         for warning in warnings:
@@ -387,6 +406,7 @@ class PredictionWriter(BasePredictionWriter):
             files.append(OutputFile("logits", names.logits))
         if self.write_preview:
             files.append(OutputFile("picture", names.preview))
+        files += [OutputFile("page", view.path(names)) for view in self.views]
         look = viewing_hint(path, names.post_processed_mask if self.steps else names.mask)
         closing = Closing(
             path,

@@ -1,0 +1,44 @@
+"""What other programs show of a mask: files beside it, made by workshops that the core does not know."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from etsam.prediction.record import OutputNames
+
+if TYPE_CHECKING:
+    from etsam.prediction.segmenter import Prediction
+
+
+class ViewInMaking(Protocol):
+    """A file that takes what it needs while the slices are written."""
+
+    def add_logits(self, z: int, plane: np.ndarray) -> None:
+        """Take what is needed of the logits of slice `z`, (Y, X) float32; slices come in order."""
+        ...
+
+    def add_mask(self, z: int, plane: np.ndarray) -> None:
+        """Take what is needed of slice `z` of the final mask, (Y, X); slices come in order."""
+        ...
+
+    def write(self, record: dict[str, Any], overwrite: bool) -> None:
+        """Write the file, whole or not at all; `record` is what `write_record` is about to write."""
+        ...
+
+
+class View(Protocol):
+    """A kind of file beside each mask."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it is written."""
+        ...
+
+    def path(self, names: OutputNames) -> Path:
+        """Where the file of a tomogram goes."""
+        ...
+
+    def begin(self, prediction: "Prediction", names: OutputNames, post_processed: bool) -> ViewInMaking:
+        """Start the file of a tomogram; `post_processed` says that the final mask is more than a threshold."""
+        ...

@@ -1,0 +1,84 @@
+"""A record in words: what the pages say of a mask."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from etsam.prediction.record import OutputNames
+
+_LITTLE, _MUCH = 0.0005, 0.5  # share of membrane below or above which a mask is likely wrong
+
+
+def share_text(share: float) -> str:
+    """Share as per cent with three digits at most.
+
+    Examples
+    --------
+    >>> share_text(0.01984), share_text(0.000042), share_text(0.0)
+    ('1.98 %', '0.0042 %', '0 %')
+    """
+    return f"{100 * share:.3g} %" if share < 0.0001 else f"{100 * share:.2f} %"
+
+
+def weights_of(record: Mapping[str, Any]) -> str:
+    """Name of the weights of stage 2; nothing if the record does not say."""
+    return str(record["settings"].get("weights", {}).get("stage2", {}).get("name", ""))
+
+
+def warnings_of(record: Mapping[str, Any]) -> list[str]:
+    """Reasons to doubt a mask, worst first; those that the record holds among them."""
+    share, found = record["membrane_share"], []
+    if weights_of(record).startswith("random"):
+        found.append("The weights are random, so this mask means nothing.")
+    if share == 0:
+        found.append("The mask is empty: nothing was taken for membrane. Try a lower threshold.")
+    elif share < _LITTLE:
+        found.append("Hardly anything was taken for membrane. Try a lower threshold.")
+    elif share > _MUCH:
+        found.append("More than half of the tomogram was taken for membrane. Try a higher threshold.")
+    return [*found, *(str(text) for text in record.get("warnings", []))]
+
+
+def headline(record: Mapping[str, Any]) -> str:
+    """One sentence: what was found."""
+    return f"{share_text(record['membrane_share'])} of this tomogram was taken for membrane."
+
+
+def duration_text(seconds: float) -> str:
+    """Time for people.
+
+    Examples
+    --------
+    >>> duration_text(25.2), duration_text(200), duration_text(7300)
+    ('25 s', '3 min 20 s', '2 h 02 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def facts_of(record: Mapping[str, Any], names: OutputNames) -> list[tuple[str, str]]:
+    """Heads and texts of the table below the picture."""
+    depth, height, width = record["input"]["shape_zyx"]
+    size, settings = record["input"]["voxel_size_angstrom_zyx"], record["settings"]
+    steps = settings.get("postprocess") or {}
+    voxel = "not in the file" if size is None else " × ".join(f"{value:.4g}" for value in size[::-1]) + " Å (x, y, z)"
+    facts = [
+        ("Tomogram", Path(str(record["input"]["path"])).name),
+        ("Size", f"{width} × {height} × {depth} voxels (x, y, z)"),
+        ("Voxel size", voxel),
+        ("Membrane", share_text(record["membrane_share"])),
+        ("Threshold", f"{settings['stage2']['threshold']:g}" if "stage2" in settings else ""),
+        ("Weights", weights_of(record)),
+        ("Post-processing", ", ".join(name.replace("_", " ") for name in steps) if steps else "none"),
+        ("Time", duration_text(sum(record["seconds"].values()))),
+        (
+            "Memory",
+            ", ".join(f"{value / 1e3:.1f} GB {kind.upper()}" for kind, value in record["peak_memory_mb"].items()),
+        ),
+        ("Finished", str(record["environment"]["finished"]).replace("T", " ").replace("+00:00", " UTC")),
+        ("Made with", f"etsam {record['environment']['etsam']}"),
+        ("Mask", (names.post_processed_mask if steps else names.mask).name),
+    ]
+    return [(head, text) for head, text in facts if text]

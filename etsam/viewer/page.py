@@ -1,0 +1,242 @@
+"""`NAME.html` beside each mask: slices to scroll, with a threshold to move; one file that loads nothing."""
+
+import base64
+import io
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, floor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from etsam.prediction.record import OutputNames
+from etsam.prediction.samples import Samples, evenly
+from etsam.viewer.facts import facts_of, headline, warnings_of
+from etsam.volume import atomic_path
+
+if TYPE_CHECKING:
+    from etsam.prediction.segmenter import Prediction
+
+_CLIP_PERCENT = (0.5, 99.5)
+_JPEG_QUALITY = 70
+_COMPRESSION = 6
+
+
+def stops_around(threshold: float) -> list[float]:
+    """Thresholds that the page's slider offers: tenths within 1 of the run's threshold, halves within 4, and itself.
+
+    They are decimal numbers that `etsam threshold --at` takes as they are written. No more than 255, so that how many
+    of them a logit exceeds fits into 8 bits.
+
+    Examples
+    --------
+    >>> len(stops_around(-0.25)), stops_around(-0.25)[:2], -0.25 in stops_around(-0.25)
+    (35, [-4.0, -3.5], True)
+    """
+    tenths = [number / 10 for number in range(ceil(10 * (threshold - 1)), floor(10 * (threshold + 1)) + 1)]
+    halves = [number / 2 for number in range(ceil(2 * (threshold - 4)), floor(2 * (threshold + 4)) + 1)]
+    return sorted({float(threshold), *tenths, *halves})
+
+
+def quantised(logits: np.ndarray, stops: Sequence[float]) -> np.ndarray:
+    """Number of stops that each logit lies strictly above, uint8: above stop `k` is where the number exceeds `k`."""
+    return np.searchsorted(np.asarray(stops, np.float32), logits, side="left").astype(np.uint8)
+
+
+def packed(plane: np.ndarray) -> bytes:
+    """Differences of each row (uint8) to the row before, by zlib: what `unpack` of slices.js takes back."""
+    return zlib.compress(np.diff(plane, axis=0, prepend=np.uint8(0)).tobytes(), _COMPRESSION)
+
+
+@dataclass(frozen=True)
+class SlicePage:
+    """The page of a mask.
+
+    Parameters
+    ----------
+    enabled
+        Whether it is written.
+    limit_mb
+        Largest size of the file, 10^6 bytes; of a large tomogram so many slices are shown as fit.
+    """
+
+    enabled: bool = True
+    limit_mb: float = 10.0
+
+    def path(self, names: OutputNames) -> Path:
+        """`NAME_etsam_predicted.html`."""
+        return names.view(".html")
+
+    def begin(self, prediction: "Prediction", names: OutputNames, post_processed: bool) -> "PageInMaking":
+        """Page of one prediction, which takes what it needs while the slices are written."""
+        assert prediction.samples is not None, "a page needs Segmenter(samples=True)"
+        return PageInMaking(self, prediction.samples, prediction.threshold, names, post_processed)
+
+
+class PageInMaking:
+    """The page of one tomogram while its slices pass by.
+
+    Memory: the quantised logits of the planes of `Samples`, compressed, and of the side views 1 byte a voxel.
+    """
+
+    def __init__(
+        self, page: SlicePage, grey: Samples, threshold: float, names: OutputNames, post_processed: bool
+    ) -> None:
+        self.page, self.grey, self.threshold, self.names = page, grey, threshold, names
+        self.stops = stops_around(threshold)
+        self._planes: dict[str, dict[int, dict[str, bytes]]] = {"z": {z: {} for z in grey.z}}
+        self._post_processed = post_processed
+        depth, height, width = grey.shape
+        kinds = ("logits", *(["mask"] if post_processed else []))
+        self._side = {
+            kind: {
+                "y": {y: np.zeros((depth, width), np.uint8) for y in grey.y},
+                "x": {x: np.zeros((depth, height), np.uint8) for x in grey.x},
+            }
+            for kind in kinds
+        }
+
+    def add_logits(self, z: int, plane: np.ndarray) -> None:
+        """Take what is needed of the logits of slice `z`, (Y, X) float32."""
+        self._add("logits", z, plane, lambda part: quantised(part, self.stops))
+
+    def add_mask(self, z: int, plane: np.ndarray) -> None:
+        """Take what is needed of slice `z` of the final mask, (Y, X), if that is more than a threshold."""
+        if self._post_processed:
+            self._add("mask", z, plane, lambda part: (np.asarray(part) > 0).astype(np.uint8))
+
+    def _add(self, kind: str, z: int, plane: np.ndarray, convert: Any) -> None:
+        if z in self._planes["z"]:
+            self._planes["z"][z][kind] = packed(convert(plane))
+        for y, kept in self._side[kind]["y"].items():
+            kept[z] = convert(plane[y])
+        for x, kept in self._side[kind]["x"].items():
+            kept[z] = convert(plane[:, x])
+
+    def write(self, record: dict[str, Any], overwrite: bool) -> None:
+        """Write the page, whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            If it exists and may not be replaced, or cannot be written.
+        """
+        views, of_all = self._views()
+        text = document(record, self.names, self.stops, self.threshold, views, of_all, self.grey.reduction)
+        with atomic_path(self.page.path(self.names), overwrite) as part:
+            part.write_text(text, encoding="utf-8")
+
+    def _views(self) -> tuple[list[dict[str, Any]], int]:
+        """Planes by direction, base64, and how many slices there are of which those of the first direction are."""
+        grey = {"z": self.grey.xy, "y": self.grey.xz, "x": self.grey.yz}
+        low, high = _contrast(self.grey.xy.values())
+        for axis in ("y", "x"):
+            self._planes[axis] = {
+                at: {kind: packed(planes[axis][at]) for kind, planes in self._side.items()} for at in grey[axis]
+            }
+        for axis, planes in self._planes.items():
+            for at, plane in planes.items():
+                plane["grey"] = _jpeg(grey[axis][at], low, high)
+        size = {
+            axis: sum(len(part) for plane in planes.values() for part in plane.values())
+            for axis, planes in self._planes.items()
+        }
+        limit = self.page.limit_mb * 1e6 * 0.73 - size["y"] - size["x"]  # base64 makes 4 bytes of 3
+        positions = list(self._planes["z"])
+        count = max(3, min(len(positions), int(len(positions) * limit / size["z"])))
+        self._planes["z"] = {at: self._planes["z"][at] for at in (positions[i] for i in evenly(len(positions), count))}
+        depth, height, width = self.grey.shape
+        sides = {"z": (height, width, "x", "y"), "y": (depth, width, "x", "z"), "x": (depth, height, "y", "z")}
+        return [
+            {
+                "axis": axis,
+                "height": sides[axis][0],
+                "width": sides[axis][1],
+                "across": sides[axis][2],
+                "up": sides[axis][3],
+                "planes": [
+                    {"at": at} | {kind: base64.b64encode(part).decode() for kind, part in plane.items()}
+                    for at, plane in planes.items()
+                ],
+            }
+            for axis, planes in self._planes.items()
+        ], depth
+
+
+def _contrast(planes: Any) -> tuple[float, float]:
+    values = np.concatenate([plane[::4, ::4].ravel() for plane in planes])
+    values = values[np.isfinite(values)]
+    low, high = np.percentile(values, _CLIP_PERCENT) if values.size else (0.0, 1.0)
+    return float(low), float(high) if high > low else float(low) + 1.0
+
+
+def _jpeg(plane: np.ndarray, low: float, high: float) -> bytes:
+    scaled = np.nan_to_num((plane - low) / (high - low) * 255, nan=0.0, posinf=255.0, neginf=0.0)
+    out = io.BytesIO()
+    Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8)).save(out, "JPEG", quality=_JPEG_QUALITY)
+    return out.getvalue()
+
+
+def environment() -> Environment:
+    """Templates of this room, every text in them escaped."""
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+
+
+def document(
+    record: Mapping[str, Any],
+    names: OutputNames,
+    stops: Sequence[float],
+    threshold: float,
+    views: Sequence[Mapping[str, Any]],
+    depth: int,
+    reduction: int,
+) -> str:
+    """HTML of the page of a mask.
+
+    Parameters
+    ----------
+    record
+        What `write_record` writes.
+    names
+        Of the outputs beside the page.
+    stops, threshold
+        Of the slider, and where it starts.
+    views
+        As `PageInMaking` packs them.
+    depth
+        Slices of the tomogram, of which the first view shows some.
+    reduction
+        Voxels along an axis that make one pixel of the grey values.
+    """
+    shown = len(views[0]["planes"])
+    notes = []
+    if shown < depth:
+        notes.append(f"{shown} of {depth} slices are here; the mask on disk has all of them.")
+    if reduction > 1:
+        notes.append(f"Grey values are means of {reduction} × {reduction} voxels; the mask is shown voxel by voxel.")
+    size = record["input"]["voxel_size_angstrom_zyx"]
+    data = {
+        "stops": list(stops),
+        "start": list(stops).index(threshold),
+        "voxel_nm": None if size is None else {axis: value / 10 for axis, value in zip("zyx", size, strict=True)},
+        "views": views,
+        "post_processed": bool(views[0]["planes"] and "mask" in views[0]["planes"][0]),
+        "command": f"etsam threshold {names.logits.name} --at",
+    }
+    words = {
+        "title": Path(str(record["input"]["path"])).name,
+        "headline": headline(record),
+        "warnings": warnings_of(record),
+        "facts": facts_of(record, names),
+        "record": json.dumps(record, indent=2, default=str),
+        "notes": notes,
+        "data": data,
+        "has_logits": names.logits.name in record["outputs"],
+    }
+    return environment().get_template("slices.html").render(words)

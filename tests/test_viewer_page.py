@@ -1,0 +1,230 @@
+"""The page beside a mask and the overview of a folder: what they hold, and what a browser makes of them."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import mrcfile
+import numpy as np
+import pytest
+from conftest import write_mrc
+from scipy.ndimage import gaussian_filter
+
+from etsam.postprocess.steps import RemoveSmallComponents
+from etsam.prediction.preview import Sections
+from etsam.prediction.samples import Samples, evenly, reduced
+from etsam.prediction.segmenter import Prediction
+from etsam.prediction.threshold import threshold_logits
+from etsam.prediction.writer import PredictionWriter
+from etsam.viewer.index import INDEX, rows_of, write_index
+from etsam.viewer.page import SlicePage, quantised, stops_around
+from etsam.volume import locate, read_volume
+
+SHAPE = (7, 30, 46)
+THRESHOLD = 0.33
+needs_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
+
+
+def write_prediction(folder, name="tomo", *, threshold=THRESHOLD, postprocess=None, page=None, shape=SHAPE):
+    """Outputs of a prediction whose logits are smooth noise; gives the names and the logits."""
+    noise = np.random.default_rng(len(name))
+    logits = (3 * gaussian_filter(noise.normal(size=shape), 1)).astype(np.float32)
+    volume = read_volume(write_mrc(folder / f"{name}.mrc", noise.normal(size=shape).astype(np.float32)))
+    grey, samples = Sections(shape), Samples(shape)
+    for z in range(shape[0]):
+        grey.add(z, volume[z])
+        samples.add(z, volume[z])
+    settings = {"stage2": {"threshold": threshold}, "weights": {"stage2": {"name": "some"}}}
+    writer = PredictionWriter(
+        folder,
+        write_logits=True,
+        write_preview=False,
+        postprocess=postprocess,
+        settings=settings | {"postprocess": dict.fromkeys(postprocess or {})},
+        views={"page": page or SlicePage(), "other": SlicePage(enabled=False)},
+        overwrite=True,
+    )
+    prediction = Prediction(volume, logits, logits, threshold, 1, {"stage 1": 2.0}, grey, {}, samples=samples)
+    return writer.write(prediction), logits
+
+
+def data_of(page):
+    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])
+
+
+def test_the_page_is_one_file_that_loads_nothing(tmp_path):
+    names, _ = write_prediction(tmp_path)
+    page = names.view(".html")
+    assert page.name == "tomo_etsam_predicted.html"
+    text = page.read_text()
+    assert not re.search(r"https?://|src=\"(?!data:)|@import|url\(", text)
+    assert "default-src 'none'" in text
+    assert json.loads(names.record.read_text())["outputs"][-1] == page.name
+
+
+def test_the_steps_of_the_slider_are_decimal_and_hold_the_threshold_of_the_run():
+    for threshold in (THRESHOLD, -0.25, 0.5, 3.0):
+        stops = stops_around(threshold)
+        assert threshold in stops
+        assert stops == sorted(set(stops))
+        assert len(stops) <= 255
+        assert stops == [float(f"{stop:g}") for stop in stops]
+
+
+def test_a_quantised_logit_exceeds_a_step_exactly_where_the_logit_does():
+    stops = stops_around(THRESHOLD)
+    exact = np.array(stops, np.float32)
+    logits = np.concatenate([exact, np.nextafter(exact, np.float32(9)), np.nextafter(exact, np.float32(-9))])
+    for number, stop in enumerate(stops):
+        np.testing.assert_array_equal(quantised(logits, stops) > number, logits > stop)
+
+
+def test_a_large_volume_is_sampled_within_the_limit_and_the_page_says_so(tmp_path):
+    names, _ = write_prediction(tmp_path, page=SlicePage(limit_mb=0.09), shape=(40, 90, 110))
+    page = names.view(".html")
+    assert page.stat().st_size < 0.09e6 + 40_000  # the program of the page, and its words
+    shown = [plane["at"] for plane in data_of(page)["views"][0]["planes"]]
+    assert (shown[0], shown[-1]) == (0, 39)
+    assert 3 <= len(shown) < 40
+    assert f"{len(shown)} of 40 slices are here" in page.read_text()
+
+
+def test_samples_of_a_huge_tomogram_are_few_and_reduced():
+    samples = Samples((500, 928, 960))
+    assert (len(samples.z), samples.reduction) == (35, 2)
+    assert evenly(7, 3) == [0, 3, 6]
+    plane = np.arange(15, dtype=np.float32).reshape(3, 5)
+    np.testing.assert_array_equal(reduced(plane, 2), [[3, 5, 6.5], [10.5, 12.5, 14]])
+
+
+SCRIPT = """<script>
+const wait = async () => {  // until what was asked for is drawn
+  for (let before = null; before !== drawing || !planes.size;) {
+    before = drawing;
+    await new Promise((after) => setTimeout(after, 60));
+  }
+};
+const tell = (id, value) => { byId(id).value = value; byId(id).dispatchEvent(new Event('input')); };
+const masked = () => {
+  const { width, height } = byId('mask');
+  const data = byId('mask').getContext('2d').getImageData(0, 0, width, height).data;
+  return Array.from({ length: width * height }, (_, i) => data[4 * i + 3] ? 1 : 0).join('');
+};
+const told = () => byId('status').textContent;
+const key = (name, target = document.body) =>
+  target.dispatchEvent(new KeyboardEvent('keydown', { key: name, bubbles: true }));
+(async () => {
+  const out = { masks: {}, moves: [] };
+  await wait();
+  out.start = told();
+  out.outline = masked().includes('1');
+  document.querySelector('[value=fill]').click();
+  await wait();
+  out.final = masked();
+  for (const stop of STOPS) {
+    tell('threshold', data.stops.indexOf(stop));
+    for (let view = 0; view < 3; view++) {
+      document.querySelectorAll('[name=view]')[view].click();
+      for (let at = 0; at < data.views[view].planes.length; at++) {
+        tell('slice', at);
+        await wait();
+        out.masks[[stop, data.views[view].axis, data.views[view].planes[at].at]] = masked();
+      }
+    }
+  }
+  document.querySelectorAll('[name=view]')[0].click();
+  const moves = [() => tell('slice', 3), () => key('ArrowRight'), () => key('ArrowLeft'),
+    () => key('Home', byId('stage')), () => byId('forward').click(),
+    () => byId('stage').dispatchEvent(new WheelEvent('wheel', { deltaY: 100, bubbles: true, cancelable: true })),
+    () => key(']'), () => byId('reset').click()];
+  for (const move of moves) { move(); await wait(); out.moves.push(told()); }
+  out.scale = byId('scale-text').textContent;
+  out.wide = document.documentElement.scrollWidth <= window.innerWidth;
+  document.title = JSON.stringify(out);
+})();
+</script>"""
+
+
+def in_browser(page, script, folder, width=390):
+    """What the script leaves in the title of the page, which is opened as a file."""
+    copy = folder / "with_script.html"
+    copy.write_text(page.read_text().replace("</body>", script + "</body>"), encoding="utf-8")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    command += ["--virtual-time-budget=60000", f"--window-size={width},844", "--dump-dom", copy.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return json.loads(re.search(r"<title>(\{.*?\})</title>", shown.stdout)[1])
+
+
+@needs_browser
+def test_the_mask_at_each_step_is_what_the_command_writes(tmp_path):
+    names, logits = write_prediction(tmp_path, postprocess={"small": RemoveSmallComponents(min_voxels=40)})
+    stops = [-0.5, THRESHOLD, 1.0]
+    seen = in_browser(names.view(".html"), SCRIPT.replace("STOPS", json.dumps(stops)), tmp_path)
+    written = threshold_logits(locate(names.logits), stops, preview=False)
+
+    def text(plane):
+        return "".join(map(str, (plane > 0).astype(int).ravel()))
+
+    samples = Samples(SHAPE)
+    for stop, at_stop in zip(stops, written, strict=True):
+        mask = mrcfile.read(at_stop.mask)
+        assert 0 < mask.mean() < 1
+        np.testing.assert_array_equal(mask, logits > stop)
+        for axis, planes in (("z", samples.z), ("y", samples.y), ("x", samples.x)):
+            for at in planes:
+                plane = np.take(mask, at, "zyx".index(axis))
+                assert seen["masks"].pop(f"{stop:g},{axis},{at}") == text(plane)
+    assert seen["masks"] == {}
+    cleaned = mrcfile.read(names.post_processed_mask)
+    assert seen["final"] == text(cleaned[3])
+    assert seen["start"] == f"slice z = 3: {100 * cleaned[3].mean():.2f} % membrane, after post-processing"
+    assert seen["outline"]
+    assert [move.partition(":")[0] for move in seen["moves"]] == [f"slice z = {z}" for z in (3, 4, 3, 0, 1, 2, 2, 2)]
+    assert seen["moves"][-2].endswith("threshold 1.1")
+    assert seen["moves"][-1].endswith("after post-processing")
+    assert (seen["scale"], seen["wide"]) == ("2 nm", True)
+
+
+def test_the_overview_shows_what_needs_a_look_first(tmp_path):
+    for name, threshold in (("usual", 0.3), ("like_it", 0.3), ("empty", 50.0)):
+        write_prediction(tmp_path, name, threshold=threshold)
+    path = write_index(tmp_path, ["broken.mrc: no volume"])
+    text = path.read_text()
+    rows = rows_of(tmp_path, ["broken.mrc: no volume"])
+    assert [row.name for row in rows][:2] == ["broken.mrc", "empty"]
+    assert [bool(row.warnings) for row in rows] == [True, True, False, False]
+    assert [row.page for row in rows][1] == "empty_etsam_predicted.html"
+    assert text.index("broken.mrc") < text.index("empty") < min(text.index("usual_"), text.index("like_it_"))
+    assert not re.search(r"https?://|src=\"(?!data:)", text)
+
+
+def test_a_folder_of_one_tomogram_has_no_overview_and_a_strange_one_stays(tmp_path):
+    write_prediction(tmp_path, "one")
+    assert write_index(tmp_path) is None
+    write_prediction(tmp_path, "two")
+    (tmp_path / INDEX).write_text("mine")
+    assert write_index(tmp_path) is None
+    assert (tmp_path / INDEX).read_text() == "mine"
+
+
+def test_a_run_writes_page_and_overview_unless_told_otherwise(predict, work):
+    for name in ("a.mrc", "b.mrc"):
+        write_mrc(work / name)
+    outcome = predict("a.mrc", "b.mrc", "write_preview=false", "write_page=true")
+    assert outcome.status == 0, outcome.stderr
+    assert {"a_etsam_predicted.html", "b_etsam_predicted.html", INDEX} <= set(outcome.files)
+    record = json.loads((work / "out" / "a_etsam_predicted_record.json").read_text())
+    assert record["seconds"]["views"] > 0
+    assert "random" in (work / "out" / INDEX).read_text()
+    shutil.rmtree(work / "out")
+    assert not [name for name in predict("a.mrc", "b.mrc", "write_page=false").files if name.endswith("html")]
+
+
+def test_a_run_of_old_without_pages_is_complete_for_resume(predict, work):
+    write_mrc(work / "a.mrc")
+    assert predict("a.mrc", "write_preview=false", "write_page=false").status == 0
+    mask = work / "out" / "a_etsam_predicted_mask.mrc"
+    before = mask.stat().st_mtime_ns
+    assert predict("a.mrc", "write_preview=false", "write_page=true", "--resume").status == 0
+    assert mask.stat().st_mtime_ns == before
