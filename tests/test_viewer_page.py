@@ -187,7 +187,7 @@ def test_the_mask_at_each_step_is_what_the_command_writes(tmp_path):
 
 
 def test_the_overview_shows_what_needs_a_look_first(tmp_path):
-    for name, threshold in (("usual", 0.3), ("like_it", 0.3), ("empty", 50.0)):
+    for name, threshold in (("usual", 1.0), ("like_it", 1.0), ("empty", 50.0)):
         write_prediction(tmp_path, name, threshold=threshold)
     path = write_index(tmp_path, ["broken.mrc: no volume"])
     text = path.read_text()
