@@ -1,7 +1,8 @@
 """Grey values of a tomogram -> network input, slice by slice, never in place.
 
 A method is chosen once (`MinMaxPositive`, `SoftplusMinMax`, `Robust`), fitted to the whole volume's `Statistics` (one
-streaming pass), and then applied to each slice as it is needed: nothing of the size of the volume is held.
+streaming pass), and then applied to each slice as it is needed: nothing of the size of the volume is held. What the
+volume is padded with (`etsam.volume.content`) counts in none of them, and costs a pass more where there is some.
 
 The first two are those of the published ETSAM; its command line and its training data use `MinMaxPositive`, its
 evaluation script `SoftplusMinMax`. Both keep the grey-value scale's sign, hence see what is negative differently.
@@ -10,7 +11,7 @@ evaluation script `SoftplusMinMax`. Both keep the grey-value scale's sign, hence
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from etsam.errors import ConfigError, InputError
+from etsam.volume.content import Content, ContentSearch, padded_voxels
 from etsam.volume.slices import LazySlices, Slices
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ _UNCLEAR_SKEWNESS = 0.05  # our choice; measured: -0.9 to -2.1 on PolNet tomogra
 
 @dataclass(frozen=True)
 class Statistics:
-    """Grey-value statistics of a volume, from one streaming pass.
+    """Grey-value statistics of a volume, from one streaming pass, without what it is padded with.
 
     Attributes
     ----------
@@ -45,6 +47,12 @@ class Statistics:
     skewness
         Of 4 x 4 block means within slices: below 0 where the minority (membranes, proteins) is dark; NaN where the
         block means do not vary.
+    content
+        Part of the volume that all of these are of; None: all of it.
+    padding
+        Grey value of areas within it that hold no image, and that are left out, too; None: there are none.
+    padded
+        Number of their voxels.
     """
 
     minimum: float
@@ -54,6 +62,9 @@ class Statistics:
     nonfinite: int
     sample: np.ndarray
     skewness: float
+    content: Content | None = None
+    padding: float | None = None
+    padded: int = 0
 
     @property
     def contrast(self) -> Literal["dark", "bright", "unknown"]:
@@ -78,7 +89,7 @@ def measure(
     progress: Callable[[int, int], None] | None = None,
     seen: Callable[[int, np.ndarray], None] | None = None,
 ) -> Statistics:
-    """Statistics of a volume; every slice is read once.
+    """Statistics of the image in a volume; every slice is read once, and again if there is padding.
 
     Parameters
     ----------
@@ -87,51 +98,90 @@ def measure(
     progress
         Called with (slices read, slices in all).
     seen
-        Called with each slice as it is read, (z, (Y, X)), for what else is taken from the same pass over the file.
+        Called with each slice as it is read first, (z, (Y, X)), for what else is taken from the same pass.
 
     Raises
     ------
     InputError
         If no voxel is finite.
     """
+    return without_padding(slices, *survey(slices, progress, seen), progress)
+
+
+def without_padding(
+    slices: Slices,
+    statistics: Statistics,
+    search: ContentSearch,
+    progress: Callable[[int, int], None] | None = None,
+) -> Statistics:
+    """Statistics of the image in a volume, from its `survey`, which they are if there is no padding; as `measure`."""
+    content = Content.whole(tuple(slices.shape))
+    while not search.content.is_whole:  # within a rim there may be another, of another value
+        content = content.narrowed(search.content)
+        statistics, search = survey(content.of(slices), progress)
+    if search.padding is not None:
+        within, _ = survey(content.of(slices), progress, padding=search.padding)
+        if within.maximum > within.minimum:  # else it is a drawing of two values, and none is padding
+            statistics = within
+    return statistics if content.is_whole else replace(statistics, content=content)
+
+
+def survey(
+    slices: Slices,
+    progress: Callable[[int, int], None] | None = None,
+    seen: Callable[[int, np.ndarray], None] | None = None,
+    padding: float | None = None,
+) -> tuple[Statistics, ContentSearch]:
+    """Statistics of all voxels but those of areas of the value `padding`, and where the image is; see `measure`."""
     depth, height, width = slices.shape
     step = max(1, round((depth * height * width / _SAMPLE_VOXELS) ** 0.5))
-    low, high, total, nonfinite = np.inf, -np.inf, 0.0, 0
-    sample, moments = [], Moments()
+    low, high, total, nonfinite, padded = np.inf, -np.inf, 0.0, 0, 0
+    sample, moments, search = [], Moments(), ContentSearch(tuple(slices.shape))
     for z in range(depth):
         grey = slices[z]
         if seen is not None:
             seen(z, grey)
+        search.add(z, grey)
         plane = grey.astype(np.float32)
-        finite = np.isfinite(plane)
+        finite = counted = np.isfinite(plane)
         bad = plane.size - int(np.count_nonzero(finite))
+        blank = None
+        if padding is not None:
+            blank = padded_voxels(grey, padding)
+            counted = finite & ~blank
+            padded += int(np.count_nonzero(blank))
+        values = plane if blank is None and not bad else plane[counted]
         if bad:
             nonfinite += bad
-            values = plane[finite]
             plane = np.where(finite, plane, np.float32(values.mean(dtype=np.float64) if values.size else 0))
-        else:
-            values = plane
         if values.size:
             low, high = min(low, float(values.min())), max(high, float(values.max()))
             total += float(values.sum(dtype=np.float64))
         grid = np.s_[z % step :: step, (3 * z) % step :: step]  # moves with z, so columns are not sampled twice
-        sample.append(plane[grid][finite[grid]])
+        sample.append(plane[grid][counted[grid]])
         if values.size:
-            moments = moments.merged(Moments.of(_block_means(plane)))
+            means = _block_means(plane)
+            if blank is not None:
+                means = means[_block_means(blank) == 0]
+            if means.size:
+                moments = moments.merged(Moments.of(means))
         if progress is not None:
             progress(z + 1, depth)
     voxels = depth * height * width
     if nonfinite == voxels:
         raise InputError(f"none of the {voxels} voxels is a finite number; the file holds no image.")
-    return Statistics(
+    found = Statistics(
         minimum=low,
         maximum=high,
-        mean=total / (voxels - nonfinite),
+        mean=total / max(1, voxels - nonfinite - padded),
         voxels=voxels,
         nonfinite=nonfinite,
         sample=np.sort(np.concatenate(sample)),
         skewness=moments.skewness,
+        padding=padding,
+        padded=padded,
     )
+    return found, search
 
 
 def _block_means(plane: np.ndarray) -> np.ndarray:
@@ -295,36 +345,61 @@ class Robust:
         return transform
 
 
-def normalized(slices: Slices, transform: SliceTransform, replace_nonfinite: float | None = None) -> LazySlices:
-    """Slices of a volume after a transform, (Z, Y, X) float32, computed as they are asked for.
+@dataclass(frozen=True)
+class Fitted:
+    """A method fitted to one volume.
 
-    Parameters
+    Attributes
     ----------
-    slices
-        Grey values (Z, Y, X).
     transform
         From `Normalization.fit`.
+    content
+        Part of the volume that holds an image; None: all of it.
+    padding
+        Grey value of areas within it that hold none; None: there are none.
+    mean
+        Grey value that stands for padding, and for NaN and infinite voxels.
     replace_nonfinite
-        Grey value that stands for NaN and infinite voxels, or None if there are none.
+        True if there are any of these.
     """
 
-    def plane(grey: np.ndarray) -> np.ndarray:
-        if replace_nonfinite is not None:
-            grey = np.where(np.isfinite(grey), grey, np.float32(replace_nonfinite)).astype(np.float32)
-        return transform(grey)
+    transform: SliceTransform
+    content: Content | None = None
+    padding: float | None = None
+    mean: float = 0.0
+    replace_nonfinite: bool = False
 
-    return LazySlices.of(slices).map(plane)
+    def inner(self, slices: Slices) -> LazySlices:
+        """Normalised slices of the content of the volume (Z, Y, X), float32, computed as they are asked for."""
+        content = LazySlices.of(slices) if self.content is None else self.content.of(slices)
+        return content.map(self._plane)
+
+    def whole(self, slices: Slices) -> LazySlices:
+        """Normalised slices (Z, Y, X) float32 of all of the volume, or of any cutting of it, rim included."""
+        return LazySlices.of(slices).map(self._plane)
+
+    def put_back(self, inner: Slices, volume: Slices, fill: float) -> Slices:
+        """Slices (Z, Y, X) float32 of the whole volume from those of its content, `fill` where there is no image."""
+        content, padding = self.content, self.padding
+        if padding is not None:
+            image, seen = inner, LazySlices.of(volume) if content is None else content.of(volume)
+
+            def plane(z: int) -> np.ndarray:
+                return np.where(padded_voxels(seen[z], padding), np.float32(fill), image[z])
+
+            inner = LazySlices(tuple(image.shape), plane)
+        return inner if content is None else content.around(inner, fill)
+
+    def _plane(self, grey: np.ndarray) -> np.ndarray:
+        if self.padding is not None:
+            grey = np.where(padded_voxels(grey, self.padding), np.float32(self.mean), grey.astype(np.float32))
+        if self.replace_nonfinite:
+            grey = np.where(np.isfinite(grey), grey, np.float32(self.mean)).astype(np.float32)
+        return self.transform(grey)
 
 
-def normalize(
-    slices: Slices,
-    method: Normalization,
-    *,
-    nonfinite: Literal["error", "mean"] = "error",
-    progress: Callable[[int, int], None] | None = None,
-    seen: Callable[[int, np.ndarray], None] | None = None,
-) -> LazySlices:
-    """Normalised slices of a volume, after it was measured and `method` fitted to it.
+def fit_to(statistics: Statistics, method: Normalization, nonfinite: Literal["error", "mean"] = "error") -> Fitted:
+    """Fit `method` to the statistics of a volume.
 
     Raises
     ------
@@ -333,11 +408,16 @@ def normalize(
     """
     if nonfinite not in ("error", "mean"):
         raise ConfigError(f"nonfinite={nonfinite} is unknown; allowed: error, mean.")
-    statistics = measure(slices, progress, seen)
     if statistics.nonfinite and nonfinite == "error":
         raise InputError(
             f"{statistics.nonfinite} of {statistics.voxels} voxels are NaN or infinite; repair the tomogram, or set "
             "nonfinite=mean to replace them by the mean of the others."
         )
-    replacement = statistics.mean if statistics.nonfinite else None
-    return normalized(slices, method.fit(statistics), replacement)
+    return Fitted(
+        method.fit(statistics), statistics.content, statistics.padding, statistics.mean, bool(statistics.nonfinite)
+    )
+
+
+def normalize(slices: Slices, method: Normalization, *, nonfinite: Literal["error", "mean"] = "error") -> LazySlices:
+    """Normalised slices (Z, Y, X) float32 of a volume, padding included; errors as of `fit_to`."""
+    return fit_to(measure(slices), method, nonfinite).whole(slices)

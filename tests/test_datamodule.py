@@ -282,7 +282,7 @@ def test_a_tomogram_for_training_in_one_source_and_validation_in_another_is_foun
 def test_preparing_fills_the_cache_and_leaves_faults_to_setup_where_others_wait(tmp_path, manifest):
     data = module(manifest, cache_folder=tmp_path / "cache")
     data.prepare_data()
-    assert len(list((tmp_path / "cache").glob("*.statistics.npz"))) == 4
+    assert len(list((tmp_path / "cache").glob("*.grey_values.npz"))) == 4
     assert len(list((tmp_path / "cache").glob("*.mask.npz"))) == 4
     data = module(manifest)
     data.samples["own"] = data.samples["own"][:3]

@@ -111,7 +111,7 @@ def test_what_is_odd_about_the_voxels_is_remarked(work):
     text = " ".join(found.remarks)
     assert f"1 of {values.size} voxels are NaN or infinite" in text
     assert "1 of 12 slices hold one value only" in text
-    assert "% of the voxels have the value 0: half empty" in text
+    assert "% of the voxels are padding" in text
     assert "some voxels are extreme" in text
     assert any("nonfinite=mean" in line for line in found.suggestions)
 
@@ -140,12 +140,12 @@ def test_suggestions_follow_contrast_voxel_size_and_sign(work):
     (work / "file.mrc").unlink()
     unclear = suggestions(noise((20, 60, 80)), 3.0)
     assert "but by little" in unclear
-    assert "bin by 3" in unclear
+    assert "target_voxel_size=7" in unclear
     assert "50 % of the voxels are negative" in unclear
     (work / "file.mrc").unlink()
     negative = suggestions(-np.abs(noise()), 80.0)
     assert "no voxel is positive" in negative
-    assert "hardly resolved" in negative
+    assert "7 to 48" in negative
 
 
 def test_the_preview_goes_where_it_is_told(etsam, work):

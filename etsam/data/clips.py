@@ -15,7 +15,7 @@ from etsam.data.manifest import Sample
 from etsam.data.measured import IGNORE, labels, mask_summary, statistics
 from etsam.errors import ConfigError, InputError
 from etsam.inference.two_stage import Stage2Input
-from etsam.normalize import Normalization, SliceTransform, normalized
+from etsam.normalize import Fitted, Normalization, fit_to
 from etsam.volume import Slices, read_volume
 from etsam.volume.slices import LazySlices
 
@@ -130,12 +130,12 @@ class ClipDataset(Dataset[Clip]):
             raise ConfigError(f"nonfinite={self.nonfinite} is unknown; allowed: error, mean.")
 
     def _forget(self) -> None:
-        self._transforms: dict[int, tuple[SliceTransform, float | None]] = {}
+        self._fits: dict[int, Fitted] = {}
         self._fused: dict[int, Slices] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # fitted transforms are functions that cannot be pickled; a worker that was not forked makes them again
-        return {**self.__dict__, "_transforms": {}, "_fused": {}}
+        return {**self.__dict__, "_fits": {}, "_fused": {}}
 
     def __len__(self) -> int:
         return len(self.samples) * self.clips_per_tomogram
@@ -147,7 +147,7 @@ class ClipDataset(Dataset[Clip]):
     def measure(self) -> None:
         """Read every file once now, so that workers started later share what was found and do not wait."""
         for number, sample in enumerate(self.samples):
-            self._transform(number)
+            self._fit(number)
             if self.foreground_probability:
                 mask_summary(sample.target_mask, self.cache_folder)
 
@@ -159,7 +159,7 @@ class ClipDataset(Dataset[Clip]):
 
     def normalized(self, number: int) -> Slices:
         """Slices of a whole tomogram, normalised as in prediction, (Z, Y, X) float32; it is measured only once."""
-        return normalized(self._tomograms[number], *self._transform(number))
+        return self._fit(number).whole(self._tomograms[number])
 
     def __getitem__(self, index: int) -> Clip:
         if not 0 <= index < len(self):
@@ -175,7 +175,7 @@ class ClipDataset(Dataset[Clip]):
         images = _stack(self._network_input(number, box))
         if self.invert_probability and rng.random() < self.invert_probability:
             # what stage 1 says was added to the grey values, and stays
-            grey = _stack(normalized(_cut(self._tomograms[number], box), *self._transform(number)))
+            grey = _stack(self._fit(number).whole(_cut(self._tomograms[number], box)))
             images = images + 1 - 2 * grey
         images = images.transpose(_TRANSPOSE[axis])
         values = _stack(_cut(self._masks[number], box))
@@ -243,7 +243,7 @@ class ClipDataset(Dataset[Clip]):
         if self.stage1_logits is not None:
             return _cut(self._stage2_input(number), box)
         # cut first, normalise then: methods of normalisation treat every voxel alike
-        return normalized(_cut(self._tomograms[number], box), *self._transform(number))
+        return self._fit(number).whole(_cut(self._tomograms[number], box))
 
     def _stage2_input(self, number: int) -> Slices:
         if number not in self._fused:
@@ -255,24 +255,18 @@ class ClipDataset(Dataset[Clip]):
                 raise InputError(f"{sample.name}: {error}") from error
         return self._fused[number]
 
-    def _transform(self, number: int) -> tuple[SliceTransform, float | None]:
-        """Fit the normalisation to a whole tomogram; the second value stands for its NaN and infinite voxels."""
-        if number not in self._transforms:
+    def _fit(self, number: int) -> Fitted:
+        """Fit the normalisation to a whole tomogram."""
+        if number not in self._fits:
             path = self.samples[number].tomogram
             try:
                 found = statistics(path, self._tomograms[number], self.cache_folder)
-                if found.nonfinite and self.nonfinite == "error":
-                    raise InputError(
-                        f"{found.nonfinite} of {found.voxels} voxels are NaN or infinite; repair the tomogram, or set "
-                        "nonfinite=mean to replace them by the mean of the others."
-                    )
                 with _quiet("etsam.normalize"):
-                    transform = self.normalization.fit(found)
+                    self._fits[number] = fit_to(found, self.normalization, self.nonfinite)
             except InputError as error:
                 message = str(error)
                 raise InputError(message if str(path) in message else f"{path}: {message}") from error
-            self._transforms[number] = transform, found.mean if found.nonfinite else None
-        return self._transforms[number]
+        return self._fits[number]
 
 
 @contextmanager

@@ -96,17 +96,16 @@ class PairMeasurement:
 
 
 class _Compared:
-    """Slices of the tomogram; whatever is read is compared with the same slice of the mask on the way."""
+    """Compares slices of a tomogram with those of its mask, as they pass."""
 
-    def __init__(self, tomogram: Slices, mask: Slices) -> None:
-        self._tomogram, self._mask = tomogram, mask
-        self.shape = tomogram.shape
+    def __init__(self, mask: Slices) -> None:
+        self._mask = mask
         self.membrane = self.annotated = 0
-        self.digest = hashlib.sha256(repr(self.shape).encode())
+        self.digest = hashlib.sha256(repr(mask.shape).encode())
         self._inside, self._around = np.zeros(3), np.zeros(3)  # number, sum, sum of squares
 
-    def __getitem__(self, z: int, /) -> np.ndarray:
-        plane = self._tomogram[z]
+    def add(self, z: int, plane: np.ndarray) -> None:
+        """Compare slice `z` of the tomogram, (Y, X)."""
         found, _ = labels(self._mask[z])
         membrane = found == 1
         self.membrane += int(np.count_nonzero(membrane))
@@ -119,7 +118,6 @@ class _Compared:
         self._inside += _moments(grey[membrane & finite])
         if membrane.any():
             self._around += _moments(grey[_surroundings(membrane) & (found == 0) & finite])
-        return plane
 
     @property
     def contrast(self) -> float | None:
@@ -160,8 +158,8 @@ def measure_pair(tomogram: Slices, mask: Slices, progress: Callable[[int, int], 
     InputError
         If no voxel of the tomogram is finite, or a file cannot be read.
     """
-    compared = _Compared(tomogram, mask)
-    statistics = measure(compared, progress)
+    compared = _Compared(mask)
+    statistics = measure(tomogram, progress, compared.add)
     return PairMeasurement(
         statistics=statistics,
         membrane=compared.membrane,

@@ -1,6 +1,7 @@
 """What a whole file has to be read for, once: grey-value statistics of a tomogram, contents of a mask."""
 
 import hashlib
+import math
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ import numpy as np
 from etsam.labels import IGNORE
 from etsam.normalize import Statistics, measure
 from etsam.volume import Location, Slices, atomic_path, read_volume
+from etsam.volume.content import Content
 from etsam.volume.location import display_name, state_of
 
 _FINGERPRINT_SLICES = 8
@@ -119,7 +121,7 @@ def statistics(path: Location, volume: Slices, cache_folder: Path | None = None)
     cache_folder
         Made if need be; None: nothing is kept, not even in memory, where 8 MB a tomogram would add up.
     """
-    found = _remembered("statistics", path, cache_folder, lambda: _as_arrays(measure(volume)))
+    found = _remembered("grey_values", path, cache_folder, lambda: _statistics_arrays(measure(volume)))
     return Statistics(
         minimum=float(found["minimum"]),
         maximum=float(found["maximum"]),
@@ -128,7 +130,26 @@ def statistics(path: Location, volume: Slices, cache_folder: Path | None = None)
         nonfinite=int(found["nonfinite"]),
         sample=found["sample"],
         skewness=float(found["skewness"]),
+        content=_content(found, tuple(volume.shape)),
+        padding=None if math.isnan(float(found["padding"])) else float(found["padding"]),
+        padded=int(found["padded"]),
     )
+
+
+def _statistics_arrays(record: Statistics) -> _Arrays:
+    found = {name: value for name, value in vars(record).items() if name != "content"}
+    if record.padding is None:
+        found["padding"] = math.nan
+    if record.content is not None:
+        found |= {name: getattr(record.content, name) for name in ("kept", "rows", "columns")}
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def _content(found: _Arrays, shape: tuple[int, ...]) -> Content | None:
+    if "kept" not in found:
+        return None
+    rows, columns = ((int(found[name][0]), int(found[name][1])) for name in ("rows", "columns"))
+    return Content(shape, tuple(int(z) for z in found["kept"]), rows, columns)
 
 
 def fingerprint(volume: Slices) -> str:
@@ -147,7 +168,7 @@ def fingerprint(volume: Slices) -> str:
     return digest.hexdigest()
 
 
-def _as_arrays(record: MaskSummary | Statistics) -> _Arrays:
+def _as_arrays(record: MaskSummary) -> _Arrays:
     return {name: np.asarray(value) for name, value in asdict(record).items()}
 
 

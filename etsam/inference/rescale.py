@@ -74,7 +74,7 @@ def scale_advice(
 class _Rescaler:
     """`plane` of rescaled slices, with the few source slices that neighbours share kept at their new size."""
 
-    def __init__(self, slices: Slices, shape: tuple[int, int, int]) -> None:
+    def __init__(self, slices: Slices, shape: tuple[int, ...]) -> None:
         self._slices, self._shape = slices, shape
         self._ratio = slices.shape[0] / shape[0]
         self._resized: dict[int, np.ndarray] = {}
@@ -101,7 +101,7 @@ class _Rescaler:
         return np.asarray(resized[0, 0].numpy())
 
 
-def rescaled(slices: Slices, shape: tuple[int, int, int]) -> LazySlices:
+def rescaled(slices: Slices, shape: tuple[int, ...]) -> LazySlices:
     """Slices of the same field with other numbers of voxels: linear interpolation, means where it becomes coarser.
 
     Parameters

@@ -23,11 +23,13 @@ from etsam.errors import ConfigError, InputError
 from etsam.inference.rescale import rescaled, rescaled_shape, scale_advice
 from etsam.inference.two_stage import TwoStage
 from etsam.network.fast.heap import retain_freed_memory
-from etsam.normalize import Normalization, normalize
+from etsam.normalize import Fitted, Normalization, fit_to, survey, without_padding
 from etsam.prediction.doubts import Noted
+from etsam.prediction.kinds import NoTomogramError, refuse_other_kinds
 from etsam.prediction.preview import Sections
 from etsam.prediction.samples import Samples
 from etsam.volume import Slices, Volume, read_volume
+from etsam.volume.content import NO_MEMBRANE
 from etsam.volume.location import display_name, fingerprint_of
 
 log = logging.getLogger(__name__)
@@ -54,7 +56,8 @@ class Prediction:
     volume
         The tomogram.
     stage1_logits, logits
-        (Z, Y, X) float32 of stage 1 and stage 2, computed slice by slice from the networks' low-resolution logits.
+        (Z, Y, X) float32 of stage 1 and stage 2, computed slice by slice from the networks' low-resolution logits;
+        -32 where the tomogram is padded.
     threshold
         That of stage 2; logits strictly above are membrane.
     tiles
@@ -104,6 +107,8 @@ class Segmenter(LightningModule):
         Called slice by slice; None: nobody asks.
     samples
         Keep planes of each tomogram for a page (`Prediction.samples`).
+    force
+        Segment files that look like masks or labels, too.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class Segmenter(LightningModule):
         scratch_folder: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
         samples: bool = False,
+        force: bool = False,
     ) -> None:
         super().__init__()
         self.two_stage = two_stage
@@ -125,8 +131,7 @@ class Segmenter(LightningModule):
             raise ConfigError(f"target_voxel_size={target_voxel_size} is no side of a voxel in Å, such as 10.")
         self.target_voxel_size, self.voxel_sizes = target_voxel_size, voxel_sizes
         self.scratch_folder = None if scratch_folder is None else Path(scratch_folder)
-        self.progress = progress
-        self.samples = samples
+        self.progress, self.force, self.samples = progress, force, samples
 
     def predict_step(self, batch: str, batch_idx: int = 0) -> Prediction | InputError:
         """Segment one tomogram, to be written; see `attempt`."""
@@ -192,23 +197,28 @@ class Segmenter(LightningModule):
                 samples.add(z, plane)
 
         try:
-            normalized = normalize(
-                volume,
-                normalization,
-                nonfinite=self.nonfinite,
-                progress=None if report is None else lambda done, total: report("reading", done, total),
-                seen=seen,
-            )
+            reading = None if report is None else lambda done, total: report("reading", done, total)
+            raw, search = survey(volume, reading, seen)
+            if not self.force:
+                refuse_other_kinds(volume, raw)
+            fitted = fit_to(without_padding(volume, raw, search, reading), normalization, self.nonfinite)
+        except NoTomogramError:
+            raise
         except InputError as error:
             raise InputError(f"{volume.path or 'array'}: {error}") from error
         seconds = {"normalize": time.perf_counter() - started}
-        scaled = self._as_seen(volume, normalized)
+        _tell_padding(fitted, volume)
+        inner = fitted.inner(volume)
+        scaled = self._as_seen(volume, inner)
         out = self.two_stage(scaled, scratch_folder=scratch_folder or self.scratch_folder, progress=report)
+        stage1_logits, logits = (
+            logits if scaled is inner else rescaled(logits, inner.shape) for logits in (out.stage1_logits, out.logits)
+        )
         threshold = self.two_stage.stages[1].threshold
         return Prediction(
             volume=volume,
-            stage1_logits=self._as_stored(volume, out.stage1_logits),
-            logits=self._as_stored(volume, out.logits),
+            stage1_logits=fitted.put_back(stage1_logits, volume, NO_MEMBRANE),
+            logits=fitted.put_back(logits, volume, NO_MEMBRANE),
             threshold=threshold,
             tiles=len(out.tiles),
             seconds=seconds | out.seconds,
@@ -231,14 +241,17 @@ class Segmenter(LightningModule):
                 f"{volume.path or 'array'}: the voxel size is unknown, so target_voxel_size={self.target_voxel_size:g} "
                 "cannot be reached; say what it is with voxel_size=NUMBER."
             )
-        shape = rescaled_shape(volume.shape, size, self.target_voxel_size)
+        shape = rescaled_shape(normalized.shape, size, self.target_voxel_size)
         log.info("seen at %g Å: %d x %d x %d voxels", self.target_voxel_size, *shape)
         return rescaled(normalized, shape)
 
-    @staticmethod
-    def _as_stored(volume: Volume, logits: Slices) -> Slices:
-        """Logits at the tomogram's own voxels."""
-        return logits if tuple(logits.shape) == volume.shape else rescaled(logits, volume.shape)
+
+def _tell_padding(fitted: Fitted, volume: Volume) -> None:
+    if fitted.content is not None:
+        inner, whole = (" x ".join(map(str, shape)) for shape in (fitted.content.inner_shape, volume.shape))
+        log.info("the image fills %s of %s voxels (Z x Y x X); the constant rest is left out", inner, whole)
+    if fitted.padding is not None:
+        log.info("areas of the value %g hold no image and are left out", fitted.padding)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

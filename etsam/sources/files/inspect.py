@@ -11,7 +11,8 @@ import numpy as np
 from etsam.errors import InputError
 from etsam.inference.rescale import scale_advice
 from etsam.inference.tiles import Overlapping
-from etsam.normalize import Statistics, measure
+from etsam.normalize import Statistics, survey, without_padding
+from etsam.prediction.kinds import kind_of, orientation_remark
 from etsam.prediction.preview import Sections
 from etsam.volume import Location, Volume, locate, read_volume
 from etsam.volume.location import Url, state_of
@@ -21,10 +22,6 @@ PERCENTS = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
 TYPICAL_VOXEL_ANGSTROM = (4.0, 50.0)
 """What tomograms that are segmented usually have; outside it is worth a second look."""
 
-_LABEL_VALUES = 1000  # different whole numbers up to which a volume that is mostly 0 is taken for labels
-_PADDED_FRACTION = 0.3  # of voxels that have one and the same value; noise never repeats a value so often
-_PADDED_FRACTION_BYTES = 0.5  # the same where there are 256 values only
-_TILT_IMAGES, _DETECTOR_SIDE, _DETECTOR_PIXEL_ANGSTROM = 150, 2800, 4.0  # tilt series: few large images, unbinned
 _HISTOGRAM_BINS = 100
 
 
@@ -91,7 +88,7 @@ class Inspection:
 
 
 class Planes:
-    """Passes slices on, and keeps what a picture of three orthogonal planes needs.
+    """Keeps of slices that pass what a picture of three orthogonal planes needs.
 
     Attributes
     ----------
@@ -102,16 +99,14 @@ class Planes:
     """
 
     def __init__(self, volume: Volume) -> None:
-        self._volume = volume
         self.shape = volume.shape
         self.sections = Sections(volume.shape, volume.voxel_size_angstrom, middle_only=True)
         self.constant_slices = 0
 
-    def __getitem__(self, z: int, /) -> np.ndarray:
-        plane = self._volume[z]
+    def add(self, z: int, plane: np.ndarray) -> None:
+        """Look at slice `z`, (Y, X)."""
         self.sections.add(z, plane)
         self.constant_slices += bool((plane == plane[0, 0]).all())
-        return plane
 
 
 def inspect_file(
@@ -139,10 +134,11 @@ def inspect_file(
     with read_volume(path, warn=False) as volume:
         planes = Planes(volume)
         try:
-            statistics = measure(planes, progress)
+            raw, search = survey(volume, progress, planes.add)
+            kind = kind_of(volume, raw)
+            statistics = without_padding(volume, raw, search) if kind == "tomogram" else raw
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-        kind = _kind(volume, statistics)
         size, note = volume.voxel_size_angstrom, _voxel_size_note(volume.voxel_size_angstrom)
         header = volume.header
         place = locate(path)
@@ -162,11 +158,11 @@ def inspect_file(
             maximum=statistics.maximum,
             mean=statistics.mean,
             percentiles={f"{percent:g}": statistics.percentile(percent) for percent in PERCENTS},
-            nonfinite_voxels=statistics.nonfinite,
+            nonfinite_voxels=raw.nonfinite,
             skewness=statistics.skewness,
             contrast=statistics.contrast,
             looks_like=kind,
-            remarks=tuple(_remarks(volume, statistics, planes.constant_slices, kind)),
+            remarks=tuple(_remarks(volume, raw, statistics, planes.constant_slices, kind)),
             suggestions=tuple(suggestions(volume.shape, size, statistics, kind)),
             histogram=_histogram(statistics),
         ), planes
@@ -185,29 +181,9 @@ def _voxel_size_note(size: tuple[float, float, float] | None) -> str:
     return "believable"
 
 
-def _kind(volume: Volume, statistics: Statistics) -> str:
-    sample = statistics.sample
-    if not statistics.maximum > statistics.minimum:
-        return "constant volume"
-    values = np.unique(sample)
-    whole = bool((values == np.round(values)).all()) and float(statistics.maximum).is_integer()
-    if whole and set(values.tolist()) <= {-1.0, 0.0, 1.0, 255.0} and 0 in values and statistics.maximum <= 255:
-        return "mask"
-    zeros = np.count_nonzero(sample == 0) / sample.size
-    if whole and statistics.minimum >= 0 and zeros > _PADDED_FRACTION_BYTES and values.size <= _LABEL_VALUES:
-        return "label volume"
-    depth, height, width = volume.shape
-    size = volume.voxel_size_angstrom
-    named = volume.header is not None and any("tilt series" in warning for warning in volume.header.header_warnings)
-    large = depth <= _TILT_IMAGES and min(height, width) >= _DETECTOR_SIDE
-    if named or (large and size is not None and size[2] < _DETECTOR_PIXEL_ANGSTROM):
-        return "tilt series"
-    return "tomogram"
-
-
-def _remarks(volume: Volume, statistics: Statistics, constant_slices: int, kind: str) -> Iterator[str]:
-    if statistics.nonfinite:
-        yield f"{statistics.nonfinite} of {statistics.voxels} voxels are NaN or infinite"
+def _remarks(volume: Volume, raw: Statistics, statistics: Statistics, constant_slices: int, kind: str) -> Iterator[str]:
+    if raw.nonfinite:
+        yield f"{raw.nonfinite} of {raw.voxels} voxels are NaN or infinite"
     if kind == "constant volume":
         yield f"every voxel has the value {statistics.minimum:g}: nothing can be segmented"
     if kind == "tilt series":
@@ -215,18 +191,17 @@ def _remarks(volume: Volume, statistics: Statistics, constant_slices: int, kind:
     if kind != "tomogram":
         return
     if constant_slices:
-        yield f"{constant_slices} of {volume.shape[0]} slices hold one value only; crop them away to save time"
-    values, counts = np.unique(statistics.sample, return_counts=True)
-    fraction, value = counts.max() / counts.sum(), float(values[counts.argmax()])
-    if fraction > (_PADDED_FRACTION if values.size > 1000 else _PADDED_FRACTION_BYTES):
-        yield f"{100 * fraction:.0f} % of the voxels have the value {value:g}: half empty, or padded"
+        yield f"{constant_slices} of {volume.shape[0]} slices hold one value only and are left out"
+    image = statistics.voxels - statistics.padded
+    if image < raw.voxels:
+        yield f"{100 * (1 - image / raw.voxels):.0f} % of the voxels are padding of one value, and are left out"
     spread = statistics.percentile(99.5) - statistics.percentile(0.5)
     beyond = max(statistics.maximum - statistics.percentile(99.5), statistics.percentile(0.5) - statistics.minimum)
     if spread > 0 and beyond > 5 * spread:
         yield f"some voxels are extreme ({statistics.minimum:g} to {statistics.maximum:g}): gold, ice or X-ray hits"
-    sides = sorted(volume.shape)
-    if volume.shape[0] == sides[2] and sides[2] > 1.5 * sides[1]:
-        yield "Z is by far the longest side: are the axes in the order that you think?"
+    remark = orientation_remark(volume.shape)
+    if remark is not None:
+        yield remark
 
 
 def _histogram(statistics: Statistics) -> tuple[np.ndarray, np.ndarray]:
