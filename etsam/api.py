@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _COMMAND_LINE = (
     *("input", "output_dir", "overwrite", "resume", "debug", "write_logits", "write_instances", "write_preview"),
-    "write_page",
+    *("write_page", "write_chimerax"),
     *("output_format", "output_infix", "inputs", "writer", "segmenter", "paths", "local", "trainer", "hydra"),
 )
 _HONOURED = (  # settings of configs/predict.yaml, and their groups, that mean something for arrays

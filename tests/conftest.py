@@ -124,7 +124,8 @@ def predict(etsam):
     def call(*arguments):
         named = any(argument == "--weights" or argument.startswith("weights=") for argument in arguments)
         weights = [] if named else ["weights=random"]
-        pages = [] if any(argument.startswith("write_page=") for argument in arguments) else ["write_page=false"]
+        views = ("write_page", "write_chimerax")
+        pages = [f"{key}=false" for key in views if not any(item.startswith(f"{key}=") for item in arguments)]
         return etsam("predict", *arguments, "net=tiny_test", *weights, *pages, "trainer=cpu", "--output-dir", "out")
 
     return call

@@ -239,7 +239,7 @@ def output(folder, ending):
 
 def test_the_command_writes_every_output_and_nothing_else(finished):
     assert sorted(path.name for path in (finished / "out").iterdir()) == [
-        "TS_1_10.00Apx_etsam_predicted.html",
+        *(f"TS_1_10.00Apx_etsam_predicted.{suffix}" for suffix in ("cxc", "html")),
         *(f"TS_1_10.00Apx_etsam_predicted_{ending}" for ending in ENDINGS),
     ]
     assert output(finished, "preview.png").read_bytes().startswith(b"\x89PNG")

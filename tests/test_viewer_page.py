@@ -2,8 +2,10 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import mrcfile
 import numpy as np
@@ -17,7 +19,8 @@ from etsam.prediction.samples import Samples, evenly, reduced
 from etsam.prediction.segmenter import Prediction
 from etsam.prediction.threshold import threshold_logits
 from etsam.prediction.writer import PredictionWriter
-from etsam.viewer.index import INDEX, rows_of, write_index
+from etsam.viewer.chimerax import FOLDER_SCRIPT, ChimeraXScript, surface_commands
+from etsam.viewer.index import INDEX, rows_of, write_overview
 from etsam.viewer.page import SlicePage, quantised, stops_around
 from etsam.volume import locate, read_volume
 
@@ -26,7 +29,9 @@ THRESHOLD = 0.33
 needs_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
 
 
-def write_prediction(folder, name="tomo", *, threshold=THRESHOLD, postprocess=None, page=None, shape=SHAPE):
+def write_prediction(
+    folder, name="tomo", *, threshold=THRESHOLD, postprocess=None, page=None, shape=SHAPE, chimerax=False
+):
     """Outputs of a prediction whose logits are smooth noise; gives the names and the logits."""
     noise = np.random.default_rng(len(name))
     logits = (3 * gaussian_filter(noise.normal(size=shape), 1)).astype(np.float32)
@@ -42,7 +47,7 @@ def write_prediction(folder, name="tomo", *, threshold=THRESHOLD, postprocess=No
         write_preview=False,
         postprocess=postprocess,
         settings=settings | {"postprocess": dict.fromkeys(postprocess or {})},
-        views={"page": page or SlicePage(), "other": SlicePage(enabled=False)},
+        views={"page": page or SlicePage(), "chimerax": ChimeraXScript(enabled=chimerax)},
         overwrite=True,
     )
     prediction = Prediction(volume, logits, logits, threshold, 1, {"stage 1": 2.0}, grey, {}, samples=samples)
@@ -189,8 +194,10 @@ def test_the_mask_at_each_step_is_what_the_command_writes(tmp_path):
 def test_the_overview_shows_what_needs_a_look_first(tmp_path):
     for name, threshold in (("usual", 1.0), ("like_it", 1.0), ("empty", 50.0)):
         write_prediction(tmp_path, name, threshold=threshold)
-    path = write_index(tmp_path, ["broken.mrc: no volume"])
-    text = path.read_text()
+    told = write_overview(tmp_path, ["broken.mrc: no volume"], script=False)
+    assert str(tmp_path / INDEX) in told[0]
+    assert len(told) == 1
+    text = (tmp_path / INDEX).read_text()
     rows = rows_of(tmp_path, ["broken.mrc: no volume"])
     assert [row.name for row in rows][:2] == ["broken.mrc", "empty"]
     assert [bool(row.warnings) for row in rows] == [True, True, False, False]
@@ -201,24 +208,24 @@ def test_the_overview_shows_what_needs_a_look_first(tmp_path):
 
 def test_a_folder_of_one_tomogram_has_no_overview_and_a_strange_one_stays(tmp_path):
     write_prediction(tmp_path, "one")
-    assert write_index(tmp_path) is None
+    assert write_overview(tmp_path) == []
     write_prediction(tmp_path, "two")
-    (tmp_path / INDEX).write_text("mine")
-    assert write_index(tmp_path) is None
-    assert (tmp_path / INDEX).read_text() == "mine"
+    for name in (INDEX, FOLDER_SCRIPT):
+        (tmp_path / name).write_text("mine")
+    assert write_overview(tmp_path) == []
+    assert [(tmp_path / name).read_text() for name in (INDEX, FOLDER_SCRIPT)] == ["mine", "mine"]
 
 
-def test_a_run_writes_page_and_overview_unless_told_otherwise(predict, work):
+def test_a_run_writes_pages_scripts_and_their_overviews(predict, work):
     for name in ("a.mrc", "b.mrc"):
         write_mrc(work / name)
-    outcome = predict("a.mrc", "b.mrc", "write_preview=false", "write_page=true")
+    outcome = predict("a.mrc", "b.mrc", "write_preview=false", "write_page=true", "write_chimerax=true")
     assert outcome.status == 0, outcome.stderr
-    assert {"a_etsam_predicted.html", "b_etsam_predicted.html", INDEX} <= set(outcome.files)
+    of_folder, starts = {INDEX, FOLDER_SCRIPT}, ("a_etsam_predicted", "b_etsam_predicted")
+    assert of_folder | {f"{start}.{kind}" for start in starts for kind in ("html", "cxc")} <= set(outcome.files)
     record = json.loads((work / "out" / "a_etsam_predicted_record.json").read_text())
     assert record["seconds"]["views"] > 0
     assert "random" in (work / "out" / INDEX).read_text()
-    shutil.rmtree(work / "out")
-    assert not [name for name in predict("a.mrc", "b.mrc", "write_page=false").files if name.endswith("html")]
 
 
 def test_a_run_of_old_without_pages_is_complete_for_resume(predict, work):
@@ -228,3 +235,65 @@ def test_a_run_of_old_without_pages_is_complete_for_resume(predict, work):
     before = mask.stat().st_mtime_ns
     assert predict("a.mrc", "write_preview=false", "write_page=true", "--resume").status == 0
     assert mask.stat().st_mtime_ns == before
+
+
+# what ChimeraX knows: keywords of its commands, each with how many values it takes
+COMMANDS = {
+    "open": {"format": 1, "name": 1},
+    "volume": {
+        **dict.fromkeys(("style", "level", "color", "step", "orthoplanes", "positionPlanes"), 1),
+        **dict.fromkeys(("surfaceSmoothing", "smoothingIterations", "smoothingFactor"), 1),
+    },
+    "tile": {},
+    "lighting": {"soft": 0},
+    "graphics": {"silhouettes": 1},
+    "view": {},
+}
+
+
+def parsed(script):
+    """Commands of a script as (name, target, {keyword: values}); each keyword has to be one of COMMANDS."""
+    for line in script.read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        command, *words = shlex.split(line)
+        known, target, given = COMMANDS[command], [], {}
+        while words and words[0] not in known:
+            target.append(words.pop(0))
+        while words:
+            keyword = words.pop(0)
+            given.setdefault(keyword, []).extend(words.pop(0) for _ in range(known[keyword]))
+        yield command, " ".join(target), given
+
+
+def test_the_script_opens_both_files_from_its_own_folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    names, _ = write_prediction(tmp_path, "in/TS 1", chimerax=True, postprocess={"s": RemoveSmallComponents(40)})
+    script = names.view(".cxc")
+    commands = list(parsed(script))
+    opened = [Path(script.parent, target) for command, target, _ in commands if command == "open"]
+    assert [path.resolve() for path in opened] == [tmp_path / "in" / "TS 1.mrc", names.post_processed_mask]
+    assert [given["name"] for command, _, given in commands if command == "open"] == [
+        ["TS_1_tomogram"], ["TS_1_membranes"]
+    ]  # fmt: skip
+    shown = {target: given for command, target, given in commands if "orthoplanes" in given or "level" in given}
+    depth, height, width = SHAPE
+    assert shown["##name=TS_1_tomogram"]["positionPlanes"] == [f"{width // 2},{height // 2},{depth // 2}"]
+    assert shown["##name=TS_1_membranes"]["level"] == ["0.5"]
+
+
+def test_what_chimerax_cannot_read_is_a_comment(tmp_path):
+    lines = surface_commands(tmp_path / "mask.zarr", "TS", 1, tmp_path)
+    assert [line[0] for line in lines] == ["#"]
+    assert "mask.zarr" in lines[0]
+    assert "step 2" in surface_commands(tmp_path / "mask.mrc", "TS", 10**9, tmp_path)[1]
+
+
+def test_the_script_of_a_folder_tiles_its_masks_and_nothing_else(tmp_path):
+    for name in ("one", "two"):
+        write_prediction(tmp_path, name)
+    write_overview(tmp_path, page=False)
+    commands = list(parsed(tmp_path / FOLDER_SCRIPT))
+    assert [Path(target).exists() or (tmp_path / target).exists() for name, target, _ in commands if name == "open"]
+    (tiled,) = [target for name, target, _ in commands if name == "tile"]
+    assert tiled == "##name=one_etsam_predicted_membranes | ##name=two_etsam_predicted_membranes"

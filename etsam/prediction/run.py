@@ -58,22 +58,13 @@ def run(cfg: DictConfig) -> list[Path]:
         warnings.filterwarnings("ignore", message=".*across ranks is zero.*")  # all are complete
         trainer.predict(segmenter, datamodule=inputs, return_predictions=False)
     if trainer.is_global_zero:
-        if cfg.write_page:
-            _write_index(cfg, writer.failures)
+        for line in instantiate(cfg.overview, _partial_=True)(Path(cfg.output_dir), writer.failures):
+            log.info("%s", line)
         if len(todo) > 1:
             done, took = len(todo) - len(writer.failures), readable_seconds(time.monotonic() - started)
             log.info("%d of %d tomograms segmented in %s -> %s", done, len(todo), took, cfg.output_dir)
         writer.raise_failures()
     return list(writer.written)
-
-
-def _write_index(cfg: DictConfig, failures: list[str]) -> None:
-    """Overview of the output folder, if it holds several tomograms."""
-    from hydra.utils import get_method
-
-    path = get_method(cfg.index)(Path(cfg.output_dir), failures)  # of a workshop that the core does not know
-    if path is not None:
-        log.info("all tomograms of the folder, those that need a look first: %s", path)
 
 
 def scratch_bytes(cfg: DictConfig, shape: tuple[int, int, int] | None) -> int:

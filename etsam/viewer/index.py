@@ -1,11 +1,12 @@
-"""`index.html` of a folder of masks: one row a tomogram, worst first, as far as the records tell."""
+"""What shows a folder of masks as a whole: `index.html`, one row a tomogram, worst first, as far as records tell."""
 
 import base64
 import io
 import logging
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from math import log
 from pathlib import Path
 from statistics import median
 from urllib.parse import quote
@@ -14,11 +15,12 @@ from PIL import Image
 
 from etsam.errors import OutputError
 from etsam.prediction.record import read_record
+from etsam.viewer.chimerax import write_folder_script
 from etsam.viewer.facts import duration_text, share_text, warnings_of
 from etsam.viewer.page import environment
 from etsam.volume import atomic_path
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 INDEX = "index.html"
 _MARK = '<meta name="generator" content="etsam">'  # an index.html without it is somebody else's
@@ -111,12 +113,12 @@ def rows_of(folder: Path, failures: Sequence[str] = ()) -> list[Row]:
 def _distance(row: Row, usual: float) -> float:
     if not row.share or not usual:
         return float("inf")
-    return abs(log(row.share / usual))
+    return abs(math.log(row.share / usual))
 
 
 def _compared(row: Row, usual: float, count: int) -> Row:
     """The row, with a warning if its share is unusual among three or more."""
-    if count < 3 or row.share is None or row.warnings or _distance(row, usual) <= log(_UNUSUAL):
+    if count < 3 or row.share is None or row.warnings or _distance(row, usual) <= math.log(_UNUSUAL):
         return row
     word = "more" if row.share > usual else "less"
     text = f"Over {_UNUSUAL} times {word} membrane than usual in this folder (median {share_text(usual)})."
@@ -135,26 +137,57 @@ def _picture(preview: Path) -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
-def write_index(folder: Path, failures: Sequence[str] = ()) -> Path | None:
-    """Write `index.html` of a folder anew; None if it holds fewer than two tomograms, or an index of another program.
+def write_overview(folder: Path, failures: Sequence[str] = (), *, page: bool = True, script: bool = True) -> list[str]:
+    """Write what shows a folder as a whole, anew: `index.html`, and a script for ChimeraX.
+
+    Nothing is written for fewer than two tomograms, nor in the place of a file of another program.
 
     Parameters
     ----------
     folder, failures
         As of `rows_of`.
+    page, script
+        Which of the two.
+
+    Returns
+    -------
+    list
+        What was written, a line each for the person.
 
     Raises
     ------
     OutputError
-        If it cannot be written.
+        If a file cannot be written.
     """
-    path, rows = folder / INDEX, rows_of(folder, failures)
+    rows, told = rows_of(folder, failures), []
     if len(rows) < 2:
-        return None
+        return []
+    if page and (path := _write_index(folder, rows)):
+        told.append(f"all tomograms of the folder, those that need a look first: {path}")
+    if script and (masks := _masks(folder)) and (path := write_folder_script(folder, masks)):
+        told.append(f"all masks side by side: chimerax {path}")
+    return told
+
+
+def _write_index(folder: Path, rows: Sequence[Row]) -> Path | None:
+    path = folder / INDEX
     if path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
-        _log.warning("%s is not of etsam and stays; the overview of this folder is not written", path)
+        log.warning("%s is not of etsam and stays; the overview of this folder is not written", path)
         return None
     text = environment().get_template("index.html").render(rows=rows, folder=folder.absolute().name)
     with atomic_path(path, overwrite=True) as part:
         part.write_text(text, encoding="utf-8")
     return path
+
+
+def _masks(folder: Path) -> dict[str, tuple[Path, int]]:
+    """Final mask of each record in a folder, and its voxels."""
+    masks = {}
+    for path in sorted(folder.glob(f"*_etsam_predicted*{_RECORD}")):
+        with suppress(OutputError):
+            record, start = read_record(path) or {}, path.name.removesuffix(_RECORD)
+            found = [name for name in record.get("outputs", []) if name.startswith(start) and "mask." in name]
+            final = sorted(found, key=lambda name: "post_processed" in name)[-1:]
+            if final and (folder / final[0]).exists():
+                masks[start] = (folder / final[0], math.prod(record["input"]["shape_zyx"]))
+    return masks

@@ -1,0 +1,177 @@
+"""Scripts for UCSF ChimeraX: a tomogram with its mask as a smooth surface, or all masks of a folder side by side.
+
+Checked against the documentation of ChimeraX 1 (`open`, `volume`, `tile`, `lighting`, `graphics`, `view`, and `##name=`
+of its target specification); the program itself was not at hand. Models are named, because numbers may be taken where
+other models are open. File names count from the folder of the script, which ChimeraX makes the current one meanwhile.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from etsam.prediction.record import OutputNames
+from etsam.volume import Location, Url, atomic_path
+from etsam.volume.location import PLAIN_SUFFIXES
+
+if TYPE_CHECKING:
+    from etsam.prediction.samples import Samples
+    from etsam.prediction.segmenter import Prediction
+
+FOLDER_SCRIPT = "all_masks.cxc"
+_MARK = "# etsam: "
+_CLIP_PERCENT = (1.0, 99.0)
+_FULL_VOXELS = 100_000_000  # above it surfaces are drawn from every second voxel: memory of graphics cards
+_LOOK = ["lighting soft", "graphics silhouettes true", "view"]
+
+
+def _opened(file: Location, name: str, folder: Path) -> list[str]:
+    """Open an MRC file; a comment for what ChimeraX does not read: compressed files, OME-Zarr, addresses."""
+    path = str(file) if isinstance(file, Url) else os.path.relpath(os.path.abspath(file), os.path.abspath(folder))
+    if not path.lower().endswith(PLAIN_SUFFIXES):
+        return [f"# ChimeraX does not open {path}; unpack it, or write MRC (output_format=mrc)"]
+    quote = "'" if '"' in path else '"'
+    return [f"open {quote}{path.replace(os.sep, '/')}{quote} format mrc name {name}"]
+
+
+def _name(stem: str, kind: str) -> str:
+    return re.sub(r"\W", "_", f"{stem}_{kind}")
+
+
+def surface_commands(mask: Path, stem: str, voxels: int, folder: Path) -> list[str]:
+    """Open a mask as a smooth orange surface.
+
+    Parameters
+    ----------
+    mask
+        The file.
+    stem
+        Of the tomogram, from which its name in ChimeraX is made.
+    voxels
+        Of the mask; a large one is drawn from every second.
+    folder
+        Of the script.
+    """
+    name = _name(stem, "membranes")
+    lines = _opened(mask, name, folder)
+    if lines[0].startswith("open"):
+        step = 1 if voxels <= _FULL_VOXELS else 2
+        lines.append(f"volume ##name={name} style surface level 0.5 color orange step {step}")
+        lines.append(f"volume ##name={name} surfaceSmoothing true smoothingIterations 5 smoothingFactor 0.3")
+    return lines
+
+
+def tomogram_commands(
+    tomogram: Location, stem: str, shape: tuple[int, int, int], levels: tuple[float, float] | None, folder: Path
+) -> list[str]:
+    """Open a tomogram as three grey planes through its middle.
+
+    Parameters
+    ----------
+    tomogram, stem, folder
+        As of `surface_commands`.
+    shape
+        (Z, Y, X).
+    levels
+        Grey values shown black and white; None: as ChimeraX chooses.
+    """
+    name, (depth, height, width) = _name(stem, "tomogram"), shape
+    lines = _opened(tomogram, name, folder)
+    if lines[0].startswith("open"):
+        contrast = "" if levels is None else f" level {levels[0]:.6g},0 level {levels[1]:.6g},1 color white"
+        lines.append(f"volume ##name={name} style image{contrast}")
+        lines.append(
+            f"volume ##name={name} step 1 orthoplanes xyz positionPlanes {width // 2},{height // 2},{depth // 2}"
+        )
+    return lines
+
+
+def _script(what: str, lines: Iterable[str]) -> str:
+    return "\n".join([f"{_MARK}{what}; open it in ChimeraX (File > Open), or type: chimerax FILE", *lines, *_LOOK, ""])
+
+
+@dataclass(frozen=True)
+class ChimeraXScript:
+    """`NAME_etsam_predicted.cxc` beside a mask.
+
+    Parameters
+    ----------
+    enabled
+        Whether it is written.
+    """
+
+    enabled: bool = True
+
+    def path(self, names: OutputNames) -> Path:
+        """Where the script of a tomogram goes."""
+        return names.view(".cxc")
+
+    def begin(self, prediction: "Prediction", names: OutputNames, post_processed: bool) -> "ScriptInMaking":
+        """Script of one prediction."""
+        mask = names.post_processed_mask if post_processed else names.mask
+        return ScriptInMaking(self.path(names), names.stem, mask, prediction.volume.path, prediction.samples)
+
+
+@dataclass(frozen=True)
+class ScriptInMaking:
+    """A script, which needs nothing of the slices that pass by."""
+
+    target: Path
+    stem: str
+    mask: Path
+    tomogram: Location | None
+    samples: "Samples | None"
+
+    def add_logits(self, z: int, plane: np.ndarray) -> None:
+        """Take nothing."""
+
+    def add_mask(self, z: int, plane: np.ndarray) -> None:
+        """Take nothing."""
+
+    def write(self, record: dict[str, Any], overwrite: bool) -> None:
+        """Write the script, whole or not at all; raises `OutputError` if that cannot be."""
+        shape, folder = tuple(record["input"]["shape_zyx"]), self.target.parent
+        lines = []
+        if self.tomogram is not None:
+            lines = tomogram_commands(self.tomogram, self.stem, shape, _levels(self.samples), folder)
+        lines += surface_commands(self.mask, self.stem, int(np.prod(shape)), folder)
+        with atomic_path(self.target, overwrite) as part:
+            part.write_text(_script("a tomogram and its membranes", lines), encoding="utf-8")
+
+
+def _levels(samples: "Samples | None") -> tuple[float, float] | None:
+    values = np.concatenate([plane[::4, ::4].ravel() for plane in samples.xy.values()]) if samples else np.zeros(0)
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return None
+    low, high = (float(value) for value in np.percentile(values, _CLIP_PERCENT))
+    return (low, high) if high > low else None
+
+
+def write_folder_script(folder: Path, masks: Mapping[str, tuple[Path, int]]) -> Path | None:
+    """Write a script that opens the masks of a folder side by side, anew; None if a file of that name is another's.
+
+    Parameters
+    ----------
+    folder
+        Where it goes, under the name `FOLDER_SCRIPT`.
+    masks
+        Name of a tomogram -> its mask and the number of its voxels.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    path = folder / FOLDER_SCRIPT
+    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(_MARK):
+        return None
+    lines = [line for stem, (mask, voxels) in masks.items() for line in surface_commands(mask, stem, voxels, folder)]
+    lines.append("tile " + " | ".join(f"##name={_name(stem, 'membranes')}" for stem in masks))  # none but these
+    with atomic_path(path, overwrite=True) as part:
+        part.write_text(_script("the membranes of all tomograms of this folder", lines), encoding="utf-8")
+    return path
