@@ -228,6 +228,21 @@ def test_a_run_writes_pages_scripts_and_their_overviews(predict, work):
     assert "random" in (work / "out" / INDEX).read_text()
 
 
+def test_a_run_ends_with_what_to_do_next(predict, work, caplog):
+    write_mrc(work / "a b.mrc")
+    assert (
+        predict("a b.mrc", "write_preview=false", "write_page=true", "write_chimerax=true", "--store-logits").status
+        == 0
+    )
+    block = next(str(record.screen) for record in caplog.records if hasattr(record, "screen"))
+    told = block.rstrip().splitlines()[-3:]
+    assert [line.rpartition(": ")[2] for line in told] == [
+        "out/a b_etsam_predicted.html",
+        "chimerax 'out/a b_etsam_predicted.cxc'",
+        "etsam threshold 'out/a b_etsam_predicted_logits.mrc' --at T",
+    ]
+
+
 def test_a_run_of_old_without_pages_is_complete_for_resume(predict, work):
     write_mrc(work / "a.mrc")
     assert predict("a.mrc", "write_preview=false", "write_page=false").status == 0

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -406,8 +407,12 @@ class PredictionWriter(BasePredictionWriter):
             files.append(OutputFile("logits", names.logits))
         if self.write_preview:
             files.append(OutputFile("picture", names.preview))
-        files += [OutputFile("page", view.path(names)) for view in self.views]
-        look = viewing_hint(path, names.post_processed_mask if self.steps else names.mask)
+        hints = [view.hint(names) for view in self.views]
+        if not hints:
+            look = viewing_hint(path, names.post_processed_mask if self.steps else names.mask)
+            hints = [] if look is None else [look]
+        if self.write_logits:
+            hints.append(f"another threshold: etsam threshold {shlex.quote(str(names.logits))} --at T")
         closing = Closing(
             path,
             found,
@@ -415,7 +420,7 @@ class PredictionWriter(BasePredictionWriter):
             sum(record["seconds"].values()),
             ", ".join(f"{megabytes / 1e3:.1f} GB {kind}" for kind, megabytes in record["peak_memory_mb"].items()),
             files,
-            [] if look is None else [look],
+            hints,
         )
         log.info("%s", closing.line(), extra={"screen": closing.block()})
 

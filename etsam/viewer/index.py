@@ -4,6 +4,7 @@ import base64
 import io
 import logging
 import math
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ def write_overview(folder: Path, failures: Sequence[str] = (), *, page: bool = T
     if page and (path := _write_index(folder, rows)):
         told.append(f"all tomograms of the folder, those that need a look first: {path}")
     if script and (masks := _masks(folder)) and (path := write_folder_script(folder, masks)):
-        told.append(f"all masks side by side: chimerax {path}")
+        told.append(f"all masks side by side in ChimeraX: chimerax {shlex.quote(str(path))}")
     return told
 
 

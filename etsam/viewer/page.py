@@ -68,6 +68,10 @@ class SlicePage:
     enabled: bool = True
     limit_mb: float = 10.0
 
+    def hint(self, names: OutputNames) -> str:
+        """Line for the person at the end of a run."""
+        return f"open in a browser: {self.path(names)}"
+
     def path(self, names: OutputNames) -> Path:
         """`NAME_etsam_predicted.html`."""
         return names.view(".html")
@@ -221,13 +225,15 @@ def document(
     if reduction > 1:
         notes.append(f"Grey values are means of {reduction} × {reduction} voxels; the mask is shown voxel by voxel.")
     size = record["input"]["voxel_size_angstrom_zyx"]
+    made_from = record["settings"].get("made_from")  # of `etsam threshold`
+    logits = Path(made_from["logits"]).name if made_from else names.logits.name
     data = {
         "stops": list(stops),
         "start": list(stops).index(threshold),
         "voxel_nm": None if size is None else {axis: value / 10 for axis, value in zip("zyx", size, strict=True)},
         "views": views,
         "post_processed": bool(views[0]["planes"] and "mask" in views[0]["planes"][0]),
-        "command": f"etsam threshold {names.logits.name} --at",
+        "command": f"etsam threshold {logits} --at",
     }
     words = {
         "title": Path(str(record["input"]["path"])).name,
@@ -237,6 +243,6 @@ def document(
         "record": json.dumps(record, indent=2, default=str),
         "notes": notes,
         "data": data,
-        "has_logits": names.logits.name in record["outputs"],
+        "has_logits": made_from is not None or logits in record["outputs"],
     }
     return environment().get_template("slices.html").render(words)
