@@ -20,6 +20,8 @@ from etsam.cli import (
     check,
     compare,
     copick_store,
+    demo,
+    doctor,
     download,
     finetune,
     inspect,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _DATA_COMMANDS = (
+    demo.add,
     download.add_collect,
     simulate.add,
     simulate_polnet.add,
@@ -53,6 +56,7 @@ _COMMANDS = (
     points.add,
     benchmark.add,
     robustness.add,
+    doctor.add,
 )
 _OVERRIDE = re.compile(r"^[+~]{0,2}[A-Za-z_][\w./@]*=")
 _PROMPTS = {"zero": "zero", "grid": "grid", "grid_zero": "grid_zero", "etsam_stage1_partial": "stage1_mask"}
