@@ -9,6 +9,8 @@ from torchmetrics.functional.classification import binary_stat_scores
 IGNORE = 255
 """Label of voxels that nobody annotated: they count neither as membrane nor as background. -1 in files of int8."""
 
+MARKED_255_ADVICE = "if 255 (or -1) marks membrane in it, write it as 1: `etsam postprocess IN OUT postprocess=none`"
+
 
 class Overlap(NamedTuple):
     """Scores made of true positives (TP), false positives (FP) and false negatives (FN); floats or arrays of them.

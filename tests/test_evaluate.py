@@ -392,3 +392,32 @@ def test_a_result_of_an_earlier_version_without_predicted_voxels_is_made_anew(tm
     record = json.loads(file.read_text())
     file.write_text(json.dumps(record | {"theta": [row[:5] for row in record["theta"]]}))
     assert not store.complete("m", "lab/a", [])
+
+
+@pytest.mark.parametrize("stored", [np.uint16(255), np.int8(-1)], ids=["255", "-1"])
+def test_a_truth_of_0_and_255_is_refused_and_postprocess_makes_it_one(etsam, evaluate, manifest, stored):
+    for name in "ab":
+        write_mrc(manifest / f"{name}_mask.mrc", np.where(binary(), stored, 0).astype(stored.dtype))
+        write_mrc(manifest / "none" / f"{name}.mrc", binary())
+    outcome = evaluate("predictions={none: none}")
+    assert outcome.status == 1
+    assert {row["dice"] for row in table(manifest).values()} == {""}
+    assert all("postprocess=none" in row["error"] for row in table(manifest).values())
+    for name in "ab":
+        written = etsam("postprocess", f"{name}_mask.mrc", "new.mrc", "postprocess=none", "--overwrite")
+        assert written.status == 0, written.stderr
+        (manifest / "new.mrc").replace(manifest / f"{name}_mask.mrc")
+    again = evaluate("predictions={none: none}", "overwrite=true")
+    assert again.status == 0, again.stderr
+    assert {row["dice"] for row in table(manifest).values()} == {"1.0"}
+
+
+def test_a_truth_with_nothing_but_255_is_scored_where_the_manifest_says_that_there_is_no_membrane(evaluate, manifest):
+    empty = np.zeros(SHAPE, np.int8)
+    empty[0] = -1
+    write_mrc(manifest / "a_mask.mrc", empty)
+    write_mrc(manifest / "none" / "a.mrc", np.zeros(SHAPE, np.int8))
+    (manifest / "manifest.csv").write_text(f"{ROWS[0]},without_membrane\n{ROWS[1]},yes\n")
+    outcome = evaluate("predictions={none: none}")
+    assert outcome.status == 0, outcome.stderr
+    assert {row["dice"] for row in table(manifest).values()} == {"1.0"}

@@ -320,3 +320,39 @@ def test_map_is_the_same_plain_and_compressed(name):
         np.testing.assert_array_equal(volume.read(), mrcfile.read(DATA / "EMD-3197.map"))
         assert volume.start == (0, 0, -2)
         assert volume.header.header_warnings == ()
+
+
+IMAGE = np.random.default_rng(0).normal(120, 30, (9, 60, 70)).clip(0, 255).astype(np.uint8)
+
+
+def test_imods_signed_bytes_stand_for_0_to_255(tmp_path):
+    mask = (IMAGE > 150).astype(np.int16)
+    for values in (mask, IMAGE.astype(np.int16)):
+        stored = (values - 128).astype(np.int8)
+        volume = read_volume(write_mrc(tmp_path / "a.mrc", stored, mode=0, imod=1, dmin=0, dmax=values.max()))
+        assert volume.dtype == np.uint8
+        np.testing.assert_array_equal(volume.read(), values)
+        np.testing.assert_array_equal(volume[4], values[4])
+        assert any("IMOD" in warning for warning in volume.header.header_warnings)
+
+
+def test_plain_bytes_under_a_header_that_was_copied_from_imod_stay_as_they_are(tmp_path):
+    mask = (IMAGE > 150).astype(np.int8)
+    volume = read_volume(write_mrc(tmp_path / "a.mrc", mask, mode=0, imod=1, dmin=0, dmax=1))
+    np.testing.assert_array_equal(volume.read(), mask)
+
+
+def test_unsigned_bytes_that_nothing_marks_are_known_by_their_histogram(tmp_path):
+    volume = read_volume(write_mrc(tmp_path / "a.mrc", IMAGE, mode=0))
+    np.testing.assert_array_equal(volume.read(), IMAGE)
+    assert any("unsigned" in warning for warning in volume.header.header_warnings)
+
+
+@pytest.mark.parametrize("kind", ["noise", "saturated", "mask"])
+def test_signed_bytes_that_nothing_marks_stay_signed(tmp_path, kind):
+    centred = IMAGE.astype(np.int16) - 120
+    values = {"noise": centred, "saturated": 5 * centred, "mask": -(centred > 40).astype(np.int16)}[kind]
+    stored = values.clip(-128, 127).astype(np.int8)
+    volume = read_volume(write_mrc(tmp_path / "a.mrc", stored, mode=0))
+    assert volume.dtype == np.int8
+    np.testing.assert_array_equal(volume.read(), stored)

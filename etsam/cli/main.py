@@ -202,7 +202,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.command == "predict":
             run = partial(_run_config, "predict", predict_overrides(args, rest))
         elif args.command == "postprocess":
-            run = partial(_postprocess, args, postprocess_overrides(args, default="all") + rest)
+            default = None if any(item.startswith("postprocess=") for item in rest) else "all"
+            run = partial(_postprocess, args, postprocess_overrides(args, default) + rest)
         elif args.command == "train":
             if not items and args.list is None:
                 raise ValueError("no settings; such as experiment=nano_stage1 (`etsam train --list` shows all)")

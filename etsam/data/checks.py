@@ -13,6 +13,7 @@ from etsam.data.manifest import SPLITS, Sample
 from etsam.data.mask_fit import SUSPICIOUS_SHARE, PairMeasurement, axis_exchange, matching_axes, measure_pair
 from etsam.data.measured import MaskSummary, fingerprint, mask_summary
 from etsam.errors import InputError
+from etsam.labels import MARKED_255_ADVICE
 from etsam.volume import Location, Volume, read_volume
 
 
@@ -314,7 +315,7 @@ def _mask_findings(sample: Sample, summary: MaskSummary, shape: tuple[int, int, 
         note = f"; {summary.ignored} voxels are 255 or -1, which means not annotated" if summary.ignored else ""
         advice = "leave this tomogram out, or annotate it; if there is none to mark: column without_membrane, value yes"
         if summary.ignored:
-            advice = "if 255 (or -1) marks membrane, write 1 instead (docs/data.md says how); else " + advice
+            advice = f"{MARKED_255_ADVICE}; else {advice}"
         yield fault(sample.name, f"mask empty: no voxel is 1{note} ({path})", advice)
     elif membrane > SUSPICIOUS_SHARE * annotated:
         yield warning(

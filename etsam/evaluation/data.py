@@ -37,6 +37,8 @@ class Job(NamedTuple):
         Of the manifest; 0 if it does not say.
     fault
         Why there is no prediction; else empty.
+    without_membrane
+        The manifest says that there is none.
     """
 
     method: str
@@ -46,6 +48,7 @@ class Job(NamedTuple):
     prediction: str = ""
     voxel_size_angstrom: float = 0.0
     fault: str = ""
+    without_membrane: bool = False
 
     @property
     def inputs(self) -> list[str]:
@@ -126,6 +129,7 @@ def _job(method: str, sample: Sample) -> Job:
         tomogram=str(sample.tomogram),
         target_mask=str(sample.target_mask),
         voxel_size_angstrom=sample.voxel_size_angstrom or 0.0,
+        without_membrane=sample.without_membrane,
     )
 
 

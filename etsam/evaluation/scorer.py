@@ -122,7 +122,7 @@ class Scorer(Callback):
         size: tuple[float, float, float] | None,
         tomogram: Volume | None,
     ) -> TomogramResult:
-        scores = self.metrics(truth, scored, size, self.progress)
+        scores = self.metrics(truth, scored, size, self.progress, job.without_membrane)
         if tomogram is not None and tuple(tomogram.shape) != tuple(truth.shape):
             raise InputError(f"the tomogram has shape {tomogram.shape}, the mask of the truth {truth.shape}.")
         log.info("%s: Dice %.4f", job.name, scores.metrics["dice"])

@@ -306,7 +306,8 @@ def postprocess_file(
             )
         before += int(np.count_nonzero(plane))
     with volume_writer(target, mask.shape, bool, mask, overwrite) as writer:
-        cleaned = apply_steps(mask, steps, workers=workers)
+        marked = LazySlices.of(mask).map(lambda plane: plane != 0)  # 1, 255, or -1, which is 255 in signed bytes
+        cleaned = apply_steps(marked, steps, workers=workers)
         for z in range(mask.shape[0]):
             plane = cleaned[z]
             writer[z] = plane

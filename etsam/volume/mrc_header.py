@@ -6,7 +6,9 @@ way of `mrcfile.dtypes.HEADER_DTYPE`. What IMOD adds: https://bio3d.colorado.edu
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,8 @@ REFUSED_MODES = {  # IMOD's mrc_format.txt
 IMOD_STAMP = 1146047817  # IMOD's mrc_format.txt: the bytes "IMOD" at offset 152; flags follow at 156
 IMOD_STAMP_OFFSET = 152
 IMOD_SIGNED_BYTES = 1  # bit 0 of those flags: mode 0 means signed bytes
+_LARGEST_SIGNED = 127
+_NEAR, _FAR_ABOVE = 8, 4  # grey values, and times as many voxels: our choice
 IMOD_4_BIT = 16  # bit 4: mode 0 means two 4-bit numbers in a byte
 VOXEL_SIZES_ANGSTROM = (0.1, 1000.0)  # below an atom, above a cell organelle: neither is a tomogram's voxel
 
@@ -63,6 +67,8 @@ class MrcHeader:
     """Of one voxel, in the file's byte order; uint8 for mode 0 where the file shows that it means unsigned bytes."""
     data_offset: int
     """Bytes before the data: 1024 + nsymbt."""
+    added: int
+    """What is added to stored values: 128 to IMOD's signed bytes, which stand for 0 to 255; else 0."""
     voxel_size_angstrom: tuple[float, float, float] | None
     """(z, y, x) in Å; None if the file does not say."""
     origin_angstrom: tuple[float, float, float]
@@ -101,7 +107,9 @@ def looks_like_mrc(raw: bytes) -> bool:
     return len(raw) >= HEADER_BYTES and any(_plausible(_unpack(raw, order)) for order in "<>")
 
 
-def parse_header(raw: bytes, file_size: int, name: str) -> MrcHeader:
+def parse_header(
+    raw: bytes, file_size: int, name: str, some_bytes: Callable[[int, int], np.ndarray] | None = None
+) -> MrcHeader:
     """Read the header of an MRC file.
 
     The byte order is the one in which mode, sides and size make sense; the machine stamp, which some programs write
@@ -115,6 +123,9 @@ def parse_header(raw: bytes, file_size: int, name: str) -> MrcHeader:
         Bytes of the whole (uncompressed) file.
     name
         How messages call the file.
+    some_bytes
+        Gives some of the bytes from an offset on, of so many, (N,) uint8; asked where the header does not say whether
+        bytes are signed. None: they are, then.
 
     Raises
     ------
@@ -133,16 +144,20 @@ def parse_header(raw: bytes, file_size: int, name: str) -> MrcHeader:
     header_warnings: list[str] = []
     _check_identification(fields, order, header_warnings)
     dtype = np.dtype(dtype_from_mode(mode)).newbyteorder(order)
-    if mode == 0 and _bytes_are_unsigned(fields, imod_flags):
-        dtype = np.dtype(np.uint8)
-        header_warnings.append("mode 0 read as unsigned bytes")
+    added, data_offset = 0, HEADER_BYTES + int(fields["nsymbt"])
+    if mode == 0:
+        look = None if some_bytes is None else partial(some_bytes, data_offset, math.prod(shape))
+        unsigned, added, remark = _meaning_of_bytes(fields, imod_flags, look)
+        dtype = np.dtype(np.uint8) if unsigned else dtype
+        header_warnings += [remark] if remark else []
     axis_order = _axis_order(fields, header_warnings)
     unscaled = MrcHeader(
         byte_order=order,
         shape=shape,
         mode=mode,
         dtype=dtype,
-        data_offset=HEADER_BYTES + int(fields["nsymbt"]),
+        data_offset=data_offset,
+        added=added,
         voxel_size_angstrom=None,
         origin_angstrom=_origin(fields, header_warnings),
         start=(0, 0, 0),
@@ -243,11 +258,34 @@ def _imod_flags(raw: bytes, order: str) -> int | None:
     return int(flags) if stamp == IMOD_STAMP else None
 
 
-def _bytes_are_unsigned(fields: Any, imod_flags: int | None) -> bool:
-    """MRC2014 has signed bytes only, but IMOD wrote unsigned ones before 4.2.23 (its mrc_format.txt), others too."""
+def _meaning_of_bytes(
+    fields: Any, imod_flags: int | None, look: Callable[[], np.ndarray] | None
+) -> tuple[bool, int, str]:
+    """Whether bytes are unsigned, what is to be added to them, and what is to be said of it.
+
+    MRC2014 has signed bytes only, but IMOD wrote unsigned ones before 4.2.23 (its mrc_format.txt), others too. Since
+    then it stores 0 to 255 as -128 to 127, and its flags say so.
+    """
     dmin, dmax = float(fields["dmin"]), float(fields["dmax"])
-    says_unsigned = imod_flags is not None and not imod_flags & IMOD_SIGNED_BYTES
-    return dmin >= 0 and (dmax > 127 or says_unsigned)  # 127: the largest signed byte
+    if imod_flags is not None and imod_flags & IMOD_SIGNED_BYTES:
+        # programs that copy IMOD's header write plain bytes under it: of those none below 0 need be there
+        if look is None or dmin < 0 or (look().max(initial=0) <= _LARGEST_SIGNED and dmin <= _LARGEST_SIGNED):
+            return False, 0, ""
+        return True, 128, "IMOD's signed bytes, read as 0 to 255"
+    says_unsigned = imod_flags is not None
+    if dmin >= 0 and (dmax > _LARGEST_SIGNED or says_unsigned):
+        return True, 0, "mode 0 read as unsigned bytes"
+    if imod_flags is None and (dmin == dmax == 0 or dmax < dmin) and look is not None and _wrapped(look()):
+        return True, 0, "mode 0 read as unsigned bytes, which nothing but their values says"
+    return False, 0, ""
+
+
+def _wrapped(values: np.ndarray) -> bool:
+    """True if a histogram of bytes, (N,) uint8, goes on from 127 to 128, and hardly has any near 0 and 255."""
+    counts = np.bincount(values, minlength=256)
+    ends = counts[:_NEAR].sum() + counts[-_NEAR:].sum()
+    below, above = counts[128 - _NEAR : 127].sum(), counts[129 : 128 + _NEAR].sum()  # the ends may be saturated
+    return bool(min(below, above) > _FAR_ABOVE * max(int(ends), 1))
 
 
 def _axis_order(fields: Any, header_warnings: list[str]) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +16,7 @@ from etsam.volume.compressed import packing_of, remove_in_process, unpack
 from etsam.volume.location import PACKED_SUFFIXES, PLAIN_SUFFIXES, suffix_of
 from etsam.volume.mrc_header import HEADER_BYTES, MrcHeader, looks_like_mrc, parse_header
 
+_PIECES, _PIECE_BYTES = 16, 1 << 16  # of a file of bytes that are looked at to tell signed from unsigned ones
 _TILT_SERIES_SUFFIXES = (".st", ".ali")  # IMOD: stack as recorded, stack after alignment
 
 
@@ -87,6 +89,8 @@ class MrcSource:
             raise InputError(f"{self._path}: cannot be read: {error.strerror or error}") from error
         if voxels.size != count:
             raise InputError(f"{self._path}: became shorter while it was read; is a program still writing it?")
+        if self.header.added:
+            voxels ^= 0x80  # the same as adding 128 to the signed value
         return voxels
 
     def _section(self, file: IO[bytes], section: int) -> np.ndarray:
@@ -120,7 +124,7 @@ def open_mrc(given: Path, scratch_dir: str | os.PathLike[str] | None = None) -> 
             undo.callback(file.unlink, missing_ok=True)
             raw, size = _head(file)
         _refuse_unknown(raw, suffix, given)
-        header = parse_header(raw, size, str(given))
+        header = parse_header(raw, size, str(given), partial(_some_bytes, file))
         header = replace(header, header_warnings=(*header.header_warnings, *_odd_name(given, suffix, packing)))
         source = MrcSource(file, header, given)
         if packing is not None:
@@ -144,6 +148,18 @@ def _refuse_unknown(raw: bytes, suffix: str, path: Path) -> None:
     found = f"suffix {path.suffix}" if path.suffix else "no suffix"
     allowed = ", ".join(PLAIN_SUFFIXES)
     raise InputError(f"{path}: not an MRC file ({found}); allowed are {allowed}, also with .gz or .bz2; convert it")
+
+
+def _some_bytes(path: Path, first: int, count: int) -> np.ndarray:
+    """Bytes of a file in pieces spread over `count` of them from `first` on, (N,) uint8."""
+    pieces = max(1, min(_PIECES, count // _PIECE_BYTES))
+    starts = np.linspace(0, max(0, count - _PIECE_BYTES), pieces).astype(int)
+    with path.open("rb") as file:
+        found = []
+        for start in starts:
+            file.seek(first + int(start))
+            found.append(np.frombuffer(file.read(min(_PIECE_BYTES, count)), np.uint8))
+    return np.concatenate(found)
 
 
 def _head(path: Path) -> tuple[bytes, int]:

@@ -40,7 +40,7 @@ from etsam.evaluation.metrics.surface import (
 )
 from etsam.evaluation.metrics.thresholds import ThresholdCounter, threshold_grid
 from etsam.evaluation.metrics.topology import betti_errors, cl_dice
-from etsam.labels import overlap_scores
+from etsam.labels import MARKED_255_ADVICE, overlap_scores
 from etsam.threads import worker_count
 from etsam.volume import Slices
 
@@ -181,6 +181,7 @@ class Metrics:
         scored: Scored,
         voxel_size_angstrom: tuple[float, float, float] | None = None,
         progress: Progress | None = None,
+        without_membrane: bool = False,
     ) -> Scores:
         """Compare a prediction with its truth.
 
@@ -195,11 +196,14 @@ class Metrics:
             default tolerance is computed in voxels taken as cubes.
         progress
             Called slice by slice.
+        without_membrane
+            True where the truth is known to hold no membrane, so that 255 surely means not annotated.
 
         Raises
         ------
         InputError
-            If the shapes differ, the truth holds other values, nothing is annotated, or logits are not finite.
+            If the shapes differ, the truth holds other values, nothing is annotated or nothing but 255 (or -1) is
+            marked, or logits are not finite.
         """
         if tuple(truth.shape) != scored.shape:
             raise InputError(f"the prediction has shape {scored.shape}, the mask of the truth {tuple(truth.shape)}.")
@@ -207,7 +211,7 @@ class Metrics:
         if "curve" not in self.metrics:
             counter = None
         planes = PlaneCounter(truth.shape)
-        masks = self._read(truth, scored, counter, planes, progress)
+        masks = self._read(truth, scored, counter, planes, progress, without_membrane)
         metrics = overlap_scores(planes.counts["xy"].sum(axis=0))._asdict()
         thresholds, counts = np.empty(0, np.float32), np.empty((0, 3), np.int64)
         if "curve" in self.metrics:
@@ -241,13 +245,16 @@ class Metrics:
         counter: ThresholdCounter | None,
         planes: PlaneCounter,
         progress: Progress | None,
+        without_membrane: bool,
     ) -> tuple[PackedMask, PackedMask, PackedMask | None]:
         """Read both once: the masks packed."""
         depth = truth.shape[0]
         of_truth, of_prediction, of_known = PackedMask(truth.shape), PackedMask(truth.shape), None
-        annotated = 0
+        annotated = ignored = marked = 0
         for z in range(depth):
             target, odd = labels(truth[z])
+            ignored += int(np.count_nonzero(target == IGNORE))
+            marked += int(np.count_nonzero(target == 1))
             if odd.any():
                 raise InputError(
                     f"the mask of the truth is not binary: slice {z} holds {truth[z][odd][0]:g}; allowed are 1 "
@@ -272,6 +279,11 @@ class Metrics:
             if of_known is not None:
                 of_known[z] = known
             _tell(progress, "comparing", depth, z + 1)
+        if ignored and not marked and not without_membrane:
+            raise InputError(
+                f"the mask of the truth holds no membrane: no voxel is 1, and {ignored} are 255 or -1, which means not "
+                f"annotated; {MARKED_255_ADVICE}; if there is none to mark: column without_membrane, value yes."
+            )
         if not annotated:
             border = f" and ignore_border_voxels={self.ignore_border_voxels}" if self.ignore_border_voxels else ""
             raise InputError(f"the mask of the truth has no annotated voxel (255 and -1 mean not annotated){border}.")
