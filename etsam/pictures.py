@@ -88,11 +88,12 @@ def tinted(grey: np.ndarray, share: np.ndarray, colour: str = MEMBRANE, opacity:
     np.ndarray
         (A, B, 3) uint8.
     """
-    image = np.asarray(grey, np.float32)
-    image = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1)
+    image = np.array(grey) if grey.ndim == 3 else np.repeat(grey[..., None], 3, axis=-1)
     paint = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], np.float32)
-    alpha = opacity * np.asarray(share, np.float32)[..., None]
-    return np.rint(image + alpha * (paint - image)).astype(np.uint8)
+    painted = share > 0
+    alpha = opacity * share[painted].astype(np.float32)[:, None]
+    image[painted] = np.rint(image[painted] + alpha * (paint - image[painted]))
+    return image
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:

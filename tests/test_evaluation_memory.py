@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from etsam.evaluation.metrics.planes import Shown
 from etsam.evaluation.scorer import pictures
 from etsam.volume import MrcWriter
 
@@ -46,7 +47,7 @@ def peak_mb(folder, slices):
 
 def test_pictures_keep_three_slices_and_not_the_tomogram():
     shape = (120, 90, 110)
-    shown = {"z": 60, "y": 7, "x": 101}
+    shown = tuple(Shown(axis, index, "most membrane") for axis, index in (("z", 60), ("y", 7), ("x", 101)))
 
     class Tomogram:
         """Each slice is made when it is asked for, as if it came from a file."""
@@ -61,7 +62,7 @@ def test_pictures_keep_three_slices_and_not_the_tomogram():
     scores = SimpleNamespace(shown=shown, masks=(*(AsTheyCome(mask) for mask in masks), None))
     tracemalloc.start()
     try:
-        found = pictures(Tomogram(), scores)
+        found = pictures(Tomogram(), scores, (30.0, 20.0, 10.0))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -70,6 +71,11 @@ def test_pictures_keep_three_slices_and_not_the_tomogram():
         ("z", 60, (90, 110)),
         ("y", 7, (120, 110)),
         ("x", 101, (120, 90)),
+    ]
+    assert [(one.voxel_size_angstrom, one.averaged) for one in found] == [
+        ((20.0, 10.0), 3),
+        ((30.0, 10.0), 5),
+        ((30.0, 20.0), 9),
     ]
     np.testing.assert_array_equal(found[1].prediction, masks[1][:, 7])
     np.testing.assert_array_equal(found[2].truth, masks[0][:, :, 101])

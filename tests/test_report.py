@@ -17,11 +17,24 @@ from PIL import Image
 
 from etsam.errors import ConfigError, OutputError
 from etsam.evaluation.compare.tables import parse_source, published_scores, read_scores, results_of_scores
+from etsam.evaluation.metrics.curves import Sweep
 from etsam.evaluation.metrics.results import SlicePicture, ThetaRow, TomogramResult
+from etsam.evaluation.organisms import short_species
+from etsam.evaluation.report.figures import labels, useful_range
+from etsam.evaluation.report.headline import findings
 from etsam.evaluation.report.page import PICTURE_BUDGET_BYTES, page
-from etsam.evaluation.report.pictures import FOUND, MISSED, WRONG, encoder, errors_image, slice_views, truth_image
+from etsam.evaluation.report.pictures import (
+    FOUND,
+    MISSED,
+    WRONG,
+    encoder,
+    errors_image,
+    images_with_bars,
+    slice_views,
+    truth_image,
+)
 from etsam.evaluation.report.report import write_report
-from etsam.evaluation.report.tables import build_tables
+from etsam.evaluation.report.tables import build_tables, cells_of_scores, format_value
 
 pytestmark = pytest.mark.workshop
 NAMES = ["d1/t1", "d1/t2", "d2/t1", "d2/t9"]
@@ -158,7 +171,8 @@ def test_the_summary_says_mean_interval_number_and_what_failed(parsed, results):
 
 
 SORT = """<script>
-const head = document.querySelector('table.sortable th.number');
+const head = [...document.querySelectorAll('table.sortable')]
+  .find((table) => table.caption.textContent.startsWith('Press')).querySelector('th.number');
 const arrow = () => getComputedStyle(head.querySelector('[role=button]'), '::after').content;
 const arrows = [arrow()];
 for (const turn of [1, 2]) { head.querySelector('[role=button]').click(); arrows.push(arrow()); }
@@ -166,6 +180,14 @@ const column = [...head.parentNode.cells].indexOf(head);
 const rows = [...head.closest('table').tBodies[0].rows];
 document.title = JSON.stringify([arrows, rows.map((row) => row.cells[column]?.textContent ?? '')]);
 </script>"""
+
+
+def dumped(page_text, folder):
+    """The page as a browser has it once its scripts have run."""
+    (folder / "page.html").write_text(page_text, encoding="utf-8")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    shown = subprocess.run([*command, "--dump-dom", folder / "page.html"], capture_output=True, text=True, timeout=240)
+    return shown.stdout
 
 
 def test_what_is_pressed_to_sort_is_what_the_arrows_belong_to(html):
@@ -176,12 +198,8 @@ def test_what_is_pressed_to_sort_is_what_the_arrows_belong_to(html):
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
 def test_a_browser_sorts_and_shows_which_way(html, results, tmp_path):
-    (tmp_path / "page.html").write_text(html.replace("</body>", SORT + "</body>"), encoding="utf-8")
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    shown = subprocess.run(
-        [*command, "--dump-dom", tmp_path / "page.html"], capture_output=True, text=True, timeout=240
-    )
-    arrows, column = json.loads(re.search(r"<title>(.*?)</title>", shown.stdout)[1])
+    shown = dumped(html.replace("</body>", SORT + "</body>"), tmp_path)
+    arrows, column = json.loads(re.search(r"<title>(.*?)</title>", shown)[1])
     assert [arrow.strip('" ') for arrow in arrows] == ["↕", "↑", "↓"]
     dice = sorted((r.metrics["dice"] for r in results if not r.error), reverse=True)
     assert column[:-1] == [f"{value:.3f}" for value in dice]
@@ -288,10 +306,10 @@ def test_nothing_but_failures_makes_a_report(tmp_path):
 
 
 def test_twenty_tomograms_with_large_slices_stay_below_five_megabytes():
-    many = []
+    many, one = [], picture((400, 480), 0, "z", 9)
     for method in ("a", "b", "c"):
         for i in range(20):
-            large = tuple(picture((400, 480), i, axis, 9) for axis in "zyx")
+            large = tuple(replace(one, axis=axis) for axis in "zyx")
             many.append(TomogramResult(method, f"t{i}", pictures=large))
     views = slice_views(many)
     encode, number = encoder(views, PICTURE_BUDGET_BYTES)
@@ -311,6 +329,99 @@ def test_a_page_too_small_for_all_slices_shows_some_of_each_tomogram(results, mo
     assert "slices are left out" in text
 
 
+def test_the_headline_says_what_is_found_and_what_is_lost(results, tmp_path):
+    rows = [ThetaRow(0.0, 10.0, 0.07, 0.9, 100, 50), ThetaRow(80.0, 90.0, 0.98, 0.9, 100, 90)]
+    mine = [
+        replace(r, theta=tuple(rows), voxels=4_000_000, metrics={"dice": value, "precision": 0.7 + value / 100})
+        for r, value in zip(results[:2], (0.64, 0.66), strict=True)
+    ]
+    settings = {"prediction": {"weights": {"stage2": {"name": "nano_stage2.safetensors"}}}}
+    text = " ".join("".join(Page(write_report(mine, tmp_path, settings).read_text()).text).split())
+    assert "Dice 0.65. Finds upright membranes (0.98 of them), loses flat ones (0.07). Precision 0.71." in text
+    assert re.search(
+        r"2 tomograms of 8 million voxels together · weights nano · threshold -0.25 · \d+ \w+ 20\d\d", text
+    )
+    assert "DEMO WEIGHTS" in text
+
+
+@pytest.mark.parametrize(
+    ("upright", "flat", "words"),
+    [(0.9, 0.8, "upright (0.90 of them) and flat"), (0.3, 0.1, "Loses most"), (0.6, 0.4, "0.60 of upright")],
+)
+def test_the_headline_fits_what_is_found(results, upright, flat, words):
+    rows = ThetaRow(0.0, 30.0, flat, 0.5, 10, 9), ThetaRow(60.0, 90.0, upright, 0.5, 10, 9)
+    ((_, sentences),) = findings(build_tables([replace(results[0], theta=rows)]))
+    assert words in sentences
+
+
+def test_slices_come_first_the_worst_tomogram_before_the_others(html, results):
+    dice = {name: np.mean([r.metrics["dice"] for r in results if r.tomogram == name and not r.error]) for name in NAMES}
+    assert re.findall(r"<h3>(d\d/t\d)</h3>", html) == sorted(NAMES, key=dice.__getitem__)
+    assert html.index('class="slices"') < html.index("By direction") < html.index("<details>")
+
+
+def test_slices_have_scale_bars_in_nanometres():
+    sized = replace(picture((20, 30)), voxel_size_angstrom=(40.0, 20.0), averaged=5, shows="most errors")
+    (view,) = slice_views([TomogramResult("m", "t", pictures=(sized,))])
+    assert view.bar.label == "10 nm"
+    assert view.bar_share == pytest.approx(5 / 30)
+    assert view.images[0][2].shape == (40, 30, 3)  # rows are twice as far apart as columns
+    (_, image), *_ = images_with_bars(view)
+    assert image.shape[0] == 400
+    assert (image == 255).all(axis=-1)[-20:].sum(axis=1).max() == pytest.approx(400 / 40 * 5, abs=2)
+
+
+def test_numbers_have_the_digits_that_mean_something():
+    shown = {"assd_angstrom": "15", "hausdorff95_angstrom": "8.3", "betti0_error": "13", "dice": "0.652"}
+    values = {"assd_angstrom": 14.676, "hausdorff95_angstrom": 8.26, "betti0_error": 13.0, "dice": 0.6521}
+    assert {name: format_value(name, value) for name, value in values.items()} == shown
+    assert format_value("betti1_error", 2.5) == "2.5"
+    assert format_value("dice", float("nan")) == "–"
+
+
+def test_thresholds_are_drawn_over_the_useful_range():
+    thresholds = np.linspace(-20, 20, 81)
+    true = np.rint(1000 * np.exp(-((thresholds / 2) ** 2))).astype(np.int64)
+    counts = np.stack([true, np.full(81, 100), 1000 - true], axis=1)[None]
+    low, high = useful_range(Sweep("m", ("t",), thresholds, counts, 3.5))
+    assert -4 < low < -2
+    assert 3.5 < high < 4
+
+
+def test_organisms_stand_beside_published_tomograms():
+    heads, rows = cells_of_scores(build_tables([TomogramResult("m", "emdb/4603", metrics={"dice": 0.5})]))
+    assert heads[:3] == ["Tomogram", "Organism", "Method"]
+    assert rows[0][1] == "Synechocystis sp. PCC 6803"
+    assert labels(["emdb/4603", "mine/7"]) == ["Synechocystis sp. 4603", "7"]
+    assert labels(["a/7", "b/7"]) == ["a/7", "b/7"]
+    assert short_species("Schizosaccharomyces pombe") == "S. pombe"
+
+
+def test_settings_are_folded_away(parsed, html):
+    folded = html[html.index("<details>") :]
+    assert "data.manifest" in folded
+    assert parsed.tags.count("details") == 1
+
+
+ENLARGE = """<script>
+const zoom = [...document.querySelectorAll('.slices')].map((row) => row.querySelectorAll('.zoom'))[0];
+zoom[1].click();
+const large = () => document.querySelector('dialog').open && document.querySelector('dialog img').src;
+const seen = [large()];
+document.querySelector('dialog .zoom').click();
+seen.push(large());
+const source = [...zoom].map((one) => one.querySelector('img').src);
+document.title = JSON.stringify(seen.map((src) => source.indexOf(src)));
+</script>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
+@pytest.mark.slow
+def test_a_slice_that_is_pressed_is_shown_large_and_then_the_next(html, tmp_path):
+    shown = dumped(html.replace("</body>", ENLARGE + "</body>"), tmp_path)
+    assert json.loads(re.search(r"<title>(.*?)</title>", shown)[1]) == [1, 2]
+
+
 def test_pictures_show_found_wrong_and_missed():
     grey = np.zeros((3, 5), np.float32)
     truth = np.array([[1, 1, 0, 0, 255]] * 3, np.uint8)
@@ -318,7 +429,7 @@ def test_pictures_show_found_wrong_and_missed():
     image = errors_image(SlicePicture("z", 0, grey, truth, prediction))
 
     def painted(colour):
-        return [round(0.7 * int(colour[i : i + 2], 16)) for i in (1, 3, 5)]
+        return [round(0.6 * int(colour[i : i + 2], 16)) for i in (1, 3, 5)]
 
     for column, colour in ((0, FOUND), (1, MISSED), (2, WRONG)):
         np.testing.assert_allclose(image[1, column], painted(colour), atol=1)
@@ -336,7 +447,7 @@ def test_pictures_stand_upright_and_count_pixels(html):
     wrong = int((one.prediction & (one.truth == 0) & counted).sum())
     assert view.images[2][1].startswith(f"t, z = 7, m: {found} pixels found, {wrong} wrong")
     jpeg = re.search(r"data:image/jpeg;base64,([\w+/=]+)", html).group(1)
-    assert Image.open(io.BytesIO(base64.b64decode(jpeg))).size == (210, 140)  # 30 x 20, enlarged seven times
+    assert Image.open(io.BytesIO(base64.b64decode(jpeg))).size == (400, 267)  # 30 x 20, enlarged
 
 
 def test_wandb_gets_tables_curves_slices_and_means(results, tmp_path, wandb_apart):

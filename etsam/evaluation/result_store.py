@@ -96,7 +96,8 @@ class ResultStore:
                 f"the files of {tomogram} have changed since {file} was made; choose another output_dir, or set "
                 "overwrite=true to make it anew."
             )
-        whole = all(len(row) == len(ThetaRow._fields) for row in record["theta"])  # fewer: of an earlier version
+        whole = "voxels" in record and all(len(row) == len(ThetaRow._fields) for row in record["theta"])
+        # what is not whole is of an earlier version
         return whole and file.with_suffix(".npz").exists()
 
     def _record(self, method: str, tomogram: str) -> dict[str, Any] | None:
@@ -136,7 +137,11 @@ class ResultStore:
             "theta": without_nan(result.theta),
             "threshold": without_nan(result.threshold),
             "seconds": without_nan(result.seconds),
-            "pictures": [[picture.axis, picture.index] for picture in result.pictures],
+            "voxels": result.voxels,
+            "pictures": [
+                [picture.axis, picture.index, picture.voxel_size_angstrom, picture.averaged, picture.shows]
+                for picture in result.pictures
+            ],
             "inputs": [_state(path) for path in inputs],
             "settings": self.settings,
         }
@@ -170,8 +175,11 @@ class ResultStore:
                 grey=found[f"grey{number}"].astype(np.float32) / 255,
                 truth=found[f"truth{number}"],
                 prediction=found[f"prediction{number}"],
+                voxel_size_angstrom=tuple(size) if size else None,
+                averaged=averaged,
+                shows=shows,
             )
-            for number, (axis, index) in enumerate(record["pictures"])
+            for number, (axis, index, size, averaged, shows) in enumerate(record["pictures"])
         )
         return replace(
             TomogramResult(method=method, tomogram=tomogram, error=record["error"]),
@@ -179,6 +187,7 @@ class ResultStore:
             planes=with_nan(record["planes"]),
             theta=tuple(ThetaRow(*row) for row in with_nan(record["theta"])),
             seconds=with_nan(record["seconds"]),
+            voxels=record["voxels"],
             threshold=with_nan(record.get("threshold")),
             thresholds=found["thresholds"],
             counts=found["counts"],

@@ -14,11 +14,13 @@ from lightning.pytorch.callbacks import Callback
 
 from etsam.errors import InputError
 from etsam.evaluation.data import Job
+from etsam.evaluation.metrics.planes import Shown
 from etsam.evaluation.metrics.results import SlicePicture, TomogramResult
 from etsam.evaluation.metrics.scores import Metrics, PackedMask, Scored, Scores
 from etsam.evaluation.result_store import ResultStore
 from etsam.inference.two_stage import membrane_mask
 from etsam.labels import IGNORE, Overlap
+from etsam.pictures import averaged_slices, stretched
 from etsam.postprocess.steps import Step, apply_steps
 from etsam.prediction.segmenter import Prediction, Progress
 from etsam.prediction.writer import PredictionWriter
@@ -26,7 +28,6 @@ from etsam.volume import Volume, read_volume
 
 log = logging.getLogger(__name__)
 
-_CLIP_PERCENT = (1.0, 99.0)  # of grey values, as in previews
 _SAME_SIZE = 0.01  # relative: headers round
 
 
@@ -135,8 +136,9 @@ class Scorer(Callback):
             threshold=math.nan if scored.logits is None else scored.threshold,
             planes=scores.planes,
             theta=scores.theta,
-            pictures=() if tomogram is None else pictures(tomogram, scores),
+            pictures=() if tomogram is None else pictures(tomogram, scores, size),
             seconds=scored.seconds,
+            voxels=int(np.prod(truth.shape)),
         )
 
     def _post_processed(self, scored: Scored) -> Scored:
@@ -182,8 +184,10 @@ def _tomogram(job: Job) -> Volume | None:
         return None
 
 
-def pictures(tomogram: Volume, scores: Scores) -> tuple[SlicePicture, ...]:
-    """The XY, XZ and YZ slice with the most membrane in the truth; the tomogram is read once.
+def pictures(
+    tomogram: Volume, scores: Scores, voxel_size_angstrom: tuple[float, float, float] | None = None
+) -> tuple[SlicePicture, ...]:
+    """The slices that `scores.shown` names, the tomogram as a mean of about 10 nm; it is read once.
 
     Parameters
     ----------
@@ -191,30 +195,57 @@ def pictures(tomogram: Volume, scores: Scores) -> tuple[SlicePicture, ...]:
         (Z, Y, X), of the shape that was scored.
     scores
         Its scores.
+    voxel_size_angstrom
+        (z, y, x); None if unknown.
     """
-    at, masks = scores.shown, scores.masks
-    taken: dict[str, list[list[np.ndarray]]] = {"z": [], "y": [], "x": []}
-    for z in range(tomogram.shape[0]):
-        planes = [tomogram[z], *(np.ones(tomogram.shape[1:], bool) if mask is None else mask[z] for mask in masks)]
-        if z == at["z"]:
-            taken["z"] = [planes]
-        taken["y"].append([plane[at["y"]].copy() for plane in planes])  # a view would keep the plane in memory
-        taken["x"].append([plane[:, at["x"]].copy() for plane in planes])
-    out = []
-    for axis, rows in taken.items():
-        grey, truth, prediction, known = (
-            rows[0][i] if axis == "z" else np.stack([row[i] for row in rows]) for i in range(4)
-        )
+    shape = dict(zip("zyx", tomogram.shape, strict=True))
+    sizes = dict(zip("zyx", voxel_size_angstrom or (None,) * 3, strict=True))
+    averaged = {axis: averaged_slices(sizes[axis], side) for axis, side in shape.items()}
+    made = [_Making(shown, averaged[shown.axis], shape) for shown in scores.shown]
+    for z in range(shape["z"]):
+        plane = np.asarray(tomogram[z], np.float32)
+        finite = np.isfinite(plane)
+        if not finite.all():
+            plane = np.where(finite, plane, plane[finite].mean() if finite.any() else 0)
+        masks = [np.ones(plane.shape, bool) if mask is None else mask[z] for mask in scores.masks]
+        for one in made:
+            one.add(z, plane, masks)
+    return tuple(one.picture(sizes) for one in made)
+
+
+class _Making:
+    """One picture, made while slices pass by."""
+
+    def __init__(self, shown: Shown, averaged: int, shape: Mapping[str, int]) -> None:
+        self.shown, self.averaged = shown, averaged
+        half, self.axes = averaged // 2, [axis for axis in "zyx" if axis != shown.axis]
+        self.band = range(max(0, shown.number - half), min(shape[shown.axis], shown.number + half + 1))
+        size = tuple(shape[axis] for axis in self.axes)
+        self.grey, self.masks = np.zeros(size, np.float32), np.zeros((3, *size), bool)
+
+    def add(self, z: int, plane: np.ndarray, masks: Sequence[np.ndarray]) -> None:
+        """Take what is needed of slice `z`; `masks` are truth, prediction, and what is annotated."""
+        index, band = self.shown.number, slice(self.band.start, self.band.stop)
+        if self.shown.axis == "z":
+            if z in self.band:
+                self.grey += plane / len(self.band)
+            if z == index:
+                self.masks[:] = masks
+        elif self.shown.axis == "y":
+            self.grey[z] = plane[band].mean(axis=0)
+            self.masks[:, z] = [mask[index] for mask in masks]
+        else:
+            self.grey[z] = plane[:, band].mean(axis=1)
+            self.masks[:, z] = [mask[:, index] for mask in masks]
+
+    def picture(self, sizes: Mapping[str, float | None]) -> SlicePicture:
+        """What was made; `sizes` are those of a voxel by axis, Å."""
+        truth, prediction, known = self.masks
         shown = truth.astype(np.uint8)
         shown[~known] = IGNORE
-        out.append(SlicePicture(axis, at[axis], _scaled(grey), shown, prediction.astype(bool)))
-    return tuple(out)
-
-
-def _scaled(grey: np.ndarray) -> np.ndarray:
-    """Grey values between their 1st and 99th percentile as 0..1, float32; NaN and infinity are 0."""
-    grey = grey.astype(np.float32)
-    finite = grey[np.isfinite(grey)]
-    low, high = np.percentile(finite, _CLIP_PERCENT) if finite.size else (0.0, 1.0)
-    scaled = (np.nan_to_num(grey, nan=low, posinf=high, neginf=low) - low) / max(high - low, 1e-12)
-    return np.clip(scaled, 0, 1).astype(np.float32)
+        down, across = (sizes[axis] for axis in self.axes)
+        size = None if down is None or across is None else (down, across)
+        grey = stretched(self.grey).astype(np.float32) / 255
+        return SlicePicture(
+            self.shown.axis, self.shown.number, grey, shown, prediction, size, len(self.band), self.shown.why
+        )

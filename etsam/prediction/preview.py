@@ -2,7 +2,7 @@
 
 What it shows is gathered in passes that a prediction makes anyway, before anybody knows where the membrane is: means of
 about 10 nm of slices at places spread over the volume, as bytes, and the mask at the same places. Memory is bounded for
-any volume: about 60 MB at 500 x 928 x 960 voxels.
+any volume: measured at 500 x 928 x 960 voxels, 71 MB, and 109 MB while it is drawn.
 """
 
 from collections.abc import Mapping

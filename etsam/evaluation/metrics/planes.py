@@ -1,11 +1,25 @@
 """Scores by orientation of the slice: XY slices, as networks see them, and XZ and YZ, where the missing wedge shows."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from etsam.labels import overlap_scores
 
 PLANES = {"xy": "z", "xz": "y", "yz": "x"}
 """Orientation of a slice -> the axis that its number runs along."""
+
+
+MOST_MEMBRANE, MOST_ERRORS = "most membrane", "most errors"
+"""Why a slice is shown."""
+
+
+class Shown(NamedTuple):
+    """A slice to look at: axis (`z`, `y` or `x`), number along it, and why."""
+
+    axis: str
+    number: int
+    why: str
 
 
 class PlaneCounter:
@@ -31,13 +45,22 @@ class PlaneCounter:
             counts += np.bincount(3 * number + column, minlength=counts.size).reshape(counts.shape)
         self.counts["xy"][z] = np.bincount(column, minlength=3)
 
-    def most_truth(self) -> dict[str, int]:
-        """Axis -> number of the slice with the most membrane in the truth; the middle one if there is none."""
-        found = {}
+    def shown(self) -> "tuple[Shown, ...]":
+        """Slices to look at: the XY slice with most errors, then of each orientation that with most true membrane.
+
+        Without membrane in the truth it is the middle one. What is first and second is there once.
+        """
+        found = []
         for plane, axis in PLANES.items():
             membrane = self.counts[plane][:, 0] + self.counts[plane][:, 2]
-            found[axis] = int(np.argmax(membrane)) if membrane.any() else len(membrane) // 2
-        return found
+            found.append(Shown(axis, int(np.argmax(membrane)) if membrane.any() else len(membrane) // 2, MOST_MEMBRANE))
+        wrong = self.counts["xy"][:, 1:].sum(axis=1)
+        worst = Shown("z", int(np.argmax(wrong)), MOST_ERRORS)
+        if wrong.any() and worst.number == found[0].number:
+            found[0] = Shown(*found[0][:2], f"{MOST_ERRORS}, {MOST_MEMBRANE}")
+        elif wrong.any():
+            found.insert(0, worst)
+        return tuple(found)
 
     def scores(self) -> dict[str, dict[str, float]]:
         """Plane -> metric -> mean over the slices that hold membrane in truth or prediction; NaN if none does."""

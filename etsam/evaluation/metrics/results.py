@@ -20,6 +20,12 @@ class SlicePicture:
         (A, B) uint8: 0, 1, 255 = not annotated.
     prediction
         (A, B) bool.
+    voxel_size_angstrom
+        Along (A, B); None if unknown.
+    averaged
+        Number of slices whose mean is `grey`; the masks are those of the middle one.
+    shows
+        Why it is shown, such as `most membrane`; may be empty.
     """
 
     axis: str
@@ -27,6 +33,9 @@ class SlicePicture:
     grey: np.ndarray
     truth: np.ndarray
     prediction: np.ndarray
+    voxel_size_angstrom: tuple[float, float] | None = None
+    averaged: int = 1
+    shows: str = ""
 
 
 class ThetaRow(NamedTuple):
@@ -81,6 +90,8 @@ class TomogramResult:
         Slices to look at.
     seconds
         Of prediction; NaN if it was not run here.
+    voxels
+        Of the tomogram; 0 if unknown.
     """
 
     method: str
@@ -94,3 +105,4 @@ class TomogramResult:
     theta: tuple[ThetaRow, ...] = ()
     pictures: tuple[SlicePicture, ...] = ()
     seconds: float = float("nan")
+    voxels: int = 0

@@ -27,7 +27,7 @@ from etsam.data.measured import IGNORE, labels
 from etsam.errors import ConfigError, InputError
 from etsam.evaluation.metrics.curves import area_under_curve
 from etsam.evaluation.metrics.normals import angles_to_z, theta_counts, theta_table
-from etsam.evaluation.metrics.planes import PlaneCounter
+from etsam.evaluation.metrics.planes import PlaneCounter, Shown
 from etsam.evaluation.metrics.results import ThetaRow
 from etsam.evaluation.metrics.surface import (
     average_distance,
@@ -120,7 +120,7 @@ class Scores:
     Attributes
     ----------
     shown
-        Axis -> number of the slice with the most membrane in the truth.
+        Slices to look at.
     masks
         Truth and prediction where they are known (elsewhere False) and where that is (None: everywhere).
     """
@@ -130,7 +130,7 @@ class Scores:
     counts: np.ndarray
     planes: dict[str, dict[str, float]]
     theta: tuple[ThetaRow, ...]
-    shown: dict[str, int]
+    shown: tuple[Shown, ...]
     masks: tuple[PackedMask, PackedMask, PackedMask | None]
 
 
@@ -234,7 +234,7 @@ class Metrics:
             counts=counts,
             planes=planes.scores() if "planes" in self.metrics else {},
             theta=theta,
-            shown=planes.most_truth(),
+            shown=planes.shown(),
             masks=masks,
         )
 

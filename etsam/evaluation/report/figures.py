@@ -11,6 +11,8 @@ import pandas as pd
 from etsam.evaluation.compare.tables import METRIC_NAMES, METRICS
 from etsam.evaluation.metrics.curves import Sweep, precision_recall
 from etsam.evaluation.metrics.results import TomogramResult
+from etsam.evaluation.organisms import organisms, short_species
+from etsam.pictures import short_left
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +67,7 @@ class Figures:
             if len(own):
                 line = {"color": look["color"], "linestyle": look["linestyle"]}
                 axes.axvline(own[metric].mean(), **line, linewidth=1.2, alpha=0.8)
-        axes.set_yticks(range(len(tomograms)), [short(name, 22) for name in tomograms], fontsize=9)
+        axes.set_yticks(range(len(tomograms)), [short_left(name, 24) for name in labels(tomograms)], fontsize=9)
         axes.set_ylim(len(tomograms) - 0.5, -0.5)
         axes.set_xlabel(f"{METRIC_NAMES.get(metric, metric)}; vertical lines: means")
         if metric in METRICS:
@@ -110,11 +112,11 @@ class Figures:
         mean = sweep.oracle_mean
         axes.plot(oracle[:, 0], oracle[:, 1], "k.", markersize=5, label=f"own best of each (mean {mean:.3f})")
         best, value = sweep.best_fixed
-        axes.axvline(best, color="#000000", linestyle="--", label=f"best single: {best:g} (mean {value:.3f})")
+        axes.axvline(best, color="#000000", linestyle="--", label=f"best single: {best:.2f} (mean {value:.3f})")
         if np.isfinite(sweep.threshold):
             label = f"as set: {sweep.threshold:g} (mean {sweep.at(sweep.threshold):.3f})"
             axes.axvline(sweep.threshold, color="#000000", linestyle=":", label=label)
-        axes.set(xlabel="Threshold of the logits", ylabel="Dice", ylim=(-0.02, 1.02))
+        axes.set(xlabel="Threshold of the logits", ylabel="Dice", xlim=useful_range(sweep), ylim=(-0.02, 1.02))
         _legend(figure, axes)
         return figure
 
@@ -130,6 +132,24 @@ class Figures:
         axes.set(xlim=(0, theta["upper_degrees"].max()), ylim=(-0.02, 1.02))
         _legend(figure, axes)
         return figure
+
+
+def useful_range(sweep: Sweep) -> tuple[float, float]:
+    """Thresholds worth a look: where mean Dice is half of the best or more, and those marked, with a margin."""
+    mean = sweep.mean_dice
+    good = sweep.thresholds[mean >= mean.max() / 2]
+    marked = [*sweep.oracle[:, 0], *([sweep.threshold] if np.isfinite(sweep.threshold) else [])]
+    low, high = min(good.min(), *marked), max(good.max(), *marked)
+    margin = 0.05 * (high - low) or 0.5
+    return float(low - margin), float(high + margin)
+
+
+def labels(tomograms: Sequence[str]) -> list[str]:
+    """Names of tomograms: organism where it is known, and no data set as far as that leaves them different."""
+    runs = [name.rpartition("/")[2] for name in tomograms]
+    plain = runs if len(set(runs)) == len(runs) else list(tomograms)
+    known = [short_species(organisms().get(name, "")) for name in tomograms]
+    return [f"{species} {name}".strip() for species, name in zip(known, plain, strict=True)]
 
 
 def points_of(results: Sequence[TomogramResult]) -> dict[str, tuple[float, float]]:

@@ -10,9 +10,12 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from etsam.evaluation.compare.compare import format_score
+from etsam.evaluation.compare.statistics import MIN_TOMOGRAMS
 from etsam.evaluation.compare.tables import METRIC_NAMES
 from etsam.evaluation.metrics.results import TomogramResult
+from etsam.evaluation.organisms import organisms
 from etsam.evaluation.report.figures import Figures, points_of, svg_text
+from etsam.evaluation.report.headline import badge, directions, facts, findings
 from etsam.evaluation.report.pictures import IGNORED_NOTE, LEGEND, SliceView, encoder, slice_views
 from etsam.evaluation.report.tables import (
     ReportTables,
@@ -20,6 +23,7 @@ from etsam.evaluation.report.tables import (
     cells_of_pairs,
     cells_of_scores,
     failures,
+    format_value,
     theta_by_method,
 )
 
@@ -35,7 +39,8 @@ LICENCE_LINES = (
     "Method and published weights: Selvaraj and Cheng, ETSAM, bioRxiv, doi:10.1101/2025.11.23.689996.",
 )
 _NAME_HEADS = (  # columns of words; all others hold numbers
-    "Tomogram", "Method", "Methods", "Metric", "Setting", "Value", "Choice", "Plane", "Package", "Version", "Factor"
+    "Tomogram", "Organism", "Method", "Methods", "Metric", "Setting", "Value", "Choice", "Plane", "Package", "Version",
+    "Factor"
 )  # fmt: skip
 
 
@@ -94,12 +99,40 @@ class Plots(Part):
 
 
 @dataclass(frozen=True)
-class Slices(Part):
-    """Slices of each tomogram: (where, pictures) by name."""
+class Slice:
+    """Pictures of one slice, with the length of the scale bar as a share of their width."""
 
-    tomograms: Mapping[str, Sequence[tuple[str, Sequence[Picture]]]]
+    where: str
+    images: Sequence[Picture]
+    bar_label: str
+    bar_share: float
+
+
+@dataclass(frozen=True)
+class Slices(Part):
+    """Slices of each tomogram: name -> (what is known of it, slices)."""
+
+    tomograms: Mapping[str, tuple[str, Sequence[Slice]]]
     legend: Sequence[tuple[str, str]] = LEGEND
     note: str = IGNORED_NOTE
+
+
+@dataclass(frozen=True)
+class Headline(Part):
+    """The box at the top: facts in one line, a warning, (method, finding) one a line, and how to read them."""
+
+    facts: Sequence[str]
+    badge: str
+    findings: Sequence[tuple[str, str]]
+    note: str
+
+
+@dataclass(frozen=True)
+class Folded(Part):
+    """Tables that open when somebody asks for them."""
+
+    title: str
+    tables: Sequence[Table]
 
 
 def document(title: str, sections: Mapping[str, Sequence[Part]]) -> str:
@@ -142,23 +175,37 @@ def page(
     return document(
         title,
         {
-            "Summary": _summary(tables),
-            "Scores": _scores(tables),
-            "Methods against each other": _pairs(tables),
+            "Summary": _summary(tables, results, settings, versions),
+            "Slices": _slices(tables, results),
+            "Where it fails": _where(tables),
             "Threshold": _threshold(tables),
             "Precision and recall": _precision_recall(tables, results),
-            "Where it fails": _where(tables),
-            "Slices": _slices(results),
+            "Scores": _scores(tables),
+            "Methods against each other": _pairs(tables),
             "Settings and versions": settings_tables(settings, versions),
         },
     )
 
 
-def _summary(tables: ReportTables) -> list[Part]:
+def _summary(
+    tables: ReportTables,
+    results: Sequence[TomogramResult],
+    settings: Mapping[str, str],
+    versions: Mapping[str, str],
+) -> list[Part]:
     failed, notes = failures(tables.frames["scores"]), tables.comparison.notes
-    parts: list[Part] = [Sentences(failed, failed)] if failed else []
-    parts.append(Table(*cells_of_means(tables.comparison), "Mean and 95 % interval over tomograms"))
+    box = Headline(facts(results, settings, versions), badge(settings), findings(tables), directions(tables))
+    parts: list[Part] = [box, *([Sentences(failed, failed)] if failed else [])]
+    parts.append(Table(*cells_of_means(tables.comparison), _caption_of_means(tables)))
     return [*parts, Paragraph("To keep in mind", "h3"), Sentences(notes)] if notes else parts
+
+
+def _caption_of_means(tables: ReportTables) -> str:
+    """Says what stands in brackets, or why nothing does."""
+    means = tables.comparison.means
+    if means["low"].notna().any():
+        return "Mean over tomograms (95 % interval)"
+    return f"Mean over tomograms; an interval needs {MIN_TOMOGRAMS} or more"
 
 
 def _scores(tables: ReportTables) -> list[Part]:
@@ -189,7 +236,7 @@ def _threshold(tables: ReportTables) -> list[Part]:
         [
             row.method,
             words[row.choice],
-            f"{row.threshold:g}" if np.isfinite(row.threshold) else "–",
+            f"{row.threshold:.2f}" if np.isfinite(row.threshold) else "–",
             format_score(row.dice),
         ]
         for row in best[best["tomogram"] == ""].itertuples()
@@ -212,7 +259,7 @@ def _precision_recall(tables: ReportTables, results: Sequence[TomogramResult]) -
         own = [result for result in results if result.tomogram == tomogram and not result.error]
         curves = {result.method: result.counts for result in own if len(result.thresholds)}
         if curves:
-            plots.append(plot(figures.precision_recall(curves, points_of(own)), tomogram))
+            plots.append(plot(figures.precision_recall(curves, points_of(own)), _with_organism(tomogram)))
     return [Paragraph(text), Plots(plots, "many")]
 
 
@@ -233,33 +280,48 @@ def _where(tables: ReportTables) -> list[Part]:
     if len(planes):
         metrics = [column for column in planes.columns if column not in ("method", "tomogram", "plane")]
         means = planes.groupby(["method", "plane"], sort=False)[metrics].mean()
-        rows = [[method, plane.upper(), *map(format_score, values)] for (method, plane), *values in means.itertuples()]
+        rows = [
+            [method, plane.upper(), *map(format_value, metrics, values)]
+            for (method, plane), *values in means.itertuples()
+        ]
         heads = ["Method", "Plane", *(METRIC_NAMES.get(name, name) for name in metrics)]
         caption = "Mean over the slices of each orientation that hold membrane, then over tomograms"
         parts += [Paragraph("By plane", "h3"), Table(heads, rows, caption, sortable=True)]
     scores, metric = tables.frames["scores"], tables.comparison.metrics[0]
     if scores["tomogram"].nunique() > 1 and scores[metric].notna().any():
         means = scores.groupby("tomogram", sort=False)[metric].agg(["mean", "min", "max"]).sort_values("mean")
-        rows = [[name, *map(format_score, values)] for name, *values in means.itertuples()]
-        heads = ["Tomogram", *(f"{word} {METRIC_NAMES.get(metric, metric)}" for word in ("Mean", "Lowest", "Highest"))]
-        parts += [
-            Paragraph("By tomogram", "h3"),
-            Table(heads, rows, "All methods, hardest first", sortable=True),
-        ]
+        several, name = len(tables.comparison.methods) > 1, METRIC_NAMES.get(metric, metric)
+        heads = [name, *([f"Lowest {name}", f"Highest {name}"] if several else [])]  # of one method all three are one
+        rows = [[_with_organism(row.Index), *map(format_score, row[1 : len(heads) + 1])] for row in means.itertuples()]
+        caption = "Means of all methods, hardest first" if several else "Hardest first"
+        parts += [Paragraph("By tomogram", "h3"), Table(["Tomogram", *heads], rows, caption, sortable=True)]
     return parts
 
 
-def _slices(results: Sequence[TomogramResult]) -> list[Part]:
-    views = slice_views(results)
+def _with_organism(tomogram: str) -> str:
+    organism = organisms().get(tomogram, "")
+    return f"{tomogram} ({organism})" if organism else tomogram
+
+
+def _slices(tables: ReportTables, results: Sequence[TomogramResult]) -> list[Part]:
+    """Slices of each tomogram, that with the lowest score first."""
+    metric = tables.comparison.metrics[0]
+    means = tables.frames["scores"].groupby("tomogram", sort=False)[metric].mean().sort_values(kind="stable")
+    order = {name: number for number, name in enumerate(means.index)}
+    views = sorted(slice_views(results), key=lambda view: order[view.tomogram])
     if not views:
         return []
     encode, fitting = encoder(views, PICTURE_BUDGET_BYTES)
     kept = _spread(views, fitting)
-    tomograms: dict[str, list[tuple[str, list[Picture]]]] = {}
+    tomograms: dict[str, tuple[str, list[Slice]]] = {}
     for view in kept:
         where = f"{ {'z': 'XY', 'y': 'XZ', 'x': 'YZ'}[view.axis] } slice at {view.axis} = {view.index}"
+        where += f", {view.shows}" if view.shows else ""
+        where += f"; mean of {view.averaged} slices" if view.averaged > 1 else ""
         images = [Picture(title, text, encode(image)) for title, text, image in view.images]
-        tomograms.setdefault(view.tomogram, []).append((where, images))
+        organism, score = organisms().get(view.tomogram, ""), format_value(metric, means[view.tomogram])
+        known = f"{organism + ', ' if organism else ''}{METRIC_NAMES.get(metric, metric)} {score}"
+        tomograms.setdefault(view.tomogram, (known, []))[1].append(Slice(where, images, view.bar.label, view.bar_share))
     if not kept:
         return []
     left_out = f"{len(views) - len(kept)} of {len(views)} slices are left out to keep this page small."
@@ -280,10 +342,11 @@ def _spread(views: Sequence[SliceView], number: int) -> list[SliceView]:
 
 
 def settings_tables(settings: Mapping[str, str], versions: Mapping[str, str]) -> list[Part]:
-    """Two tables of names and texts."""
+    """Two tables of names and texts, folded away."""
     of_settings = Table(["Setting", "Value"], list(settings.items()), "Settings of this evaluation")
     of_versions = Table(["Package", "Version"], list(versions.items()), "Versions")
-    return [table for table in (of_settings, of_versions) if table.rows]
+    tables = [table for table in (of_versions, of_settings) if table.rows]
+    return [Folded(f"{len(settings)} settings, {len(versions)} versions", tables)] if tables else []
 
 
 def plot(figure: Any, text: str) -> Picture:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from etsam.evaluation.metrics.results import SlicePicture, TomogramResult
+from etsam.pictures import ScaleBar, resized, scale_bar, tinted, with_scale_bar
 
 # Okabe & Ito 2008
 FOUND, WRONG, MISSED, TRUTH = "#009E73", "#D55E00", "#56B4E9", "#F0E442"
@@ -20,12 +21,12 @@ LEGEND = (
     (MISSED, "missed: membrane that was not predicted"),
 )
 IGNORED_NOTE = "Stripes: not annotated, not counted."
-_ALPHA = 0.7
+_OPACITY = 0.6
 _IGNORE = 255
 _STRIPE_PIXELS = 8
 # longest side in pixels and JPEG quality, tried from the left until all pictures fit
-_SIZES = ((640, 80), (480, 78), (400, 75), (320, 72), (256, 70), (200, 65))
-_MIN_SIDE = 200  # smaller slices are enlarged, each voxel a square
+_SIZES = ((960, 82), (800, 80), (640, 80), (480, 78), (400, 75), (320, 72), (256, 70), (200, 65))
+_MIN_SIDE = 400  # smaller slices are enlarged
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,27 @@ class SliceView:
         Which slice.
     images
         (title, alternative text, RGB image (A, B, 3) uint8): the slice, its truth, a prediction for each method. The
-        first row of an image is the last of the slice, so that Y (or Z) points up.
+        first row of an image is the last of the slice, so that Y (or Z) points up. A pixel is as high as it is wide.
+    shows
+        Why it is shown, such as `most membrane`; may be empty.
+    averaged
+        Number of slices whose mean the grey values are.
+    bar
+        Length of the scale bar.
     """
 
     tomogram: str
     axis: str
     index: int
     images: tuple[tuple[str, str, np.ndarray], ...]
+    shows: str
+    averaged: int
+    bar: ScaleBar
+
+    @property
+    def bar_share(self) -> float:
+        """Length of the scale bar as a share of the images' width."""
+        return self.bar.voxels / self.images[0][2].shape[1]
 
 
 def slice_views(results: Sequence[TomogramResult]) -> list[SliceView]:
@@ -65,25 +80,40 @@ def slice_views(results: Sequence[TomogramResult]) -> list[SliceView]:
             found, wrong, missed = (int(mask.sum()) for mask in _agreement(picture))
             text = f"{where}, {method}: {found} pixels found, {wrong} wrong, {missed} missed"
             images.append((method, text, errors_image(picture)))
-        views.append(
-            SliceView(tomogram, axis, index, tuple((title, text, image[::-1]) for title, text, image in images))
-        )
+        size = first.voxel_size_angstrom
+        upright = tuple((title, text, _square(image[::-1], size)) for title, text, image in images)
+        bar = scale_bar(first.grey.shape[1], None if size is None else size[1])
+        views.append(SliceView(tomogram, axis, index, upright, first.shows, first.averaged, bar))
     return views
+
+
+def _square(image: np.ndarray, size: tuple[float, float] | None) -> np.ndarray:
+    """Image with rows as far apart as columns."""
+    height = image.shape[0] if size is None else max(1, round(image.shape[0] * size[0] / size[1]))
+    return image if height == image.shape[0] else resized(image, height, image.shape[1])
+
+
+def images_with_bars(view: SliceView) -> list[tuple[str, np.ndarray]]:
+    """(title, image) of a view, at least 400 pixels large, with the scale bar drawn into it."""
+    found = []
+    for title, _, image in view.images:
+        factor = max(1.0, _MIN_SIDE / max(image.shape[:2]))
+        larger = resized(image, round(image.shape[0] * factor), round(image.shape[1] * factor))
+        found.append((title, with_scale_bar(larger, view.bar, factor)))
+    return found
 
 
 def errors_image(picture: SlicePicture) -> np.ndarray:
     """(A, B, 3) uint8: grey values, coloured where found, wrong, missed; striped where not annotated."""
     image = _rgb(picture.grey)
     for mask, colour in zip(_agreement(picture), (FOUND, WRONG, MISSED), strict=True):
-        _paint(image, mask, colour)
+        image = tinted(image, mask, colour, _OPACITY)
     return _striped(image, picture.truth == _IGNORE)
 
 
 def truth_image(picture: SlicePicture) -> np.ndarray:
     """(A, B, 3) uint8: grey values and annotated membrane; striped where not annotated."""
-    image = _rgb(picture.grey)
-    _paint(image, picture.truth == 1, TRUTH)
-    return _striped(image, picture.truth == _IGNORE)
+    return _striped(tinted(_rgb(picture.grey), picture.truth == 1, TRUTH, _OPACITY), picture.truth == _IGNORE)
 
 
 def _agreement(picture: SlicePicture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -95,11 +125,6 @@ def _agreement(picture: SlicePicture) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def _rgb(grey: np.ndarray) -> np.ndarray:
     values = np.nan_to_num(np.asarray(grey, np.float32)).clip(0, 1) * 255
     return np.repeat(values.round().astype(np.uint8)[..., None], 3, axis=-1)
-
-
-def _paint(image: np.ndarray, mask: np.ndarray, colour: str) -> None:
-    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], np.float32)
-    image[mask] = (_ALPHA * rgb + (1 - _ALPHA) * image[mask]).round().astype(np.uint8)
 
 
 def _striped(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -125,9 +150,11 @@ def encoder(views: Sequence[SliceView], budget_bytes: int) -> tuple[Callable[[np
         `encode(image)` gives a data URI; `slices` is how many of the views fit even at the smallest size.
     """
     images = [image for view in views for _, _, image in view.images]
-    for side, quality in _SIZES:
-        # a sample is enough: slices of a data set are alike
-        sample = images[:: max(1, len(images) // 24)]
+    # a sample is enough: slices of a data set are alike
+    sample = images[:: max(1, len(images) // 12)]
+    longest = max(_MIN_SIDE, *(max(image.shape[:2]) for image in sample)) if sample else 0
+    larger = [side for side, _ in _SIZES if side >= longest][:-1]  # all of them show such images as they are
+    for side, quality in _SIZES[len(larger) :]:
         mean = sum(len(jpeg_uri(image, side, quality)) for image in sample) / max(1, len(sample))
         if mean * len(images) <= budget_bytes:
             return partial(jpeg_uri, longest_side=side, quality=quality), len(views)
@@ -138,14 +165,10 @@ def encoder(views: Sequence[SliceView], budget_bytes: int) -> tuple[Callable[[np
 
 def jpeg_uri(image: np.ndarray, longest_side: int, quality: int) -> str:
     """Data URI of a JPEG picture; colours at full resolution, for membranes are thin."""
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    longest = max(picture.size)
-    if longest > longest_side:
-        size = (max(1, round(length * longest_side / longest)) for length in picture.size)
-        picture = picture.resize(tuple(size), Image.Resampling.BOX)  # type: ignore[arg-type]
-    elif longest < _MIN_SIDE:
-        factor = -(-_MIN_SIDE // longest)
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
+    longest = max(image.shape[:2])
+    factor = min(max(1.0, _MIN_SIDE / longest), longest_side / longest)
+    if factor != 1:
+        image = resized(image, round(image.shape[0] * factor), round(image.shape[1] * factor))
+    picture, buffer = Image.fromarray(np.ascontiguousarray(image)), io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality, subsampling=0)  # `optimize` fails on noisy slices
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -6,6 +6,7 @@ from typing import Any
 
 from etsam.errors import ConfigError
 from etsam.evaluation.metrics.results import TomogramResult
+from etsam.evaluation.report.headline import findings
 from etsam.evaluation.report.page import LICENCE_LINES, METHOD_LINES, page
 from etsam.evaluation.report.tables import (
     ReportTables,
@@ -99,7 +100,9 @@ def write_report(
 
 def markdown(title: str, tables: ReportTables) -> str:
     """The tables of scores, for a repository or a lab book."""
-    blocks = [f"# {plain_markdown(title)}", "## Means", markdown_table(*cells_of_means(tables.comparison))]
+    found = [f"- {plain_markdown(f'{method}: {sentences}')}" for method, sentences in findings(tables)]
+    blocks = [f"# {plain_markdown(title)}", "\n".join(found)]
+    blocks += ["## Means", markdown_table(*cells_of_means(tables.comparison))]
     lines = [*failures(tables.frames["scores"]), *tables.comparison.notes]
     if lines:
         blocks.append("\n".join(f"- {plain_markdown(line)}" for line in lines))

@@ -14,6 +14,7 @@ from etsam.evaluation.compare.compare import Comparison, compare, format_differe
 from etsam.evaluation.compare.tables import METRIC_NAMES, scores_of_results
 from etsam.evaluation.metrics.curves import Sweep, dice, precision_recall, sweeps
 from etsam.evaluation.metrics.results import ThetaRow, TomogramResult
+from etsam.evaluation.organisms import organisms
 from etsam.volume import atomic_path
 
 THETA_COLUMNS = ("method", "tomogram", *ThetaRow._fields)
@@ -183,6 +184,17 @@ def _finite(value: Any) -> Any:
     return str(value)
 
 
+def format_value(metric: str, value: float) -> str:
+    """A score with the digits that mean something: distances to 1 Å (below 10 Å to 0.1 Å), counts whole, others 3."""
+    if not math.isfinite(value):
+        return "–"
+    if metric.endswith("_angstrom"):
+        return f"{value:.0f}" if abs(value) >= 10 else f"{value:.1f}"
+    if metric.endswith("_error"):
+        return f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"
+    return format_score(value)
+
+
 def failures(scores: pd.DataFrame) -> list[str]:
     """A sentence for each tomogram without scores."""
     failed = scores[scores["error"] != ""]
@@ -197,12 +209,17 @@ def cells_of_scores(tables: ReportTables) -> tuple[list[str], list[list[str]]]:
     heads = ["Tomogram", "Method", *(METRIC_NAMES.get(name, name) for name in metrics), *(["Seconds"] if timed else [])]
     rows = []
     for row in scores.to_dict(orient="records"):
-        cells = [row["tomogram"], row["method"], *(format_score(row[name]) for name in metrics)]
+        cells = [row["tomogram"], row["method"], *(format_value(name, row[name]) for name in metrics)]
         if timed:
             cells.append(f"{row['seconds']:.1f}" if math.isfinite(row["seconds"]) else "–")
         if row["error"]:
             cells[2:] = [f"failed: {row['error']}"]
         rows.append(cells)
+    known = [organisms().get(row[0], "") for row in rows]
+    if any(known):
+        heads.insert(1, "Organism")
+        for cells, organism in zip(rows, known, strict=True):
+            cells.insert(1, organism or "–")
     return heads, rows
 
 
@@ -214,14 +231,16 @@ def cells_of_means(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         own = comparison.means[comparison.means["method"] == method].set_index("metric").loc[list(comparison.metrics)]
         numbers = sorted(set(own["n"]))
         cells = [method, str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"]
-        cells += [f"{format_score(row.mean)} {format_interval(row.low, row.high)}".strip() for row in own.itertuples()]
+        for row in own.itertuples():
+            cells.append(f"{format_value(row.Index, row.mean)} {format_interval(row.low, row.high, row.Index)}".strip())
         rows.append(cells)
     return heads, rows
 
 
-def format_interval(low: float, high: float) -> str:
+def format_interval(low: float, high: float, metric: str = "") -> str:
     """`(0.650 to 0.865)`; nothing if there is none."""
-    return f"({low:.3f} to {high:.3f})" if math.isfinite(low) and math.isfinite(high) else ""
+    known = math.isfinite(low) and math.isfinite(high)
+    return f"({format_value(metric, low)} to {format_value(metric, high)})" if known else ""
 
 
 def cells_of_pairs(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

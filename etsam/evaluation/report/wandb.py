@@ -11,7 +11,7 @@ import pandas as pd
 from etsam.errors import ConfigError
 from etsam.evaluation.metrics.results import TomogramResult
 from etsam.evaluation.report.figures import Figures, png_bytes, points_of
-from etsam.evaluation.report.pictures import LEGEND, slice_views
+from etsam.evaluation.report.pictures import LEGEND, images_with_bars, slice_views
 from etsam.evaluation.report.tables import ReportTables, build_tables, theta_by_method
 
 _COLOUR_NAMES = ("yellow", "green", "orange", "blue")  # of LEGEND
@@ -95,7 +95,7 @@ def _log(run: Any, wandb: Any, tables: ReportTables, results: Sequence[TomogramR
     content |= {f"curves/{name}": _picture(wandb, png, name) for name, png in _curves(tables, results).items()}
     legend = "; ".join(f"{name} {text}" for name, (_, text) in zip(_COLOUR_NAMES, LEGEND, strict=True))
     for view in slice_views(results)[:MAX_SLICES]:
-        images = [wandb.Image(image, caption=f"{title}. {legend}") for title, _, image in view.images]
+        images = [wandb.Image(image, caption=f"{title}. {legend}") for title, image in images_with_bars(view)]
         content[f"slices/{view.tomogram}/{view.axis}{view.index}"] = images
     run.log(content)
 

@@ -34,3 +34,60 @@ for (const table of document.querySelectorAll('table.sortable')) {
     });
   });
 }
+
+// A slice that is pressed is shown large; pressed again, or with the arrow keys, it changes to the next picture of the
+// same slice at the same place, so that the eye sees what differs.
+const dialog = document.createElement('dialog');
+document.body.append(dialog);
+let group = [];
+let shown = 0;
+
+function enlarge(number) {
+  shown = (number + group.length) % group.length;
+  const figure = group[shown].cloneNode(true);
+  const image = figure.querySelector('img');
+  const original = group[shown].querySelector('img');
+  const ratio = original.naturalWidth / original.naturalHeight;
+  image.style.width = `min(calc(100vw - 3rem), calc((100vh - 9rem) * ${ratio}))`;
+  const hint = document.createElement('p');
+  hint.className = 'soft';
+  hint.textContent = group.length > 1
+    ? `${shown + 1} of ${group.length}: press the picture, or an arrow key, for the next of the same place`
+    : '';
+  const close = document.createElement('button');
+  close.textContent = 'close';
+  close.addEventListener('click', () => dialog.close());
+  dialog.replaceChildren(close, figure, hint);
+  figure.querySelector('.zoom').addEventListener('click', () => enlarge(shown + 1));
+  if (!dialog.open) dialog.showModal();
+}
+
+dialog.addEventListener('click', (event) => { if (event.target === dialog) dialog.close(); });
+dialog.addEventListener('keydown', (event) => {
+  const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
+  if (step) enlarge(shown + step);
+});
+for (const zoom of document.querySelectorAll('.slices .zoom')) {
+  const open = () => {
+    group = [...zoom.closest('.slices').querySelectorAll('figure')];
+    enlarge(group.indexOf(zoom.closest('figure')));
+  };
+  zoom.addEventListener('click', open);
+  zoom.addEventListener('keydown', (event) => {
+    if (event.key === 'Enter' || event.key === ' ') {
+      event.preventDefault();
+      open();
+    }
+  });
+}
+
+// A table that is wider than the screen says so.
+for (const region of document.querySelectorAll('.scroll')) {
+  const hint = document.createElement('p');
+  hint.className = 'more';
+  hint.textContent = 'more columns: scroll sideways \u2192';
+  hint.hidden = true;
+  region.before(hint);
+  const update = () => { hint.hidden = region.scrollWidth <= region.clientWidth + 1; };
+  new ResizeObserver(update).observe(region);
+}

@@ -1,0 +1,93 @@
+"""The headline of a report: what was evaluated, what is found and what is lost, in a few sentences."""
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import pandas as pd
+
+from etsam.evaluation.compare.tables import METRIC_NAMES
+from etsam.evaluation.metrics.results import TomogramResult
+from etsam.evaluation.report.tables import ReportTables, theta_by_method
+from etsam.weights.registry import REGISTRY, is_embedded
+
+_WEIGHTS = "prediction.weights.stage2.name"  # in the flat settings of an evaluation
+_GOOD, _POOR = 0.7, 0.5  # recall from which membranes are found, and below which they are lost; our choice
+
+
+def facts(results: Sequence[TomogramResult], settings: Mapping[str, str], versions: Mapping[str, str]) -> list[str]:
+    """Tomograms, voxels, weights, threshold, date and program, as far as they are known; settings are flat."""
+    names = dict.fromkeys(result.tomogram for result in results)
+    found = [f"{len(names)} tomogram{'s' * (len(names) != 1)}"]
+    voxels = sum({result.tomogram: result.voxels for result in results}.values())
+    if voxels:
+        found[0] += f" of {voxels / 1e6:.3g} million voxels" + (" together" if len(names) > 1 else "")
+    weights = settings.get(_WEIGHTS, "")
+    if weights:
+        found.append(f"weights {_name_of(weights)}")
+    thresholds = {f"{result.threshold:g}" for result in results if math.isfinite(result.threshold)}
+    if len(thresholds) == 1:
+        found.append(f"threshold {thresholds.pop()}")
+    if "Written" in versions:
+        written = datetime.fromisoformat(versions["Written"])
+        found.append(f"{written.day} {written:%b %Y}")
+    return [*found, *([f"etsam {versions['etsam']}"] if "etsam" in versions else [])]
+
+
+def badge(settings: Mapping[str, str]) -> str:
+    """Warning about the weights; empty if there is nothing to warn of."""
+    weights = settings.get(_WEIGHTS, "")
+    if weights.startswith("random"):
+        return "RANDOM WEIGHTS: MEANINGLESS"
+    return "DEMO WEIGHTS" if is_embedded(weights) else ""
+
+
+def findings(tables: ReportTables) -> list[tuple[str, str]]:
+    """(method, sentences) in the order of the methods: first metric, what is found by direction, precision.
+
+    Upright and flat are the outer ranges of the angle between a membrane's normal and Z.
+    """
+    means = tables.comparison.means
+    theta = theta_by_method(tables.frames["theta"]) if len(tables.frames["theta"]) else pd.DataFrame()
+    found = []
+    for method in tables.comparison.methods:
+        own = means[(means["method"] == method) & means["mean"].notna()].set_index("metric")["mean"]
+        sentences = [f"{METRIC_NAMES.get(name, name)} {own[name]:.2f}." for name in own.index[:1]]
+        if len(theta):
+            sentences += _by_direction(theta[theta["method"] == method].sort_values("lower_degrees"))
+        if "precision" in own.index[1:]:
+            sentences.append(f"Precision {own['precision']:.2f}.")
+        found.append((method, " ".join(sentences) or "No scores."))
+    return found
+
+
+def directions(tables: ReportTables) -> str:
+    """Sentence that says what upright and flat mean; empty if nothing is known by direction."""
+    theta = tables.frames["theta"]
+    if not len(theta):
+        return ""
+    flat, upright = theta["upper_degrees"].min(), theta["lower_degrees"].max()
+    return (
+        f"Upright: the membrane's normal is {upright:g} to 90 degrees from Z, the beam. Flat: at most {flat:g} degrees;"
+        " that is where the missing wedge hides most."
+    )
+
+
+def _by_direction(own: pd.DataFrame) -> list[str]:
+    if len(own) < 2:
+        return []
+    flat, upright = (float(own["recall"].iloc[i]) for i in (0, -1))
+    if not (math.isfinite(flat) and math.isfinite(upright)):
+        return []
+    if upright >= _GOOD and flat >= _GOOD:
+        return [f"Finds upright ({upright:.2f} of them) and flat membranes ({flat:.2f})."]
+    if upright >= _GOOD and flat < _POOR:
+        return [f"Finds upright membranes ({upright:.2f} of them), loses flat ones ({flat:.2f})."]
+    if upright < _POOR and flat < _POOR:
+        return [f"Loses most membranes, upright ({upright:.2f} found) and flat ({flat:.2f})."]
+    return [f"Finds {upright:.2f} of upright membranes and {flat:.2f} of flat ones."]
+
+
+def _name_of(file_name: str) -> str:
+    """Name of the weights that a file belongs to; else that of the file."""
+    return next((name for name, weights in REGISTRY.items() if file_name in weights.files), file_name)
