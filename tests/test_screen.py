@@ -124,6 +124,14 @@ def test_time_left_counts_the_parts_and_tomograms_to_come():
     assert job.job_seconds_left(42.0) == pytest.approx(64 + 40)
 
 
+def test_the_first_slice_of_a_part_counts_from_the_end_of_the_part_before():
+    job = Forecast(1)
+    job.begin(0.0)
+    job.update("reading", 10, 10, now=1.0)
+    job.update("stage 1", 1, 10, now=4.0)
+    assert job.seconds_left() == pytest.approx(9 * 3 + 10 * 3 + 3)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(None, "?"), (0.4, "0 s"), (99.4, "99 s"), (100, "1:40"), (252, "4:12"), (3852, "1:04:12")]
 )

@@ -34,6 +34,7 @@ class Forecast:
     _finished: int = 0
     _job_started: float | None = None
     _started: float = 0.0
+    _updated: float = 0.0
     _parts: dict[str, _Part] = field(default_factory=dict)  # of the tomogram at work, in order
     _paces: dict[str, float] = field(default_factory=dict)  # seconds a slice of parts of finished tomograms
 
@@ -44,14 +45,14 @@ class Forecast:
 
     def begin(self, now: float) -> None:
         """Begin a tomogram."""
-        self._started, self._parts = now, {}
+        self._started, self._updated, self._parts = now, now, {}
         self._job_started = now if self._job_started is None else self._job_started
 
     def update(self, part: str, done: int, total: int, now: float) -> None:
         """Slices `done` of `total` of a part of the tomogram at work."""
         if part not in self._parts:
-            self._parts[part] = _Part(total, now)
-        at = self._parts[part]
+            self._parts[part] = _Part(total, self._updated)  # its first slice is told when it is done
+        at, self._updated = self._parts[part], now
         at.done, at.slices, at.seconds = done, total, now - at.started
 
     def end(self) -> None:
