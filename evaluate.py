@@ -6,10 +6,13 @@
 Every setting is in configs/evaluate.yaml; `python evaluate.py --help` lists them.
 """
 
+import sys
+
 import hydra
 from omegaconf import DictConfig
 
 from etsam.app import launch, reporting_errors
+from etsam.weights.store import with_automatic_weights
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
@@ -21,4 +24,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = with_automatic_weights(sys.argv[1:])
     launch(main)

@@ -163,12 +163,12 @@ def load(overrides: Sequence[str] = (), *, device: str | None = None) -> Model:
 
     from etsam.app import check_values, compose_config, config_error
     from etsam.threads import worker_count
-    from etsam.weights.store import ensure_weights
+    from etsam.weights.store import ensure_weights, with_automatic_weights
 
     for override in overrides:
         _refuse_unused(override)
     with config_error():
-        cfg = compose_config("predict", overrides)
+        cfg = compose_config("predict", with_automatic_weights(overrides))
         check_values(cfg, "predict")
         target, autocast = _device(cfg, device), None
         if target.type != "cpu" or any(item.lstrip("+").startswith("trainer.precision=") for item in overrides):

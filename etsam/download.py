@@ -68,12 +68,19 @@ class Stopped(Exception):  # noqa: N818 - not an error
     """End of all downloads that was asked for; not an error of this file."""
 
 
-class _TransientError(Exception):
-    """Fault that may pass, with the pause that the server asks for (seconds; None: it does not say)."""
+class NoNetworkError(DownloadError):
+    """The server's name does not resolve: as good as always there is no network."""
 
-    def __init__(self, what: str, wait_seconds: float | None = None) -> None:
+
+class _TransientError(Exception):
+    """Fault that may pass, with the pause that the server asks for (seconds; None: it does not say).
+
+    `unresolved`: the server's name is not known, which rarely passes.
+    """
+
+    def __init__(self, what: str, wait_seconds: float | None = None, *, unresolved: bool = False) -> None:
         super().__init__(what)
-        self.wait_seconds = wait_seconds
+        self.wait_seconds, self.unresolved = wait_seconds, unresolved
 
 
 class Stop:
@@ -381,7 +388,7 @@ def _complete_part(job: DownloadJob, stop: Stop, tell: Callable[[int, int | None
     record = read_record(job.target) if job.keep_record else None
     if record is not None:
         expected.setdefault("sha256", record.checksums["sha256"])
-    faults = []
+    faults: list[DownloadError] = []
     for url in job.urls:
         resume = ResumingDownloader(job.size, verifiable=bool(expected), stop=stop, tell=tell)
         try:
@@ -398,8 +405,11 @@ def _complete_part(job: DownloadJob, stop: Stop, tell: Callable[[int, int | None
                         f"{expected[wrong[0]]}; it was removed, try again later."
                     )
         except DownloadError as fault:
-            faults.append(str(fault))
-    raise DownloadError(" | ".join(faults))
+            faults.append(fault)
+    if len(faults) == 1:
+        raise faults[0]
+    kind = NoNetworkError if all(isinstance(fault, NoNetworkError) for fault in faults) else DownloadError
+    raise kind.of(f"no address gives {job.target.name}", faults)
 
 
 def _said_path(part: Path) -> Path:
@@ -601,12 +611,18 @@ def _ask(method: str, url: str, accepted: Container[int] = ()) -> "requests.Resp
 
 
 def _persist(url: str, attempt: Callable[[], T], stop: Stop, safe_bytes: Callable[[], int] = lambda: 0) -> T:
-    """Call `attempt` until it ends without a fault that may pass; one that brought new bytes starts the count anew."""
-    fruitless, furthest = 0, safe_bytes()
+    """Call `attempt` until it ends without a fault that may pass; one that brought new bytes starts the count anew.
+
+    A name that does not resolve is asked for once, unless something came before: then the network was there.
+    """
+    at_start = safe_bytes()
+    fruitless, furthest = 0, at_start
     while True:
         try:
             return attempt()
         except _TransientError as fault:
+            if fault.unresolved and safe_bytes() <= at_start:
+                raise NoNetworkError(f"{url}: {fault}; is there a network here, and is the address right?") from fault
             fruitless = 1 if safe_bytes() > furthest else fruitless + 1
             furthest = max(safe_bytes(), furthest)
             if fruitless == _FRUITLESS_ATTEMPTS:
@@ -654,9 +670,21 @@ def _faults_told(url: str, stop: Stop) -> Iterator[None]:
         raise _TransientError(f"the connection broke off ({_reason(error)})") from error
     except (ConnectionError, Timeout) as error:
         stop.check()
-        raise _TransientError(f"no answer ({_reason(error)})") from error
+        unresolved = _is_unresolved(error)
+        reason = "the server's name is not known" if unresolved else f"no answer ({_reason(error)})"
+        raise _TransientError(reason, unresolved=unresolved) from error
     except RequestException as error:
         raise DownloadError(f"{url}: cannot be asked for: {_reason(error)}; check the address.") from error
+
+
+def _is_unresolved(error: BaseException) -> bool:
+    """Whether an error of requests comes from a name that does not resolve."""
+    from urllib3.exceptions import NameResolutionError
+
+    inner: Any = error
+    while inner is not None and not isinstance(inner, NameResolutionError):
+        inner = next((a for a in (getattr(inner, "reason", None), *inner.args) if isinstance(a, Exception)), None)
+    return inner is not None
 
 
 def _reason(error: BaseException) -> str:

@@ -76,11 +76,12 @@ class Outcome:
 
     @property
     def message(self):
-        """The line for the person, without `etsam: error: `; there has to be exactly one, and no traceback."""
-        errors = [line for line in self.stderr.splitlines() if line.startswith("etsam: error: ")]
-        assert len(errors) == 1, self.stderr
+        """What the person is told, without `etsam: error: `: one error, its faults joined, and no traceback."""
+        assert self.stderr.count("etsam: error: ") == 1, self.stderr
         assert "Traceback" not in self.stderr
-        return errors[0].removeprefix("etsam: error: ")
+        first, *faults = self.stderr.partition("etsam: error: ")[2].splitlines()
+        assert all(fault.startswith("  ") for fault in faults), self.stderr
+        return " | ".join([first, *(fault.strip() for fault in faults)])
 
     @property
     def files(self):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from etsam.errors import CheckpointError, ConfigError, DownloadError
 from etsam.network.build import build_network, build_tracker
 from etsam.weights import registry
 from etsam.weights.registry import REGISTRY, StageWeights, weights_folder
-from etsam.weights.store import ensure_weights, fetch_weights, original_url
+from etsam.weights.store import ensure_weights, fetch_weights, original_url, with_automatic_weights
 
 STAGES = ["etsam_stage1_v1.pt", "etsam_stage2_v1.pt"]
 RECORD = "/api/records/17571925"
@@ -241,7 +242,7 @@ def test_a_mirror_may_be_named_on_the_command_line_or_in_the_config(etsam, predi
 def test_offline_nothing_is_asked(etsam, zenodo, monkeypatch):
     outcome = etsam("weights", "download", "etsam_v1", "--offline")
     assert outcome.status == 1
-    assert all(name in outcome.message for name in STAGES)
+    assert all(name in outcome.stderr for name in STAGES)
     monkeypatch.setenv("ETSAM_OFFLINE", "1")
     assert etsam("weights", "download", "etsam_v1").message == outcome.message
     assert zenodo.requests == []
@@ -253,7 +254,7 @@ def test_offline_nothing_is_asked(etsam, zenodo, monkeypatch):
         (["download"], "NAME"),
         (["download", "etsam_v2"], "etsam_v2"),
         (["download", "nano"], "nano"),
-        (["verify", "etsam_v1"], "etsam_stage1_v1.pt (missing), etsam_stage2_v1.pt (missing)"),
+        (["verify", "etsam_v1"], "not as downloaded"),
         (["remove"], "remove"),
     ],
 )
@@ -280,9 +281,15 @@ def test_the_list_names_every_file_and_its_place(capsys, cache):
     path = put(cache, "sam2.1_hiera_small.pt")
     status, lines = told(capsys, "list")
     assert status == 0
-    assert [line[:2] for line in lines[1:]] == [[w.name, file_name] for w in REGISTRY.values() for file_name in w.files]
-    assert next(line for line in lines if line[0] == "sam2.1_hiera_small")[2] == str(path)
-    assert next(line for line in lines if line[0] == "sam2.1_hiera_large")[2:4] == ["not", "there"]
+    rows = {line[0]: line for line in lines[1 : 1 + len(REGISTRY)]}
+    assert list(rows) == list(REGISTRY)
+    assert [not REGISTRY[name].page for name in rows] == sorted((not w.page for w in REGISTRY.values()), reverse=True)
+    assert rows["sam2.1_hiera_small"][-2:] == ["here", str(path.parent)]
+    assert rows["sam2.1_hiera_small"][-5:-3] == ["7", "bytes"]
+    assert rows["sam2.1_hiera_large"][-3:] == ["not", "here", str(cache)]
+    missing = {line[0]: line[1] for line in lines[1 + len(REGISTRY) :] if len(line) == 2}
+    assert missing[STAGES[0]].endswith(f"{STAGES[0]}?download=1")
+    assert path.name not in missing
 
 
 def test_verify_reads_every_file_that_is_there(capsys, zenodo, cache, checkpoints):
@@ -293,11 +300,64 @@ def test_verify_reads_every_file_that_is_there(capsys, zenodo, cache, checkpoint
     assert status == 0
     assert states[STAGES[0]][:2] == ["verified", hashlib.sha256(checkpoints[STAGES[0]]).hexdigest()]
     assert states["sam2.1_hiera_small.pt"][:2] == ["no", "record"]
-    assert states["sam2.1_hiera_large.pt"] == ["missing"]
+    assert "sam2.1_hiera_large.pt" not in states
+    assert "sam2.1_hiera_large" in next(line for line in lines if line[:2] == ["not", "here:"])
     (cache / STAGES[1]).write_bytes(b"other")
     status, lines = told(capsys, "verify", "etsam_v1")
     assert status == 1
-    assert [line[1] for line in lines[1:]] == ["verified", "changed"]
+    assert [line[1] for line in lines[1:3]] == ["verified", "changed"]
+
+
+def test_verify_of_nothing_and_of_half_is_no_success(etsam, cache):
+    assert etsam("weights", "verify").status == 1
+    put(cache, STAGES[0])
+    outcome = etsam("weights", "verify")
+    assert outcome.status == 1
+    assert f"{STAGES[1]} (missing)" in outcome.stderr
+
+
+def test_without_network_one_try_says_which_file_goes_where(etsam, cache, monkeypatch):
+    asked = []
+
+    def unresolved(*address, **_):
+        asked.append(address[0])
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unresolved)
+    monkeypatch.setenv("ETSAM_ZENODO_URL", "http://nowhere.invalid")
+    outcome = etsam("weights", "download", "etsam_v1")
+    assert outcome.status == 1
+    assert asked == ["nowhere.invalid"]
+    assert str(cache) in outcome.message
+    told = [line.strip() for line in outcome.stderr.splitlines()]
+    assert told[-2:] == [f"http://nowhere.invalid/records/17571925/files/{name}?download=1" for name in STAGES]
+    assert etsam("weights", "download", "etsam_v1", "--offline").message == outcome.message
+
+
+def test_automatic_weights_are_the_published_ones_once_both_files_are_there(cache):
+    def chosen(*settings):
+        return with_automatic_weights(settings)
+
+    assert chosen("views=2") == ["views=2"]
+    put(cache, STAGES[0])
+    assert chosen() == []
+    put(cache, STAGES[1])
+    published = ["weights=etsam_v1", "+weights.asked=auto"]
+    assert chosen() == published
+    assert chosen("views=2") == [*published, "views=2"]
+    assert chosen("--multirun", "weights=auto", "views=2,4") == ["--multirun", *published, "views=2,4"]
+    for own in ("weights=nano", "net=tiny_test", "weights.stage1=mine.pt"):
+        assert chosen(own) == [own]
+
+
+def test_automatic_weights_bring_their_network_and_normalisation(cache):
+    embedded = compose_config("predict", with_automatic_weights([]))
+    assert (embedded.weights.name, embedded.weights.asked) == ("nano", "auto")
+    for name in STAGES:
+        put(cache, name)
+    found = compose_config("predict", with_automatic_weights(["normalize=softplus_minmax"]))
+    assert (found.weights.name, found.weights.asked, found.net.image_size) == ("etsam_v1", "auto", 1024)
+    assert found.normalize._target_.endswith("SoftplusMinMax")
 
 
 def test_the_published_addresses_are_those_of_the_registry(monkeypatch):

@@ -124,21 +124,36 @@ def _raise(faults: list[str], what: str) -> None:
     from etsam.errors import DownloadError
 
     if faults:
-        raise DownloadError(f"{len(faults)} {what}: {' | '.join(faults)}")
+        raise DownloadError.of(f"{len(faults)} {what}", faults)
 
 
 def run_list(args: argparse.Namespace) -> None:
-    """Print a table of names and files."""
-    from etsam.cli.console import print_table
-    from etsam.weights.store import list_weights
+    """Print a table of weights, and which file goes where for those that are not here."""
+    from etsam.cli.console import print_line, print_table, readable_bytes
+    from etsam.weights.registry import PUBLISHED, weights_folder
+    from etsam.weights.store import list_weights, original_url
 
-    print_table(
-        ("name", "file", "where", "what"),
-        [
-            (entry.weights.name, entry.file_name, str(entry.path or "not there"), entry.weights.about)
-            for entry in list_weights(args.names)
-        ],
-    )
+    files = list_weights(args.names)
+    rows, missing = [], []
+    for weights in dict.fromkeys(entry.weights for entry in files):
+        entries = [entry for entry in files if entry.weights == weights]
+        there = [entry.path for entry in entries if entry.path is not None]
+        size = sum(path.stat().st_size for path in there) if len(there) == len(entries) else None
+        about = readable_bytes(size) if size is not None else f"~{weights.megabytes} MB" if weights.megabytes else "?"
+        state = "here" if len(there) == len(entries) else "a part" if there else "not here"
+        voxels = "-" if weights.voxel_angstrom is None else "{:g}-{:g} Å".format(*weights.voxel_angstrom)
+        folder = there[0].parent.absolute() if there else weights_folder()
+        rows.append((weights.name, weights.about, about, voxels, state, str(folder)))
+        missing += [entry for entry in entries if entry.path is None and weights.page]
+    print_table(("name", "what for", "size", "voxel size", "state", "folder"), rows)
+    if missing:
+        print_line(
+            f"\nWhat is not here comes by `etsam weights download NAME`, such as {PUBLISHED.name}. Without network,"
+        )
+        print_line(f"fetch the files on another machine and put them into {weights_folder()}:")
+        for entry in missing:
+            print_line(f"  {entry.file_name:<28} {original_url(entry.weights, entry.file_name)}")
+        print_line("Then `etsam weights verify`.")
 
 
 def run_download(args: argparse.Namespace) -> None:
@@ -153,20 +168,29 @@ def run_download(args: argparse.Namespace) -> None:
 
 
 def run_verify(args: argparse.Namespace) -> None:
-    """Print a table of files and what is known of them; raise if one is not what was downloaded."""
-    from etsam.cli.console import print_table
+    """Print a table of files and what is known of them; raise if one is not what was downloaded, or lacks its other."""
+    from etsam.cli.console import print_line, print_table
     from etsam.errors import CheckpointError
     from etsam.weights.store import list_weights
 
     states = list_weights(args.names, verify=True)
+    begun = {entry.weights.name for entry in states if entry.path is not None} | set(args.names)
+    shown = [entry for entry in states if entry.weights.name in begun]
     print_table(
         ("file", "state", "sha256", "where"),
-        [(entry.file_name, entry.state, entry.sha256, str(entry.path or "")) for entry in states],
+        [(entry.file_name, entry.state, entry.sha256, str(entry.path or "")) for entry in shown],
     )
-    bad = [entry for entry in states if entry.state == "changed" or (args.names and entry.state == "missing")]
+    absent = dict.fromkeys(entry.weights.name for entry in states if entry.weights.name not in begun)
+    if absent:
+        print_line(f"not here: {', '.join(absent)}")
+    bad = [entry for entry in shown if entry.state in ("changed", "missing")]
     if bad:
-        named = ", ".join(f"{entry.path or entry.file_name} ({entry.state})" for entry in bad)
-        raise CheckpointError(f"not as downloaded: {named}; remove what has changed and run `etsam weights download`.")
+        raise CheckpointError.of(
+            "not as downloaded; remove what has changed and run `etsam weights download`",
+            [f"{entry.path or entry.file_name} ({entry.state})" for entry in bad],
+        )
+    if not shown:
+        raise CheckpointError("there are no weights here to verify; `etsam weights list` says how they come.")
 
 
 def with_bars(work: "Callable[[Progress], T]", total_bytes: int | None = None) -> T:

@@ -22,6 +22,7 @@ from etsam.evaluation.result_store import ResultStore
 from etsam.evaluation.scorer import Scorer
 from etsam.evaluation.stored import StoredPredictions
 from etsam.prediction.record import settings_of
+from etsam.prediction.run import tell_weights
 from etsam.prediction.segmenter import Progress
 from etsam.prediction.writer import PredictionWriter
 from etsam.volume.atomic import refuse_existing
@@ -154,6 +155,8 @@ def score(cfg: DictConfig, data: EvaluationData, metrics: Metrics, store: Result
     else:
         if None in (cfg.weights.stage1, cfg.weights.stage2):
             log.warning("the weights are RANDOM, so the scores mean nothing; see weights=etsam_v1 or weights=files")
+        elif is_first_process():
+            tell_weights(cfg)
         predictor = instantiate(cfg.segmenter, _partial_=True)(progress=bars.update)
     steps = instantiate(cfg.postprocess, _convert_="all")
     scorer = Scorer(metrics, store, steps, _writer_of(cfg, bars.update), bars.update)

@@ -9,8 +9,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from etsam.app import check_values, is_first_process, require
-from etsam.screen import readable_seconds
-from etsam.weights.registry import PUBLISHED, REGISTRY
+from etsam.screen import readable_seconds, working
+from etsam.weights.registry import PUBLISHED, StageWeights, is_embedded
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ def run(cfg: DictConfig) -> list[Path]:
     from etsam.prediction.record import settings_of
     from etsam.weights.store import ensure_weights
 
+    working("looking at the tomograms ...")
     inputs, bars = instantiate(cfg.inputs), SliceProgress()
     ensure_weights(cfg.weights)
     writer = instantiate(cfg.writer, _partial_=True)(settings=settings_of(cfg), progress=bars.update)
@@ -49,6 +50,7 @@ def run(cfg: DictConfig) -> list[Path]:
         voxels = {path: math.prod(shape or (0,)) for path, shape in shapes.items()}
         todo = writer.check(voxels, {path: scratch_bytes(cfg, shape) for path, shape in shapes.items()})
         inputs.only(todo)
+    working("loading the networks ...")
     segmenter = instantiate(cfg.segmenter, _partial_=True)(progress=bars.update)
     if is_first_process():
         tell_weights(cfg)
@@ -104,13 +106,13 @@ def tell_weights(cfg: DictConfig) -> None:
             "the weights are RANDOM, so the mask MEANS NOTHING; it shows that the program runs. For real masks: "
             "weights=nano, weights=etsam_v1, or weights.stage1=FILE weights.stage2=FILE"
         )
-    named = REGISTRY.get(str(cfg.weights.name))
-    if named is not None and not named.page:
+        return
+    if is_embedded(StageWeights.resolve(cfg.weights.stage2).name):
         log.warning(
             "DEMO WEIGHTS: %s comes with the program to show what it does and was trained on simulations only; for "
             "real work get the published weights, once: `etsam weights download %s`",
-            named.name,
+            cfg.weights.name,
             PUBLISHED.name,
         )
-    elif named is not None and cfg.weights.get("asked") == "auto":
-        log.info("using the published weights, %s, which are here", named.name)
+    elif cfg.weights.get("asked") == "auto" and cfg.weights.name == PUBLISHED.name:
+        log.info("using the published weights, %s, which are here", PUBLISHED.name)

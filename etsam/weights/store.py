@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etsam.download import DownloadJob, Progress, fetch_all, get_json, is_offline, read_record
-from etsam.errors import ConfigError, DownloadError
+from etsam.download import DownloadJob, NoNetworkError, Progress, fetch_all, get_json, is_offline, read_record
+from etsam.errors import ConfigError, DownloadError, EtsamError
 from etsam.paths import sha256
-from etsam.weights.registry import REGISTRY, NamedWeights, find_weights, weights_folder
+from etsam.weights.registry import PUBLISHED, REGISTRY, NamedWeights, find_weights, weights_folder
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,28 @@ def choose_weights(names: Sequence[str]) -> list[NamedWeights]:
         if name not in REGISTRY:
             raise ConfigError(f"there are no weights {name}; allowed: {', '.join(REGISTRY)}.")
     return [REGISTRY[name] for name in dict.fromkeys(names or REGISTRY)]
+
+
+def with_automatic_weights(overrides: Sequence[str]) -> list[str]:
+    """Settings in which `weights=auto`, the default, has become the published weights, if both files are there.
+
+    Whoever names a network or files of his own has chosen himself. Without the published weights the settings stay as
+    they are: configs/weights/auto.yaml has the embedded ones.
+
+    Parameters
+    ----------
+    overrides
+        KEY=VALUE of a command, and Hydra's flags.
+    """
+    keys = [item.partition("=")[0].lstrip("+~") for item in overrides]
+    chosen = any(key == "net" or key.startswith("weights.") for key in keys)
+    named = [item for item in overrides if item.startswith("weights=")]
+    if chosen or named not in ([], ["weights=auto"]) or None in map(find_weights, PUBLISHED.files):
+        return list(overrides)
+    kept = [item for item in overrides if item not in named]
+    # before all other settings, which may change values of the group, and after flags of Hydra
+    first = next((at for at, item in enumerate(kept) if "=" in item and not item.startswith("-")), len(kept))
+    return [*kept[:first], f"weights={PUBLISHED.name}", "+weights.asked=auto", *kept[first:]]
 
 
 def list_weights(names: Sequence[str] = (), *, verify: bool = False) -> list[FileState]:
@@ -114,7 +136,15 @@ def fetch_weights(
                 f"{weights.name} comes with the program, but this version has no trained {weights.name} weights; there "
                 "is nothing to download."
             )
-        checksums = _published_checksums(weights) if missing and not (offline or is_offline()) else {}
+        has_mirror = bool(mirrors or os.environ.get(MIRRORS_VARIABLE))
+        if missing and (offline or is_offline()) and not has_mirror:
+            raise _by_hand(weights, missing)
+        try:
+            checksums = _published_checksums(weights) if missing and not (offline or is_offline()) else {}
+        except NoNetworkError as error:
+            if not has_mirror:
+                raise _by_hand(weights, missing) from error
+            checksums = {}
         for file_name in weights.files:
             path = find_weights(file_name) or weights_folder() / file_name
             paths.append(path)
@@ -124,9 +154,21 @@ def fetch_weights(
                 urls.append(original_url(weights, file_name))
                 jobs.append(DownloadJob(path, tuple(dict.fromkeys(urls)), checksums=checksums.get(file_name, ())))
     failures = fetch_all(jobs, threads=2, offline=offline, progress=progress)
+    told = list(dict.fromkeys(str(error) for _, error in failures))
+    if len(told) == 1:
+        raise failures[0][1]
     if failures:
-        raise type(failures[0][1])(" | ".join(dict.fromkeys(str(error) for _, error in failures)))
+        raise type(failures[0][1]).of(f"{len(failures)} files did not come", told)
     return paths
+
+
+def _by_hand(weights: NamedWeights, missing: Sequence[str]) -> EtsamError:
+    """What to do without network."""
+    return DownloadError.of(
+        f"{weights.name} cannot be downloaded without network; fetch these files on another machine, put them into "
+        f"{weights_folder()}, then run `etsam weights verify {weights.name}`",
+        [original_url(weights, file_name) for file_name in missing],
+    )
 
 
 def _zenodo_url() -> str:
@@ -151,6 +193,8 @@ def _published_checksums(weights: NamedWeights) -> dict[str, tuple[tuple[str, st
             algorithm, _, digest = str(entry["checksum"]).rpartition(":")  # `md5:0123...`, or without `md5:`
             listed[entry.get("key") or entry["filename"]] = ((algorithm or "md5", digest),)
         return listed
+    except NoNetworkError:
+        raise
     except (DownloadError, AttributeError, KeyError, TypeError) as error:
         log.warning("no published checksums to compare with: %s: %r", url, error)
         return {}

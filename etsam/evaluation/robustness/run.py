@@ -22,6 +22,7 @@ from etsam.evaluation.robustness.report import CSV_CURVES, CSV_TOMOGRAMS, JSON, 
 from etsam.evaluation.run import check_predictions, evaluation_settings, raise_failures, result_store, score
 from etsam.sources.simulation.paired import BASELINE, PairedSimulator, plain_conditions, simulate_paired, tomogram_name
 from etsam.volume.atomic import refuse_existing
+from etsam.weights.store import with_automatic_weights
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +50,13 @@ def configs(settings: Sequence[str], methods: Sequence[str] = ()) -> dict[str, D
     from etsam.app import compose_config
 
     if not methods:
-        cfg = compose_config("robustness", settings)
+        cfg = compose_config("robustness", with_automatic_weights(settings))
         return {cfg.name or OWN_METHOD: cfg}
     found: dict[str, DictConfig] = {}
     for name, more in map(named, methods):
         if name in found:
             raise ConfigError(f"there are two methods called {name}; give each --method a name of its own.")
-        found[name] = compose_config("robustness", [*settings, *more])
+        found[name] = compose_config("robustness", with_automatic_weights([*settings, *more]))
         found[name].name = name
     return found
 
