@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ def add(commands: Any) -> None:
         commands,
         "inspect",
         run,
-        help="tomogram -> what it is, and what to set",
+        help="tomogram -> what it is, and the command to run",
         description="Explain tomograms, masks and other MRC files. Nothing is written unless --preview asks for it.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="tomograms, masks or folders of them")
@@ -34,6 +35,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--output-dir", metavar="DIR", default=".", help="where pictures go (the current folder)")
     parser.add_argument("--json", action="store_true", help="print the same as JSON, a list with one entry a file")
+    parser.add_argument("--verbose", "-v", action="store_true", help="header, grey values, every remark and setting")
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
 
 
@@ -46,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
     from etsam.prediction.inputs import find_tomograms
     from etsam.sources.files.inspect import inspect_file
     from etsam.sources.files.inspect_picture import write_inspection
+    from etsam.sources.files.verdict import verdict
 
     paths = find_tomograms(args.files)
     if args.preview and len(paths) > 1:
@@ -60,9 +63,10 @@ def run(args: argparse.Namespace) -> None:
         except InputError as error:
             failed.append(str(error))
             continue
-        found_all.append(found.as_dict())
+        lines = verdict(found)
+        found_all.append(found.as_dict() | {"verdict": list(lines)})
         if not args.json:
-            _print(console, found)
+            _print(console, found, lines, args.verbose)
         if args.preview is not None:
             write_inspection(pictures[number], found, planes, args.overwrite)
             found_all[-1]["preview"] = str(pictures[number])
@@ -72,9 +76,12 @@ def run(args: argparse.Namespace) -> None:
         json.dump(found_all, sys.stdout, indent=1)
         sys.stdout.write("\n")
     elif args.preview is None and found_all:
-        print_line("For a picture add --preview; for scripts, --json.")
+        more = "" if args.verbose else "all that is known --verbose; "
+        print_line(f"Further flags: a picture --preview; {more}for scripts --json.")
     if failed:
-        raise InputError(" | ".join(failed))
+        if len(failed) == 1:
+            raise InputError(failed[0])
+        raise InputError.of(f"{len(failed)} of {len(paths)} files cannot be read", failed)
 
 
 def _pictures(args: argparse.Namespace, paths: "list[Location]") -> list[Path]:
@@ -96,7 +103,23 @@ def _pictures(args: argparse.Namespace, paths: "list[Location]") -> list[Path]:
     return pictures
 
 
-def _print(console: "Console", found: "Inspection") -> None:
+def _print(console: "Console", found: "Inspection", verdict: Sequence[str], verbose: bool) -> None:
+    """The verdict, and with `verbose` a table of everything."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console.print(Text(str(found.path), style="bold blue"), soft_wrap=True)
+    *said, command = verdict
+    for line in said:
+        console.print(Padding(Text(line), (0, 0, 0, 2)))
+    console.print(Text(f"  {command}"), soft_wrap=True)  # to be copied whole
+    if verbose:
+        console.print()
+        _print_table(console, found)
+    console.print()
+
+
+def _print_table(console: "Console", found: "Inspection") -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -126,9 +149,7 @@ def _print(console: "Console", found: "Inspection") -> None:
     for name, text in lines:
         table.add_row("" if name == previous else name, Text(text))
         previous = name
-    console.print(Text(str(found.path), style="bold cyan"), soft_wrap=True)
     console.print(table)
-    console.print()
 
 
 def _three(values: tuple[float, ...]) -> str:

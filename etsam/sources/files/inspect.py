@@ -43,8 +43,8 @@ class Inspection:
         Lines of history in the header; what is odd about it.
     minimum, maximum, mean, percentiles, nonfinite_voxels
         Of the grey values; percentiles by their per cent.
-    skewness, contrast
-        Of block means; and what `normalize=robust` takes membranes for: `dark` or `bright`.
+    skewness, contrast, contrast_is_clear
+        Of block means; what `normalize=robust` takes membranes for, `dark` or `bright`; whether by more than chance.
     looks_like
         `tomogram`, `mask`, `label volume`, `tilt series` or `constant volume`.
     remarks
@@ -73,6 +73,7 @@ class Inspection:
     nonfinite_voxels: int
     skewness: float
     contrast: str
+    contrast_is_clear: bool
     looks_like: str
     remarks: tuple[str, ...]
     suggestions: tuple[str, ...]
@@ -161,6 +162,7 @@ def inspect_file(
             nonfinite_voxels=raw.nonfinite,
             skewness=statistics.skewness,
             contrast=statistics.contrast,
+            contrast_is_clear=statistics.contrast_is_clear,
             looks_like=kind,
             remarks=tuple(_remarks(volume, raw, statistics, planes.constant_slices, kind)),
             suggestions=tuple(suggestions(volume.shape, size, statistics, kind)),
