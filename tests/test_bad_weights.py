@@ -154,21 +154,21 @@ def test_reading_a_good_checkpoint_warns_of_nothing(work, state):
         (["normalize=foo"], "normalize=foo is unknown; allowed: min_max_positive, robust, softplus_minmax."),
         (
             ["--weights", "my.pt"],
-            "weights=my.pt is unknown",
+            "--weights my.pt is unknown",
         ),
         (["weights=files"], "weights.stage1 is not given; add weights.stage1=FILE"),
         (["input=a.mrc,b.mrc"], "input=[a.mrc,b.mrc]"),
         (["output_dir=a(b"], "put text with spaces or special characters in double quotes"),
         (["overwrite=no"], "overwrite=no"),
         (["stage2.threshold=high"], "stage2.threshold=high"),
-        (["--logit-threshold", "nan"], "stage2.threshold=nan"),
-        (["--logit-threshold", "high"], "argument --logit-threshold: invalid float value: 'high'"),
+        (["--logit-threshold", "nan"], "--threshold nan"),
+        (["--logit-threshold", "high"], "--logit-threshold: invalid float value: 'high'"),
         (["grid_interval=1.5"], "grid_interval=1.5"),
         (["grid_interval=0"], "interval 0 has to be a whole number of voxels of at least 1"),
         (["nonfinite=zero"], "nonfinite=zero"),
         (["normalize.low_percent=99.9"], "99.9 and 99.5 are not two increasing numbers between 0 and 100"),
         (["trainer.precision=low"], "trainer.precision=low"),
-        (["--overwrite", "--resume"], "overwrite=true replaces what resume=true would keep; set one of them"),
+        (["--overwrite", "--resume"], "--overwrite replaces what --resume would keep"),
         (
             ["--post-process", "--post-process-min-slices", "0"],
             "min_slices is 0; allowed are whole numbers of at least",
@@ -180,9 +180,9 @@ def test_reading_a_good_checkpoint_warns_of_nothing(work, state):
             "--post-process-max-spur-len belongs to a step that is not run; add --post-process",
         ),
         (["--post-process-min-slices", "many"], "invalid int value: 'many'"),
-        (["--threshold", "3"], "unknown argument --threshold; see `etsam --help`"),
-        (["--stage1-prompt", "etsam_stage1_partial"], "invalid choice"),
-        (["output_infix=a/b"], "output_infix=a/b is a part of file names, without /; for a folder use output_dir"),
+        (["--treshold", "3"], "did you mean --threshold?"),
+        (["--stage1-prompt", "etsam_stage1_partial"], "--stage1-prompt etsam_stage1_partial"),
+        (["output_infix=a/b"], "output_infix=a/b is a part of file names, without /; for a folder use --output-dir"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(refused, tomogram, arguments, part):
@@ -198,7 +198,7 @@ def test_a_missing_file_with_an_equals_sign_is_taken_for_a_setting_and_explained
     assert "If a file is called so, check that it is there" in refused("a=b.mrc")
 
 
-@pytest.mark.parametrize("arguments", [[], ["segment", "tomo.mrc"], ["predict"]])
+@pytest.mark.parametrize("arguments", [["segment", "tomo.mrc"], ["predict"]])
 def test_an_incomplete_command_points_to_the_help(etsam, arguments):
     outcome = etsam(*arguments)
     assert outcome.status == 1

@@ -1,5 +1,7 @@
 """How much memory a prediction is expected to take, and what follows from it."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,13 @@ def test_how_many_slices_a_prompt_takes_is_known_without_masks(depth):
     shape = (depth, 12, 7)
     for prompt in (prompts.zero, prompts.grid, prompts.grid_zero, prompts.stage1_mask):
         assert prompts.prompted_slices(prompt, depth) == len(prompt(shape, np.ones(shape, dtype=bool)))
+
+
+def test_only_a_cpu_works_at_batches_side_by_side(tracker, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    elsewhere = copy.deepcopy(tracker).to("meta")  # stands for an accelerator that is not CUDA, such as Apple's
+    plan = plan_memory([elsewhere], num_tiles=12)
+    assert (plan.tile_workers, plan.device) == (1, "META")
 
 
 def test_small_tiles_are_worked_at_by_all_cores_as_far_as_memory_allows(tracker, monkeypatch):

@@ -6,12 +6,13 @@ Start-up imports nothing but the standard library; Hydra, torch and the rest com
 import argparse
 import os
 import re
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from etsam._version import __version__
 from etsam.cli import (
@@ -33,7 +34,15 @@ from etsam.cli import (
     threshold,
     train,
 )
+from etsam.cli.flags import (
+    add_running_flags,
+    add_segmentation_flags,
+    add_settings_flag,
+    running_overrides,
+    segmentation_overrides,
+)
 from etsam.cli.postprocess_flags import add_postprocess_flags, postprocess_overrides
+from etsam.cli.wording import InFlags, did_you_mean, flags_of, unknown_word
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -58,6 +67,16 @@ _COMMANDS = (
     robustness.add,
     doctor.add,
 )
+_GROUPS = {
+    "segment": ("predict", "threshold", "postprocess", "inspect", "weights"),
+    "train": ("train", "finetune", "export"),
+    "judge": ("evaluate", "compare", "points", "robustness", "benchmark"),
+    "data": ("data",),
+}
+"""Commands as the help groups them; one that is in none comes last."""
+
+_WITH_CONFIG = ("predict", "train", "evaluate")  # commands whose settings `--settings` shows
+_OFFLINE = "ETSAM_OFFLINE"  # read by etsam/download.py
 _OVERRIDE = re.compile(r"^[+~]{0,2}[A-Za-z_][\w./@]*=")
 _PROMPTS = {"zero": "zero", "grid": "grid", "grid_zero": "grid_zero", "etsam_stage1_partial": "stage1_mask"}
 _NORMALIZE = {"min_max_positive_values": "min_max_positive", "softplus_minmax": "softplus_minmax", "robust": "robust"}
@@ -81,11 +100,7 @@ def predict_overrides(args: argparse.Namespace, rest: Sequence[str] = ()) -> lis
     overrides = []
     if inputs:
         overrides.append("input=[" + ",".join(quote(item) for item in inputs) + "]")
-    if args.output_dir is not None:
-        overrides.append(f"output_dir={quote(args.output_dir)}")
-    # groups first: what follows overrides their values
-    if args.weights is not None:
-        overrides.append(f"weights={args.weights}")
+    overrides += _names(args)
     if args.normalize_method is not None:
         overrides.append(f"normalize={_NORMALIZE[args.normalize_method]}")
     for stage in ("stage1", "stage2"):
@@ -97,35 +112,85 @@ def predict_overrides(args: argparse.Namespace, rest: Sequence[str] = ()) -> lis
     overrides += postprocess_overrides(args)
     if args.logit_threshold is not None:
         overrides.append(f"stage2.threshold={args.logit_threshold}")
-    for flag, key in (
-        ("store_logits", "write_logits"),
-        ("overwrite", "overwrite"),
-        ("resume", "resume"),
-        ("debug", "debug"),
-    ):
-        if getattr(args, flag):
-            overrides.append(f"{key}=true")
+    overrides += segmentation_overrides(args) + running_overrides(args)
     return overrides + extra
+
+
+def _names(args: argparse.Namespace) -> list[str]:
+    """Overrides of the flags that name something; groups first, since what follows overrides their values."""
+    overrides = [] if args.output_dir is None else [f"output_dir={quote(args.output_dir)}"]
+    return overrides + ([] if args.weights is None else [f"weights={args.weights}"])
+
+
+def evaluate_overrides(args: argparse.Namespace, items: Sequence[str]) -> list[str]:
+    """Hydra overrides for the flags and arguments of `etsam evaluate`; an argument without `=` is the manifest."""
+    settings = [item for item in items if _OVERRIDE.match(item) and not os.path.exists(item)]
+    manifests = [item for item in items if item not in settings]
+    if len(manifests) > 1:
+        raise ValueError(f"{manifests[1]} is one manifest too many; predictions are named by --predictions")
+    overrides = [f"data.manifest={quote(manifest)}" for manifest in manifests] + _names(args)
+    if args.predictions is not None:
+        overrides.append(f"predictions={quote(args.predictions)}")
+    if args.threshold is not None:
+        stored = args.predictions is not None or any(item.startswith("predictions=") for item in settings)
+        overrides.append(f"{'prediction_threshold' if stored else 'stage2.threshold'}={args.threshold}")
+    return overrides + running_overrides(args) + settings
 
 
 class _Parser(argparse.ArgumentParser):
     """Ends with status 1 and one line, as every error of the program does."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(1, f"etsam: error: {' '.join(message.split())}; see `{self.prog} --help`.\n")
+        text = " ".join(message.split())
+        self.exit(1, f"etsam: error: {text}{' See' if text.endswith('?') else '; see'} `{self.prog} --help`.\n")
+
+    def _check_value(self, action: argparse.Action, value: str) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        meant = did_you_mean(value, list(action.choices))
+        allowed = f"did you mean {meant}?" if meant else f"allowed: {', '.join(map(str, action.choices))}"
+        what = f"no command {value}" if action.option_strings == [] else f"no {action.option_strings[0]} {value}"
+        self.error(f"there is {what}; {allowed}")
+
+
+class _Program(_Parser):
+    """The parser of all commands, which shows them in groups."""
+
+    def format_help(self) -> str:
+        """Groups of commands with what each is for."""
+        listed = {action.dest: str(action.help) for action in _commands(self)._choices_actions}
+        others = {"other": tuple(name for name in listed if not any(name in names for names in _GROUPS.values()))}
+        lines = [
+            f"{self.description}\n",
+            "  etsam predict tomogram.mrc      the mask, a picture and a record in results/",
+        ]
+        for group, names in (_GROUPS | others).items():
+            shown = {name: listed[name] for name in names if name in listed}
+            if group == "data" and "data" in shown:
+                parts = _commands(_commands(self).choices["data"])._choices_actions
+                shown = {f"data {part.dest}": str(part.help) for part in parts}
+            lines += [f"\n{group}:"] * bool(shown) + [f"  {name:<22} {purpose}" for name, purpose in shown.items()]
+        lines.append("\n`etsam COMMAND --help` shows the flags of one; `etsam --version`.\n")
+        return "\n".join(lines)
+
+
+def _commands(parser: argparse.ArgumentParser) -> Any:
+    """The commands of a parser, as argparse keeps them."""
+    return next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line of `etsam`."""
-    parser = _Parser("etsam", description="Segment cell membranes in cryo-electron tomograms.")
+    parser = _Program("etsam", description="Segment cell membranes in cryo-electron tomograms.")
     parser.add_argument("--version", action="version", version=f"etsam {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     predict = add_command(
         commands,
         "predict",
         help="tomogram -> mask",
-        description="Segment tomograms. Any further KEY=VALUE sets what configs/predict.yaml and segmenter.yaml list.",
+        usage="etsam predict TOMOGRAM ... [flags] [KEY=VALUE ...]",
+        description="Segment tomograms. Any further KEY=VALUE sets what `etsam predict --settings` lists.",
     )
     predict.add_argument(
         "inputs",
@@ -135,21 +200,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     # a threshold may be -1e-3; argparse alone would take that for a flag
     predict._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
-    predict.add_argument("--output-dir", metavar="DIR", help="where outputs go (results)")
-    predict.add_argument("--weights", metavar="NAME", help="nano (default), etsam_v1 or files")
-    predict.add_argument(
-        "--logit-threshold", type=float, metavar="T", help="logits above are membrane (nano 0.5, etsam_v1 -0.25)"
+    add_segmentation_flags(predict)
+    add_running_flags(predict, "results")
+    add_settings_flag(predict)
+    published = predict.add_argument_group("as the published tool")
+    published.add_argument(
+        "--split-processing",
+        action="store_true",
+        help="segment each quarter of a slice on its own: separates membranes that lie close together (slower)",
     )
-    predict.add_argument("--store-logits", action="store_true", help="also write the logits")
-    predict.add_argument(
-        "--split-processing", action="store_true", help="four quadrants for themselves, for closely apposed membranes"
-    )
-    predict.add_argument("--stage1-prompt", choices=[name for name in _PROMPTS if name != "etsam_stage1_partial"])
-    predict.add_argument("--stage2-prompt", choices=list(_PROMPTS))
-    predict.add_argument("--normalize-method", choices=list(_NORMALIZE))
+    published.add_argument("--stage1-prompt", choices=[name for name in _PROMPTS if name != "etsam_stage1_partial"])
+    published.add_argument("--stage2-prompt", choices=list(_PROMPTS))
+    published.add_argument("--normalize-method", choices=list(_NORMALIZE))
     add_postprocess_flags(predict)
-    predict.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
-    predict.add_argument("--resume", action="store_true", help="skip tomograms that are complete")
 
     post = add_command(
         commands,
@@ -164,12 +227,22 @@ def build_parser() -> argparse.ArgumentParser:
 
     train.add(commands)
 
-    evaluate = commands.add_parser(
+    evaluate = add_command(
+        commands,
         "evaluate",
-        help="predictions and masks -> scores",
-        description="Score predictions against masks. KEY=VALUE sets what configs/evaluate.yaml lists.",
+        help="predictions and masks -> scores and a report",
+        usage="etsam evaluate MANIFEST [flags] [KEY=VALUE ...]",
+        description="Score predictions against masks. Any further KEY=VALUE sets what `etsam evaluate --settings` "
+        "lists.",
     )
-    evaluate.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="such as data.manifest=manifest.csv")
+    evaluate.add_argument(
+        "settings", nargs="*", metavar="MANIFEST", help="CSV of tomograms and masks; KEY=VALUE settings may follow"
+    )
+    evaluate.add_argument("--predictions", metavar="DIR", help="masks or logits that are there; without: predict now")
+    evaluate.add_argument("--threshold", type=float, metavar="T", help="logits above are membrane")
+    evaluate._negative_number_matcher = predict._negative_number_matcher
+    add_running_flags(evaluate, "evaluation")
+    add_settings_flag(evaluate)
 
     export = add_command(commands, "export", run=_export, help="checkpoint of a training run -> small weights file")
     export.add_argument("checkpoint", type=Path, help="a .ckpt of a run, or any other checkpoint")
@@ -189,18 +262,29 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console command."""
     parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    shown = _parser_named(parser, given)
+    if not given or (shown is not None and given in (["data"], ["weights"])):
+        (shown or parser).print_help()
+        parser.exit(0)
+    if given[0] in _WITH_CONFIG and any(item.partition("=")[0] == "--settings" for item in given):
+        _show_settings(given)
+        return
+    args, rest = parser.parse_known_args(given)
+    command = shown or parser
     items = [*rest, *getattr(args, "settings", [])]
-    only_settings = args.command != "predict"
+    only_settings = args.command not in ("predict", "evaluate")
     with_settings = ("predict", "postprocess", "train", "evaluate")
     takes_settings = args.command in with_settings or getattr(args, "takes_settings", False)
     unknown = [item for item in items if item.startswith("-") or (only_settings and not _OVERRIDE.match(item))]
     if unknown or (rest and not takes_settings):
-        parser.error(f"unknown argument {[*unknown, *rest][0]}")
+        command.error(unknown_word([*unknown, *rest][0], command, _settings_of(args.command)))
     args.settings = items
     try:
         if args.command == "predict":
-            run = partial(_run_config, "predict", predict_overrides(args, rest))
+            overrides = predict_overrides(args, rest)
+            _refuse_if_nothing_is_there(args, rest)
+            run = partial(_run_config, "predict", overrides)
         elif args.command == "postprocess":
             default = None if any(item.startswith("postprocess=") for item in rest) else "all"
             run = partial(_postprocess, args, postprocess_overrides(args, default) + rest)
@@ -209,15 +293,88 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise ValueError("no settings; such as experiment=nano_stage1 (`etsam train --list` shows all)")
             run = partial(train.run, args, items)
         elif args.command == "evaluate":
-            run = partial(_run_config, "evaluate", items)
+            run = partial(_run_config, "evaluate", evaluate_overrides(args, items))
         else:
             run = partial(_command, args)
     except ValueError as error:
-        parser.error(str(error))
+        command.error(str(error))
+    _begin(args.command, command, [*items, *getattr(args, "inputs", [])])
+    before = os.environ.get(_OFFLINE)
+    if getattr(args, "offline", False):
+        os.environ[_OFFLINE] = "1"
     try:
         run()
     except KeyboardInterrupt:  # before the run, which has its own way, while libraries are imported
+        from etsam.screen import idle
+
+        idle()
         parser.exit(130, "etsam: error: interrupted before anything was written.\n")
+    finally:
+        os.environ.pop(_OFFLINE, None) if before is None else os.environ.update({_OFFLINE: before})
+
+
+def _parser_named(parser: argparse.ArgumentParser, given: Sequence[str]) -> argparse.ArgumentParser | None:
+    """The parser of the command that is typed, `data collect` included; None if there is none."""
+    found = None
+    for word in given:
+        try:
+            found = _commands(found or parser).choices[word]
+        except (StopIteration, KeyError):
+            return found
+    return found
+
+
+def _begin(command: str, parser: argparse.ArgumentParser, typed: Sequence[str]) -> None:
+    """Give a sign of life before the slow imports, and let messages speak in the words that were typed."""
+    from etsam import screen
+
+    screen.speak(InFlags(flags_of(parser), typed))
+    if command in ("predict", "evaluate", "train", "robustness", "benchmark", "finetune"):
+        screen.working("loading the program ...")
+
+
+def _show_settings(given: Sequence[str]) -> None:
+    """`--settings [WORD]`, wherever it stands."""
+    from etsam.app import exit_with_error
+    from etsam.cli.settings_list import print_settings
+    from etsam.errors import ConfigError
+
+    place = next(at for at, item in enumerate(given) if item.partition("=")[0] == "--settings")
+    word = given[place].partition("=")[2] or next((item for item in given[place + 1 :] if item[0] != "-"), "")
+    try:
+        print_settings(given[0], word)
+    except ConfigError as error:
+        exit_with_error(str(error))
+
+
+def _settings_of(command: str) -> list[str]:
+    """Keys of the settings of a command, to know one that was typed as a flag."""
+    if command not in _WITH_CONFIG:
+        return []
+    from etsam.cli.settings_list import settings_of_config
+    from etsam.paths import resource_path
+
+    return [setting.key for setting in settings_of_config(resource_path("configs"), command)]
+
+
+def _refuse_if_nothing_is_there(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    """End at once if none of the files that were typed is there, before seconds of imports."""
+    typed = [item for item in [*args.inputs, *rest] if os.path.exists(item) or not _OVERRIDE.match(item)]
+    plain = [item for item in typed if not re.search(r"[*?\[]|://", item)]
+    if len(plain) < len(typed) or any(os.path.lexists(os.path.expanduser(item)) for item in plain):
+        return
+    from etsam.app import exit_with_error, explain
+    from etsam.errors import InputError
+    from etsam.volume import read_volume
+
+    faults = []
+    for item in plain:
+        try:
+            read_volume(item, warn=False)
+        except InputError as error:
+            faults.append(error)
+    if faults and len(faults) == len(plain):
+        exit_with_error(explain(faults[0] if len(faults) == 1 else InputError.of("nothing to segment", faults)))
 
 
 def _run_config(
@@ -230,9 +387,10 @@ def _run_config(
     from omegaconf.errors import OmegaConfBaseException
 
     from etsam.app import compose_config, exit_with_error, explain, reporting_errors
+    from etsam.weights.store import with_automatic_weights
 
     try:
-        cfg = compose_config(config, overrides)
+        cfg = compose_config(config, with_automatic_weights(overrides) if run is None else overrides)
     except (HydraException, OmegaConfBaseException) as error:
         if "debug=true" in overrides:
             traceback.print_exc()

@@ -114,7 +114,7 @@ def plan_memory(
     else:
         resident = psutil.Process().memory_info().rss
     together = encode_batch_size or (_GPU_ENCODE_BATCH if on_gpu else 1)
-    name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
+    name = torch.cuda.get_device_name(device) if on_gpu else device.type.upper()
     prompts = [1] * len(trackers) if prompted is None else prompted
 
     def plan(tiles: int, slices: int) -> MemoryPlan:
@@ -123,7 +123,7 @@ def plan_memory(
         need = margin * max(working)
         room = _SIDE_BY_SIDE_BYTES if budget_gb is None else 1e9 * budget_gb - resident
         cores, batches = torch.get_num_threads(), -(-num_tiles // tiles)
-        at_most = 1 if on_gpu or (trackers[0].tile_step and batches < cores) else min(cores, batches)
+        at_most = 1 if device.type != "cpu" or (trackers[0].tile_step and batches < cores) else min(cores, batches)
         workers = batching.tile_workers or max(1, min(at_most, int(room / need)))
         return MemoryPlan(tiles, slices, workers, budget_gb, (resident + workers * need) / 1e9, name)
 

@@ -1,0 +1,85 @@
+"""Flags that people type, of `predict` and `evaluate` alike, and the settings that they stand for."""
+
+import argparse
+import re
+
+_UNITS = {"": 1.0, "g": 1.0, "gb": 1.0, "gib": 1.073741824, "m": 1e-3, "mb": 1e-3, "mib": 1.048576e-3}
+
+
+def add_running_flags(parser: argparse.ArgumentParser, folder: str) -> None:
+    """Describe how and where a command works; `folder` is where its outputs go by default."""
+    group = parser.add_argument_group("where and how")
+    group.add_argument("-o", "--output-dir", metavar="DIR", help=f"where outputs go ({folder})")
+    group.add_argument("--gpu", metavar="WHICH", help="such as 0, or 0,1, or all; cpu; mps (Apple)")
+    group.add_argument("--memory", metavar="SIZE", help="such as 4GB: work in so much memory, of the GPU if one works")
+    group.add_argument("--weights", metavar="NAME", help="etsam_v1, nano ...; `etsam weights list` shows all (auto)")
+    group.add_argument("--offline", action="store_true", help="ask no server for anything")
+    group.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    group.add_argument("--resume", action="store_true", help="skip tomograms that are complete")
+
+
+def add_segmentation_flags(parser: argparse.ArgumentParser) -> None:
+    """Describe what decides a mask, the frequent things."""
+    group = parser.add_argument_group("often")
+    group.add_argument(
+        "--threshold",
+        "--logit-threshold",
+        dest="logit_threshold",
+        type=float,
+        metavar="T",
+        help="logits above are membrane: lower finds more (nano 0.5, etsam_v1 -0.25)",
+    )
+    group.add_argument("--membranes", choices=["dark", "bright"], help="contrast in the tomogram (found out)")
+    group.add_argument("--instances", action="store_true", help="also number the connected membranes")
+    group.add_argument("--store-logits", action="store_true", help="also write the logits, for `etsam threshold`")
+    group.add_argument("--quick", action="store_true", help="a first look: every second slice, half the time")
+    group.add_argument("--better", action="store_true", help="mirrored views averaged: four times the time")
+
+
+def add_settings_flag(parser: argparse.ArgumentParser) -> None:
+    """Describe `--settings`, which is looked for before everything else."""
+    parser.add_argument(
+        "--settings", dest="show_settings", nargs="?", const="", metavar="WORD", help="show every KEY=VALUE (with WORD)"
+    )
+
+
+def running_overrides(args: argparse.Namespace) -> list[str]:
+    """Overrides of the flags about where and how, but for names, which need quoting.
+
+    Raises
+    ------
+    ValueError
+        If a value is none.
+    """
+    overrides = [] if args.gpu is None else _devices(args.gpu)
+    if args.memory is not None:
+        overrides.append(f"memory_budget_gb={_gigabytes(args.memory):.9g}")
+    return overrides + [f"{key}=true" for key in ("overwrite", "resume", "debug") if getattr(args, key)]
+
+
+def segmentation_overrides(args: argparse.Namespace) -> list[str]:
+    """Overrides of the frequent flags but for the threshold."""
+    overrides = [] if args.membranes is None else [f"normalize.membranes={args.membranes}"]
+    overrides += ["write_logits=true"] * args.store_logits + ["write_instances=true"] * args.instances
+    return overrides + ["slice_stride=2"] * args.quick + ["views=4"] * args.better
+
+
+def _devices(which: str) -> list[str]:
+    if which in ("cpu", "auto"):
+        return [f"trainer={which}"]
+    if which == "mps":
+        return ["trainer=auto", "trainer.accelerator=mps"]
+    if which == "all":
+        return ["trainer=gpus"]
+    if re.fullmatch(r"\d+", which):
+        return ["trainer=auto", "trainer.accelerator=gpu", f"trainer.devices=[{which}]"]
+    if re.fullmatch(r"\d+(,\d+)+", which):
+        return ["trainer=gpus", f"trainer.devices=[{which}]"]
+    raise ValueError(f"--gpu {which} is none; write numbers such as 0 or 0,1, or all, cpu, mps, auto")
+
+
+def _gigabytes(size: str) -> float:
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([a-z]*)", size.strip().lower())
+    if found is None or found[2] not in _UNITS or not float(found[1]):
+        raise ValueError(f"--memory {size} is no size; write it such as 4GB or 800MB")
+    return float(found[1]) * _UNITS[found[2]]

@@ -1,0 +1,169 @@
+"""Flags that people type: what they set, what is said of those that do not exist, and in whose words messages speak."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import write_mrc
+from omegaconf import OmegaConf
+
+from etsam.app import compose_config
+from etsam.cli.main import build_parser, evaluate_overrides, predict_overrides
+from etsam.cli.settings_list import settings_of_config
+from etsam.cli.wording import InFlags, did_you_mean
+from etsam.paths import resource_path
+
+
+def composed(command, *arguments):
+    """The config that `etsam COMMAND ARGUMENTS` runs."""
+    args, rest = build_parser().parse_known_args([command, *arguments])
+    if command == "predict":
+        return compose_config("predict", predict_overrides(args, rest))
+    return compose_config("evaluate", evaluate_overrides(args, [*rest, *args.settings]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "expected"),
+    [
+        (["-o", "my masks"], "writer.output_dir", "my masks"),
+        (["--threshold", "-1e-3"], "stage2.threshold", -0.001),
+        (["--membranes", "bright"], "normalize.membranes", "bright"),
+        (["--instances"], "writer.write_instances", True),
+        (["--quick"], "slice_stride", 2),
+        (["--better"], "views", 4),
+        (["--memory", "4GB"], "memory_budget_gb", 4.0),
+        (["--memory", "500 MB"], "memory_budget_gb", 0.5),
+        (["--memory", "2GiB"], "memory_budget_gb", 2.14748365),
+        (["--gpu", "cpu"], "trainer.accelerator", "cpu"),
+        (["--gpu", "mps"], "trainer.accelerator", "mps"),
+        (["--gpu", "mps"], "trainer.precision", "32-true"),
+        (["--gpu", "3"], "trainer.devices", [3]),
+        (["--gpu", "3"], "trainer.accelerator", "gpu"),
+        (["--gpu", "0,2"], "trainer.devices", [0, 2]),
+        (["--gpu", "0,2"], "trainer.strategy", "ddp"),
+        (["--gpu", "all"], "trainer.devices", -1),
+    ],
+)
+def test_each_flag_sets_its_value(flags, key, expected):
+    found = OmegaConf.select(composed("predict", "tomo.mrc", *flags), key)
+    assert (OmegaConf.to_container(found) if OmegaConf.is_config(found) else found) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "expected"),
+    [
+        (["pairs.csv"], "data.manifest", "pairs.csv"),
+        (["views=2", "my pairs.csv"], "data.manifest", "my pairs.csv"),
+        (["pairs.csv", "-o", "report"], "output_dir", "report"),
+        (["pairs.csv", "--threshold", "-1.5"], "stage2.threshold", -1.5),
+        (["pairs.csv", "--predictions", "masks", "--threshold", "-1.5"], "prediction_threshold", -1.5),
+        (["pairs.csv", "--predictions", "masks"], "data.predictions", "masks"),
+        (["pairs.csv", "--gpu", "cpu"], "trainer.accelerator", "cpu"),
+        (["data.manifest=pairs.csv"], "data.manifest", "pairs.csv"),
+    ],
+)
+def test_evaluate_takes_a_manifest_and_flags(arguments, key, expected):
+    assert OmegaConf.select(composed("evaluate", *arguments), key) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["predikt", "a.mrc"], "did you mean predict?"),
+        (["segment", "a.mrc"], "did you mean predict?"),
+        (["data", "colect"], "did you mean collect?"),
+        (["predict", "a.mrc", "--gpus", "0"], "did you mean --gpu?"),
+        (["predict", "a.mrc", "--device=cuda"], "did you mean --gpu=cuda?"),
+        (["predict", "a.mrc", "--treshold", "0"], "did you mean --threshold?"),
+        (["predict", "a.mrc", "--slice-stride", "3"], "slice_stride=VALUE"),
+        (["predict", "a.mrc", "--membranes", "drak"], "did you mean dark?"),
+        (["predict", "a.mrc", "--gpu", "one"], "--gpu one"),
+        (["predict", "a.mrc", "--memory", "much"], "--memory much"),
+        (["evaluate", "a.csv", "b.csv"], "b.csv"),
+        (["evaluate", "a.csv", "--overwite"], "did you mean --overwrite?"),
+        (["predict", "--settings", "nothing_like_it"], "nothing_like_it"),
+    ],
+)
+def test_what_is_mistyped_is_told_with_what_was_meant(etsam, arguments, part):
+    outcome = etsam(*arguments)
+    assert outcome.status == 1
+    assert part in outcome.message
+
+
+def test_a_word_like_no_other_gets_no_suggestion():
+    assert did_you_mean("xyzzy", ["predict", "evaluate"]) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "typed", "expected"),
+    [
+        ("set overwrite=true to replace it", [], "add --overwrite to replace it"),
+        ("set overwrite=true or resume=true", ["resume=true"], "add --overwrite or resume=true"),
+        ("choose another output_dir.", [], "choose another --output-dir."),
+        ("overwrite=no does not fit", [], "overwrite=no does not fit"),
+        ("try stage2.threshold=-0.5, normalize.membranes=dark", [], "try --threshold -0.5, --membranes dark"),
+        ("stage1.threshold=0 or a/weights=b", [], "stage1.threshold=0 or a/weights=b"),
+        ("postprocess=all postprocess.thin_noise=3", [], "--post-process postprocess.thin_noise=3"),
+    ],
+)  # fmt: skip
+def test_messages_speak_in_flags_but_for_settings_that_were_typed(message, typed, expected):
+    flags = ["--overwrite", "--resume", "--output-dir", "--threshold", "--membranes", "--weights", "--post-process"]
+    assert InFlags(flags, typed)(message) == expected
+
+
+def test_an_output_that_exists_is_told_in_the_words_of_the_command(tomogram, predict, work):
+    (work / "out").mkdir()
+    write_mrc(work / "out" / "tomo_etsam_predicted_mask.mrc")
+    message = predict("tomo.mrc").message
+    assert "--overwrite" in message
+    assert "overwrite=true" not in message
+
+
+def test_etsam_alone_shows_the_commands_in_groups(etsam):
+    outcome = etsam()
+    assert outcome.status == 0
+    titles = [line for line in outcome.stdout.splitlines() if line.endswith(":")]
+    assert titles[:4] == ["segment:", "train:", "judge:", "data:"]
+    assert outcome.stdout == etsam("--help").stdout
+    shown = {line.split()[0] for line in outcome.stdout.splitlines() if line.startswith("  ")}
+    assert set(build_parser()._subparsers._group_actions[0].choices) <= shown
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["predict", "missing.mrc"], ["predict", "--settings", "stride"]])
+def test_quick_answers_import_neither_torch_nor_lightning(arguments, work):
+    code = (
+        "import json, sys, etsam.cli.main\n"
+        f"try: etsam.cli.main.main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "print(json.dumps(sorted({'torch', 'lightning', 'hydra', 'matplotlib'} & set(sys.modules))))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(ended.stdout.splitlines()[-1]) == []
+
+
+def test_missing_files_get_a_line_each(etsam, work):
+    outcome = etsam("predict", "one.mrc", "two.mrc")
+    assert outcome.status == 1
+    assert [line.split(":")[0].strip() for line in outcome.stderr.splitlines()[1:]] == ["one.mrc", "two.mrc"]
+
+
+@pytest.mark.parametrize("name", ["predict", "train", "evaluate"])
+def test_settings_lists_keys_that_exist_with_their_defaults(name):
+    settings = settings_of_config(resource_path("configs"), name)
+    cfg = compose_config(name)
+    missing = object()
+    for setting in settings:
+        if "@" not in setting.key and setting.value not in ("???", "''") and "." in setting.key:
+            assert OmegaConf.select(cfg, setting.key, default=missing, throw_on_missing=False) is not missing, setting
+    keys = [setting.key for setting in settings]
+    assert len(set(keys)) == len(keys)
+    about = {setting.key: setting.about for setting in settings}
+    assert about["output_dir"]
+    assert name == "train" or all(about[key] for key in about if "." not in key)
+
+
+def test_settings_shows_those_with_a_word(etsam):
+    outcome = etsam("predict", "--settings", "stride")
+    assert outcome.status == 0
+    assert [line.split()[:2] for line in outcome.stdout.splitlines()[1:2]] == [["slice_stride", "1"]]
