@@ -394,7 +394,8 @@ def test_organisms_stand_beside_published_tomograms():
     assert rows[0][1] == "Synechocystis sp. PCC 6803"
     assert labels(["emdb/4603", "mine/7"]) == ["Synechocystis sp. 4603", "7"]
     assert labels(["a/7", "b/7"]) == ["a/7", "b/7"]
-    assert short_species("Schizosaccharomyces pombe") == "S. pombe"
+    assert short_species("Schizosaccharomyces pombe 972h-") == "S. pombe"
+    assert short_species("Murine Leukemia Virus") == "Murine Leukemia Virus"
 
 
 def test_settings_are_folded_away(parsed, html):

@@ -30,6 +30,6 @@ def short_species(organism: str) -> str:
     """
     genus, _, rest = organism.partition(" ")
     species = rest.partition(" ")[0]
-    if not species:
-        return genus
+    if not species.islower():  # no species but a name, as viruses have
+        return organism
     return f"{genus} {species}" if species.endswith(".") else f"{genus[0]}. {species}"
