@@ -134,6 +134,7 @@ def save(made: SimulatedTomogram, stem: Path, settings: dict[str, Any], overwrit
         "shape": list(made.tomogram.shape),
         "voxel_size_angstrom": round(made.voxel_size_angstrom, 4),
         "parameters": {**made.parameters, "without_membrane": "" if made.mask.any() else "yes"},
+        "membranes": [asdict(truth) for truth in made.truths],
         "settings": settings,
     }
     # last: where it lies, the volumes are complete

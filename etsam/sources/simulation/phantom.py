@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
 
+from etsam.sources.simulation.truth import MembraneTruth, measured_truth
+
 Box = tuple[slice, slice, slice]
 Field = np.ndarray
 """Signed distance (z, y, x) float32 on a box, voxels; negative inside."""
@@ -188,6 +190,8 @@ class Membranes:
         (Z, Y, X) int8: how many closed membranes lie around.
     room_voxels
         Voxels of membranes with their room; without `room_angstrom` those of the mask.
+    truths
+        Measures of each membrane, by number.
     """
 
     def __init__(
@@ -201,6 +205,7 @@ class Membranes:
         self.nearest = np.full(shape, FAR, dtype=np.float32)
         self.inside = np.zeros(shape, dtype=np.int8)
         self.count = 0
+        self.truths: list[MembraneTruth] = []
 
     @property
     def mask(self) -> np.ndarray:
@@ -253,6 +258,7 @@ class Membranes:
             return False
         self.count += 1
         self.room_voxels += int(np.count_nonzero(room))
+        self.truths.append(self._truth(box, distance, there, room, bilayer, closed))
         self.instances[box][there <= bilayer.half_mask_voxels(self.voxel_size_angstrom)] = self.count
         self.nearest[box] = np.minimum(self.nearest[box], there)
         added = bilayer.density(distance, self.voxel_size_angstrom)
@@ -262,3 +268,17 @@ class Membranes:
         if closed:
             self.inside[box] += distance < 0
         return True
+
+    def _truth(
+        self, box: Box, distance: Field, there: Field, room: np.ndarray, bilayer: Bilayer, closed: bool
+    ) -> MembraneTruth:
+        faces = zip(box, self.shape, strict=True)
+        at_border = any(
+            (side.start == 0 and room.take(0, axis).any()) or (side.stop == end and room.take(-1, axis).any())
+            for axis, (side, end) in enumerate(faces)
+        )
+        present = there < FAR
+        size = self.voxel_size_angstrom
+        return measured_truth(
+            self.count, distance, present, at_border, closed, self.nearest[box], bilayer.thickness_angstrom, size
+        )

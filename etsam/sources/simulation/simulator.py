@@ -12,6 +12,7 @@ from etsam.errors import ConfigError
 from etsam.sources.simulation import tilt_series
 from etsam.sources.simulation.settings import Range, Shape, SpecimenSettings, between, between_log
 from etsam.sources.simulation.specimen import Specimen, draw_specimen
+from etsam.sources.simulation.truth import MembraneTruth
 
 
 def finished(
@@ -126,6 +127,8 @@ class SimulatedTomogram:
         Equal in all directions.
     parameters
         What was drawn, for the manifest.
+    truths
+        Measures of each membrane, those in the margin included.
     """
 
     tomogram: np.ndarray
@@ -133,6 +136,7 @@ class SimulatedTomogram:
     instances: np.ndarray
     voxel_size_angstrom: float
     parameters: dict[str, str]
+    truths: tuple[MembraneTruth, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -238,6 +242,7 @@ class Simulator:
                 "stored": storage,
                 "seed": str(self.seed),
             },
+            truths=specimen.truths,
         )
 
 

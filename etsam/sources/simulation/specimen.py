@@ -9,6 +9,7 @@ from etsam.sources.simulation import molecules, phantom
 from etsam.sources.simulation.membranes import MembraneBuilder
 from etsam.sources.simulation.phantom import FAR, VOXEL_SIGMA, Bilayer, Membranes
 from etsam.sources.simulation.settings import Range, Shape, SpecimenSettings, between, between_log
+from etsam.sources.simulation.truth import MembraneTruth
 
 _GOLD_DENSITY = 12.0  # of a gold bead against a membrane's head groups: enough to saturate and streak
 
@@ -31,6 +32,8 @@ class Specimen:
         (Z, Y, X) float32: distance to the nearest middle of a membrane, voxels; None if it is not known.
     thickness_angstrom
         Of all membranes, from leaflet to leaflet.
+    truths
+        Measures of each membrane on the grid it was drawn on.
     """
 
     density: np.ndarray
@@ -39,6 +42,7 @@ class Specimen:
     voxel_size_angstrom: float = 10.0
     nearest: np.ndarray | None = None
     thickness_angstrom: float = Bilayer.thickness_angstrom
+    truths: tuple[MembraneTruth, ...] = ()
 
     @property
     def mask(self) -> np.ndarray:
@@ -61,7 +65,8 @@ def draw_specimen(
             builder.add_one()
     density = membranes.density + _molecules(settings, membranes, z_range, rng)
     strong = _strong(settings, membranes, rng)
-    return Specimen(density, strong, membranes.instances, voxel_size_angstrom, membranes.nearest, thickness)
+    truths = tuple(membranes.truths)
+    return Specimen(density, strong, membranes.instances, voxel_size_angstrom, membranes.nearest, thickness, truths)
 
 
 def resample(specimen: Specimen, shape: Shape, voxel_size_angstrom: float) -> Specimen:
@@ -112,6 +117,7 @@ def resample(specimen: Specimen, shape: Shape, voxel_size_angstrom: float) -> Sp
         voxel_size_angstrom=voxel_size_angstrom,
         nearest=np.where(distance < half + 2, distance, np.float32(FAR)),
         thickness_angstrom=specimen.thickness_angstrom,
+        truths=specimen.truths,
     )
 
 
