@@ -111,7 +111,7 @@ class Model:
             volume = read_volume(tomogram)
         if output_path is None:
             logits = np.empty(volume.shape, np.float32)
-            threshold = self._fill(logits, volume, None, progress)
+            threshold = self.fill(logits, volume, None, progress)
             mask = self._mask(logits, threshold)
             mask = np.stack([mask[z] for z in range(volume.shape[0])])
             return Segmentation(logits, mask, volume.voxel_size_angstrom, threshold)
@@ -119,12 +119,12 @@ class Model:
             raise OutputError(f"{output_path} is the tomogram itself; choose another output_path.")
         # opened first, so that hours of prediction are not for a file that may not be written
         with volume_writer(output_path, volume.shape, np.float32, volume, overwrite) as writer:
-            threshold = self._fill(writer, volume, Path(output_path).absolute().parent, progress)
+            threshold = self.fill(writer, volume, Path(output_path).absolute().parent, progress)
         written = read_volume(output_path, warn=False)
         return Segmentation(written, self._mask(written, threshold), volume.voxel_size_angstrom, threshold)
 
-    def _fill(self, out: Any, volume: "Volume", scratch_folder: Path | None, progress: Any) -> float:
-        """Put the logits of a volume into `out`, slice by slice; gives the threshold."""
+    def fill(self, out: Any, volume: "Volume", scratch_folder: Path | None, progress: Any) -> float:
+        """Put the logits of a volume into `out`, slice by slice: `out[z] = plane`; gives the threshold."""
         import torch
 
         with torch.autocast(self._segmenter.device.type, self._autocast, enabled=self._autocast is not None):

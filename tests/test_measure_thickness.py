@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from membrane_shapes import shell, sphere
 
 from etsam.measure.measure import measure
 from etsam.measure.thickness import COLUMNS, FULL_WIDTH, LEAFLETS, NONE
 from etsam.sources.simulation.phantom import FAR, Bilayer, Membranes
 from etsam.sources.simulation.truth import measured_truth
-from membrane_shapes import shell, sphere
 
 pytestmark = pytest.mark.workshop
 SHAPE = (52, 60, 66)

@@ -43,6 +43,7 @@ from etsam.cli.flags import (
 )
 from etsam.cli.postprocess_flags import add_postprocess_flags, postprocess_overrides
 from etsam.cli.wording import InFlags, did_you_mean, flags_of, unknown_word
+from etsam.published_names import NORMALIZATIONS, PROMPTS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -78,8 +79,6 @@ _GROUPS = {
 _WITH_CONFIG = ("predict", "train", "evaluate")  # commands whose settings `--settings` shows
 _OFFLINE = "ETSAM_OFFLINE"  # read by etsam/download.py
 _OVERRIDE = re.compile(r"^[+~]{0,2}[A-Za-z_][\w./@]*=")
-_PROMPTS = {"zero": "zero", "grid": "grid", "grid_zero": "grid_zero", "etsam_stage1_partial": "stage1_mask"}
-_NORMALIZE = {"min_max_positive_values": "min_max_positive", "softplus_minmax": "softplus_minmax", "robust": "robust"}
 
 
 def quote(text: str) -> str:
@@ -102,11 +101,11 @@ def predict_overrides(args: argparse.Namespace, rest: Sequence[str] = ()) -> lis
         overrides.append("input=[" + ",".join(quote(item) for item in inputs) + "]")
     overrides += _names(args)
     if args.normalize_method is not None:
-        overrides.append(f"normalize={_NORMALIZE[args.normalize_method]}")
+        overrides.append(f"normalize={NORMALIZATIONS[args.normalize_method]}")
     for stage in ("stage1", "stage2"):
         prompt = getattr(args, f"{stage}_prompt")
         if prompt is not None:
-            overrides.append(f"prompt@{stage}.prompt={_PROMPTS[prompt]}")
+            overrides.append(f"prompt@{stage}.prompt={PROMPTS[prompt]}")
     if args.split_processing:
         overrides.append("tiles=split2x2")
     overrides += postprocess_overrides(args)
@@ -209,9 +208,9 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="segment each quarter of a slice on its own: separates membranes that lie close together (slower)",
     )
-    published.add_argument("--stage1-prompt", choices=[name for name in _PROMPTS if name != "etsam_stage1_partial"])
-    published.add_argument("--stage2-prompt", choices=list(_PROMPTS))
-    published.add_argument("--normalize-method", choices=list(_NORMALIZE))
+    published.add_argument("--stage1-prompt", choices=[name for name in PROMPTS if name != "etsam_stage1_partial"])
+    published.add_argument("--stage2-prompt", choices=list(PROMPTS))
+    published.add_argument("--normalize-method", choices=list(NORMALIZATIONS))
     add_postprocess_flags(predict)
 
     post = add_command(
