@@ -249,8 +249,10 @@ def _explain_config(error: BaseException, text: str, overrides: list[str]) -> st
         group, choice = found.groups()
         listed = text.partition("Available options in")[2].partition("Config search path")[0].split()[1:]
         names = ", ".join(name for name in listed if not name.startswith("_"))
+        meant = difflib.get_close_matches(choice, names.split(", "), n=1, cutoff=0.75)
+        names = f"{names}; did you mean {meant[0]}?" if meant else f"{names}."
         more = " For checkpoints of your own: weights=files weights.stage1=FILE weights.stage2=FILE"
-        return f"{group}={choice} is unknown; allowed: {names}.{more if group == 'weights' else ''}"
+        return f"{group}={choice} is unknown; allowed: {names}{more if group == 'weights' else ''}"
     if found := re.search(r"Could not override '(.*?)'", text):
         key = found.group(1)
         if key == "normalize.membranes":

@@ -46,13 +46,13 @@ class Terminal:
         self._reader.join(5)
         os.close(self.ours)
 
-    def settled(self):
-        """Output so far, once nothing more comes."""
-        before = None
-        while before != self.output:
-            before = self.output
-            time.sleep(0.1)
-        return before
+    def until(self, text):
+        """Number of bytes up to the last time that `text` was written, once it was."""
+        ends = time.monotonic() + 30
+        while text.encode() not in self.output:
+            assert time.monotonic() < ends, self.output
+            time.sleep(0.01)
+        return self.output.rindex(text.encode()) + len(text)
 
     def screen(self, after=None):
         """Lines of the screen, empty ones at the end left out; `after` bytes of the output, by default all."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from command_line import status_of
 from conftest import write_mrc
 from terminal import Terminal, standard_error
 
+from etsam.prediction.closing import viewing_hints
 from etsam.prediction.forecast import Forecast
 from etsam.prediction.progress import SliceProgress
 from etsam.screen import Bars, ScreenHandler, bar_column, readable_seconds, shorten, working
@@ -59,7 +61,7 @@ def test_one_bar_a_tomogram_names_its_part_and_fits_the_line(terminal, monkeypat
             bars.update(part, 0, 100)
             bars.update(part, 19, 100)
         bars._bars.refresh()
-        at_work = len(terminal.settled())
+        at_work = terminal.until("stage 2 of 2, slice 19 of 100")
         bars.on_predict_end(job, None)
     terminal.close()
     whole, tomogram = terminal.screen(at_work)
@@ -142,3 +144,17 @@ def test_times_are_written_for_people(seconds, text):
 def test_long_names_lose_their_beginning():
     assert shorten(LONG_NAME, 14) == "…corrected_rec"
     assert shorten(LONG_NAME, len(LONG_NAME)) == LONG_NAME
+
+
+@pytest.mark.parametrize(
+    ("tomogram", "mask", "more", "expected"),
+    [
+        ("my tomo.mrc", "m.mrc", {}, ["look at it:  chimerax 'my tomo.mrc' m.mrc"]),
+        ("tomo.mrc.gz", "m.mrc", {}, ["look at it:  chimerax m.mrc"]),
+        ("tomo.mrc", "m.zarr", {}, []),
+        ("tomo.mrc", "m.zarr", {"script": Path("m.cxc")}, ["look at it:  chimerax m.cxc"]),
+        ("tomo.mrc", "m.zarr", {"logits": Path("l.zarr")}, ["another threshold:  etsam threshold l.zarr --at 0"]),
+    ],
+)
+def test_what_may_be_typed_next_is_a_command_that_reads_these_files(tomogram, mask, more, expected):
+    assert viewing_hints(Path(tomogram), Path(mask), **more) == expected

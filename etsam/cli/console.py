@@ -30,19 +30,23 @@ def print_line(text: str) -> None:
     stdout_console().print(text)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """Print rows of text under headings; long cells are folded to a terminal's width, in files they stay whole."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, *, whole_names: bool = False
+) -> None:
+    """Print rows of text under headings; long cells are folded to a terminal's width, in files they stay whole.
+
+    With `whole_names` the first column stays whole in any case.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
-    for column in columns:
-        table.add_column(Text(column), overflow="fold")
+    for number, column in enumerate(columns):
+        table.add_column(Text(column), overflow="fold", no_wrap=number == 0 and whole_names)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: no name is taken for markup
-    console = Console()
-    Console(width=None if console.is_terminal else _FILE_COLUMNS).print(table)
+    Console(width=table_columns()).print(table)
 
 
 def progress_bars(*, in_bytes: bool = False) -> "rich.progress.Progress":
@@ -80,6 +84,14 @@ def progress_bar(description: str, total: int | None = None) -> Iterator[Progres
                 bars.stop()
 
         yield update
+
+
+def table_columns() -> int:
+    """Characters that a line of a table may have."""
+    from rich.console import Console
+
+    console = Console()
+    return console.width if console.is_terminal else _FILE_COLUMNS
 
 
 def readable_bytes(size: int | None) -> str:

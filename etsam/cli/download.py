@@ -20,6 +20,7 @@ log = logging.getLogger("etsam.download")
 
 _LOG_INTERVAL_SECONDS = 30.0
 _MOST_BARS = 6  # files shown at the same time
+_WIDE_COLUMNS = 110  # of a table with folders
 
 
 def add_collect(commands: Any) -> None:
@@ -129,7 +130,7 @@ def _raise(faults: list[str], what: str) -> None:
 
 def run_list(args: argparse.Namespace) -> None:
     """Print a table of weights, and which file goes where for those that are not here."""
-    from etsam.cli.console import print_line, print_table, readable_bytes
+    from etsam.cli.console import print_line, print_table, readable_bytes, table_columns
     from etsam.weights.registry import PUBLISHED, weights_folder
     from etsam.weights.store import list_weights, original_url
 
@@ -145,14 +146,19 @@ def run_list(args: argparse.Namespace) -> None:
         folder = there[0].parent.absolute() if there else weights_folder()
         rows.append((weights.name, weights.about, about, voxels, state, str(folder)))
         missing += [entry for entry in entries if entry.path is None and weights.page]
-    print_table(("name", "what for", "size", "voxel size", "state", "folder"), rows)
+    columns = ("name", "what for", "size", "voxel size", "state", "folder")
+    if table_columns() < _WIDE_COLUMNS:  # folders would be folded into towers
+        print_table(columns[:-1], [row[:-1] for row in rows], whole_names=True)
+        for name, *_, state, folder in rows:
+            if state != "not here":
+                print_line(f"{name} {'lies' if state == 'here' else 'lies in part'} in {folder}")
+    else:
+        print_table(columns, rows, whole_names=True)
     if missing:
-        print_line(
-            f"\nWhat is not here comes by `etsam weights download NAME`, such as {PUBLISHED.name}. Without network,"
-        )
-        print_line(f"fetch the files on another machine and put them into {weights_folder()}:")
+        print_line(f"\nWhat is not here comes by `etsam weights download NAME`, such as {PUBLISHED.name}.")
+        print_line(f"Without network, fetch these on another machine and put them into {weights_folder()}:")
         for entry in missing:
-            print_line(f"  {entry.file_name:<28} {original_url(entry.weights, entry.file_name)}")
+            print_line(f"  {original_url(entry.weights, entry.file_name)}")
         print_line("Then `etsam weights verify`.")
 
 

@@ -277,7 +277,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     takes_settings = args.command in with_settings or getattr(args, "takes_settings", False)
     unknown = [item for item in items if item.startswith("-") or (only_settings and not _OVERRIDE.match(item))]
     if unknown or (rest and not takes_settings):
-        command.error(unknown_word([*unknown, *rest][0], command, _settings_of(args.command)))
+        word = [*unknown, *rest][0]
+        after = next((item for item in given[given.index(word) + 1 :] if not item.startswith("-")), "")
+        command.error(unknown_word(word, command, _settings_of(args.command), after))
     args.settings = items
     try:
         if args.command == "predict":

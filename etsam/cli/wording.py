@@ -14,7 +14,8 @@ _KNOWN_ELSEWHERE = {
     "--tta": "--better", "--fast": "--quick", "--save-logits": "--store-logits", "--labels": "--instances",
     "--invert": "--membranes bright", "--contrast": "--membranes",
     "segment": "predict", "run": "predict", "infer": "predict", "info": "inspect", "header": "inspect",
-    "eval": "evaluate", "score": "evaluate", "test": "evaluate", "download": "weights download", "fit": "train",
+    "eval": "evaluate", "score": "evaluate", "test": "evaluate", "download": "weights download",
+    "get": "download", "fetch": "download", "fit": "train",
 }  # fmt: skip
 
 # setting -> flag that takes its value; a value of None: any
@@ -88,7 +89,7 @@ class InFlags:
         return re.sub(r"\bset (?=--\w)", "add ", message)
 
 
-def unknown_word(word: str, parser: argparse.ArgumentParser, settings: Sequence[str] = ()) -> str:
+def unknown_word(word: str, parser: argparse.ArgumentParser, settings: Sequence[str] = (), after: str = "") -> str:
     """What to say of an argument that a command does not know.
 
     Parameters
@@ -99,10 +100,12 @@ def unknown_word(word: str, parser: argparse.ArgumentParser, settings: Sequence[
         Of the command.
     settings
         Keys that the command takes as KEY=VALUE.
+    after
+        What was typed next.
     """
     name, equals, value = word.partition("=")
     meant = did_you_mean(name, flags_of(parser)) if name.startswith("-") else None
     if meant is None and (key := name.lstrip("-").replace("-", "_")) in settings:
-        return f"unknown argument {word}; a setting is written {key}={value or 'VALUE'}"
+        return f"unknown argument {word}; a setting is written {key}={value or after or 'VALUE'}"
     hint = f"; did you mean {meant}{equals if ' ' not in meant else ''}{value}?" if meant else ""
     return f"unknown argument {word}{hint}"

@@ -82,9 +82,24 @@ class Closing:
         return text
 
 
-def viewing_hint(tomogram: Location, mask: Path) -> str | None:
-    """Command of a common viewer that shows a mask over its tomogram; None where it reads neither."""
-    if mask.suffix != ".mrc":
-        return None
+def viewing_hints(
+    tomogram: Location, mask: Path, *, script: Path | None = None, logits: Path | None = None
+) -> list[str]:
+    """What may be typed next: to look at a mask over its tomogram, and to move its threshold.
+
+    Parameters
+    ----------
+    tomogram, mask
+        Their places; ChimeraX is not said to read masks that are no MRC.
+    script
+        For ChimeraX; shows both.
+    logits
+        That were kept.
+    """
     shown = [str(tomogram)] if isinstance(tomogram, Path) and tomogram.suffix.lower() in PLAIN_SUFFIXES else []
-    return f"look at it:  chimerax {shlex.join([*shown, str(mask)])}"
+    hints = []
+    if script is not None or mask.suffix == ".mrc":
+        hints.append(f"look at it:  chimerax {shlex.join([*shown, str(mask)] if script is None else [str(script)])}")
+    if logits is not None:
+        hints.append(f"another threshold:  etsam threshold {shlex.quote(str(logits))} --at 0")
+    return hints

@@ -35,10 +35,6 @@ class View(Protocol):
         """Whether it is written."""
         ...
 
-    def hint(self, names: OutputNames) -> str:
-        """Line for the person at the end of a run: what to do with the file."""
-        ...
-
     def path(self, names: OutputNames) -> Path:
         """Where the file of a tomogram goes."""
         ...

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from etsam.errors import ConfigError, InputError, OutputError
 from etsam.postprocess.components import StreamedComponents
 from etsam.postprocess.steps import InstanceLabels, Step, apply_steps
-from etsam.prediction.closing import Closing, OutputFile, viewing_hint
+from etsam.prediction.closing import Closing, OutputFile, viewing_hints
 from etsam.prediction.doubts import Coverage, Mask, doubts
 from etsam.prediction.preview import Caption, MaskSections, weights_of, write_preview
 from etsam.prediction.record import OutputNames, environment, peak_memory_mb, read_record, write_record
@@ -407,12 +406,14 @@ class PredictionWriter(BasePredictionWriter):
             files.append(OutputFile("logits", names.logits))
         if self.write_preview:
             files.append(OutputFile("picture", names.preview))
-        hints = [view.hint(names) for view in self.views]
-        if not hints:
-            look = viewing_hint(path, names.post_processed_mask if self.steps else names.mask)
-            hints = [] if look is None else [look]
-        if self.write_logits:
-            hints.append(f"another threshold: etsam threshold {shlex.quote(str(names.logits))} --at T")
+        beside = [view.path(names) for view in self.views]
+        files += [OutputFile("script" if file.suffix == ".cxc" else "page", file) for file in beside]
+        hints = viewing_hints(
+            path,
+            names.post_processed_mask if self.steps else names.mask,
+            script=next((file for file in beside if file.suffix == ".cxc"), None),
+            logits=names.logits if self.write_logits else None,
+        )
         closing = Closing(
             path,
             found,

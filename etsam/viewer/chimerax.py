@@ -7,7 +7,6 @@ other models are open. File names count from the folder of the script, which Chi
 
 import os
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,10 +105,6 @@ class ChimeraXScript:
     """
 
     enabled: bool = True
-
-    def hint(self, names: OutputNames) -> str:
-        """Line for the person at the end of a run."""
-        return f"in ChimeraX: chimerax {shlex.quote(str(self.path(names)))}"
 
     def path(self, names: OutputNames) -> Path:
         """Where the script of a tomogram goes."""

@@ -68,10 +68,6 @@ class SlicePage:
     enabled: bool = True
     limit_mb: float = 10.0
 
-    def hint(self, names: OutputNames) -> str:
-        """Line for the person at the end of a run."""
-        return f"open in a browser: {self.path(names)}"
-
     def path(self, names: OutputNames) -> Path:
         """`NAME_etsam_predicted.html`."""
         return names.view(".html")

@@ -52,13 +52,13 @@ class NamedWeights:
 
 _NANO = NamedWeights(
     "nano",
-    "to try the program, on a CPU, too: simulations only",
+    "to try the program",
     ("nano_stage1.safetensors", "nano_stage2.safetensors"),
     voxel_angstrom=(7.0, 48.0),  # of the simulated tomograms, checkpoints/train_nano.sh
 )
 _ETSAM_V1 = NamedWeights(
     "etsam_v1",
-    "the published ETSAM, for real work",
+    "real work",
     ("etsam_stage1_v1.pt", "etsam_stage2_v1.pt"),
     PUBLISHED_WEIGHTS_URL,
     zenodo_record=17571925,
@@ -68,7 +68,7 @@ _ETSAM_V1 = NamedWeights(
 _SAM2 = [
     NamedWeights(
         f"sam2.1_hiera_{size}",
-        "to start training from: SAM 2.1 as Meta trained it",
+        "to start training",
         (f"sam2.1_hiera_{size}.pt",),
         _SAM2_URL,
         megabytes=round(4 * million),  # 32 bits for each of the parameters that its README counts
