@@ -100,7 +100,7 @@ def test_resume_keeps_what_is_complete_and_refuses_other_settings(evaluate, mani
     few = ["metrics=[curve]", *TINY]
     assert evaluate(*few).status == 0
     before, rows = states(manifest), table(manifest)
-    assert "resume=true" in evaluate(*few).message
+    assert "resume" in evaluate(*few).message
     (manifest / "out/tomograms/etsam/lab__b.json").unlink()  # as if it had been stopped there
     assert evaluate(*few, "resume=true").status == 0
     after = states(manifest)
@@ -330,6 +330,7 @@ def test_evaluation_predicts_as_prediction_does():
     one, other = compose_config("evaluate"), compose_config("predict")
     other.output_dir = one.output_dir
     other.input = "x"
+    del other.segmenter.samples  # for pages, which an evaluation has none of
     sizes = ("tile_batch_size", "encode_batch_size", "memory_budget_gb")
     for key in ("stage1", "stage2", "segmenter", "nonfinite", "resegment_prompted", *sizes):
         assert OmegaConf.select(one, key) == OmegaConf.select(other, key), key
