@@ -143,6 +143,17 @@ def test_quick_answers_import_neither_torch_nor_lightning(arguments, work):
     assert json.loads(ended.stdout.splitlines()[-1]) == []
 
 
+def test_the_sign_of_life_comes_before_every_slow_import(tomogram):
+    code = (
+        "import sys, etsam.cli.main as main\n"
+        "slow = {'torch', 'hydra', 'numpy', 'omegaconf'}\n"
+        "main._run_config = lambda *_: print('etsam.screen' in sys.modules, slow & set(sys.modules))\n"
+        "main.main(['predict', 'tomo.mrc'])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "True set()\n"
+
+
 def test_missing_files_get_a_line_each(etsam, work):
     outcome = etsam("predict", "one.mrc", "two.mrc")
     assert outcome.status == 1

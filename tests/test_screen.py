@@ -88,6 +88,16 @@ def test_a_log_line_above_a_bar_is_whole(terminal, monkeypatch):
     assert terminal.text() == "".join(f"WARNING: {number} {'x' * 100}\n" for number in range(3))
 
 
+def test_a_sign_of_life_stands_while_the_program_is_loaded_and_goes(tomogram, terminal, monkeypatch):
+    at_work = []
+    monkeypatch.setattr("etsam.cli.main._run_config", lambda *_: at_work.append(terminal.until("loading")))
+    with standard_error(terminal, monkeypatch):
+        assert status_of(["predict", "tomo.mrc"]) == 0
+    terminal.close()
+    assert terminal.screen(at_work[0])[0].endswith("loading")
+    assert terminal.screen() == []
+
+
 def test_a_log_file_gets_one_plain_line_a_tomogram(work, tomogram, predict, caplog):
     caplog.set_level(logging.INFO)
     assert predict("tomo.mrc", "--post-process", "write_instances=true").status == 0

@@ -149,9 +149,9 @@ def run_list(args: argparse.Namespace) -> None:
     columns = ("name", "what for", "size", "voxel size", "state", "folder")
     if table_columns() < _WIDE_COLUMNS:  # folders would be folded into towers
         print_table(columns[:-1], [row[:-1] for row in rows], whole_names=True)
-        for name, *_, state, place in rows:
-            if state != "not here":
-                print_line(f"{name} {'lies' if state == 'here' else 'lies in part'} in {place}")
+        for row in rows:
+            if row[-2] != "not here":
+                print_line(f"{row[0]} {'lies' if row[-2] == 'here' else 'lies in part'} in {row[-1]}")
     else:
         print_table(columns, rows, whole_names=True)
     if missing:

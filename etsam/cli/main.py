@@ -299,18 +299,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             run = partial(_command, args)
     except ValueError as error:
         command.error(str(error))
-    _begin(args.command, command, [*items, *getattr(args, "inputs", [])])
+    idle = _begin(args.command, command, [*items, *getattr(args, "inputs", [])])
     before = os.environ.get(_OFFLINE)
     if getattr(args, "offline", False):
         os.environ[_OFFLINE] = "1"
     try:
         run()
     except KeyboardInterrupt:  # before the run, which has its own way, while libraries are imported
-        from etsam.screen import idle
-
         idle()
         parser.exit(130, "etsam: error: interrupted before anything was written.\n")
     finally:
+        idle()
         os.environ.pop(_OFFLINE, None) if before is None else os.environ.update({_OFFLINE: before})
 
 
@@ -325,13 +324,17 @@ def _parser_named(parser: argparse.ArgumentParser, given: Sequence[str]) -> argp
     return found
 
 
-def _begin(command: str, parser: argparse.ArgumentParser, typed: Sequence[str]) -> None:
-    """Give a sign of life before the slow imports, and let messages speak in the words that were typed."""
+def _begin(command: str, parser: argparse.ArgumentParser, typed: Sequence[str]) -> Callable[[], None]:
+    """Give a sign of life before the slow imports, and let messages speak in the words that were typed.
+
+    What is returned takes the sign away.
+    """
     from etsam import screen
 
     screen.speak(InFlags(flags_of(parser), typed))
-    if command in ("predict", "evaluate", "train", "robustness", "benchmark", "finetune"):
+    if command in ("predict", "evaluate", "train", "finetune", "robustness"):
         screen.working("loading the program ...")
+    return screen.idle
 
 
 def _show_settings(given: Sequence[str]) -> None:

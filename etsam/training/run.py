@@ -228,8 +228,10 @@ def _fit(trainer: "Trainer", stage: "StageTraining", data: "TomogramClips", chec
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from etsam.network.fast import heap
+    from etsam.screen import idle
     from etsam.training.stopping import LastCheckpoint, stopped_by
 
+    idle()  # Lightning has bars of its own
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     try:
         on_cpu = trainer.strategy.root_device.type == "cpu"

@@ -29,7 +29,8 @@ class FileState:
     path
         Where it lies; None: nowhere.
     state
-        `there`, `missing`; after verification `verified`, `changed`, or `no record` (it was not downloaded here).
+        `there`, `missing`; after verification `verified`, `changed`, `no record` (it was not downloaded here),
+        or `embedded` (it came with the program).
     sha256
         Of the file, where it was verified; empty otherwise.
     """
@@ -97,7 +98,10 @@ def _state(weights: NamedWeights, file_name: str, verify: bool) -> FileState:
     if not verify:
         return FileState(weights, file_name, path, "there")
     record, found = read_record(path), sha256(path)
-    state = "no record" if record is None else "verified" if record.checksums["sha256"] == found else "changed"
+    if record is None:
+        state = "no record" if weights.page else "embedded"
+    else:
+        state = "verified" if record.checksums["sha256"] == found else "changed"
     return FileState(weights, file_name, path, state, found)
 
 
