@@ -58,16 +58,18 @@ def test_several_masks_are_made_at_once_each_above_its_threshold(etsam, stored, 
         assert str(path.name) in outcome.stdout
 
 
-def test_mask_and_record_are_those_of_a_prediction_with_that_threshold(etsam, predict, stored, levels, work):
+def test_mask_picture_and_record_are_those_of_a_prediction_with_that_threshold(etsam, predict, stored, levels, work):
     steps = ("--post-process", "--post-process-min-slices", "2")
-    assert etsam("threshold", LOGITS, "--at", levels[0], *steps, "--no-preview").status == 0
+    assert etsam("threshold", LOGITS, "--at", levels[0], *steps).status == 0
     shutil.move(work / "out", work / "first")
-    again = predict("tomo.mrc", "write_preview=false", "weights.seed=1", "--logit-threshold", str(levels[0]), *steps)
+    again = predict("tomo.mrc", "weights.seed=1", "--logit-threshold", str(levels[0]), *steps)
     assert again.status == 0, again.stderr
     made = [work / "first" / f"{NAME}_at_{levels[0]:g}", work / "out" / NAME]
     for ending in ("mask", "post_processed_mask"):
         ours, theirs = (mrcfile.read(f"{name}_{ending}.mrc") for name in made)
         np.testing.assert_array_equal(ours, theirs)
+    ours, theirs = (Path(f"{name}_preview.png").read_bytes() for name in made)
+    assert ours == theirs
     ours, theirs = (json.loads(Path(f"{name}_record.json").read_text()) for name in made)
     assert ours["settings"].pop("made_from")["logits"].endswith(f"{NAME}_logits.mrc")
     assert ours["settings"] == theirs["settings"]

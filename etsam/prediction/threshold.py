@@ -124,7 +124,7 @@ def threshold_logits(
         )
         writer.check({tomogram.path or logits: int(np.prod(volume.shape))})
         writers.append(writer)
-    grey, samples = Sections(volume.shape), Samples(volume.shape)
+    grey, samples = Sections(volume.shape, tomogram.voxel_size_angstrom), Samples(volume.shape)
     if preview or views:
         for z in range(volume.shape[0]):
             plane = tomogram[z]
