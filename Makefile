@@ -39,4 +39,9 @@ lint: install  ## style and types
 	$(BIN)/lint-imports --no-logo
 	@cat $$(git ls-files "etsam/*.py") | wc -l | xargs echo "lines in etsam/:"
 
-.PHONY: help install demo test test-all lint
+docs: install  ## draw the pictures, build the site into site/
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/python docs/figures.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.PHONY: help install demo test test-all lint docs
