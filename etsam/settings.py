@@ -44,9 +44,12 @@ def misfits(cfg: Any, others: Mapping[str, Any]) -> Iterator[str]:
     kinds: dict[str, Any] = {}
     for key, kind in _annotated(raw):
         kinds.setdefault(_origin(raw, key), kind)
+    plain = ((str, int), (str, float), (str, str), (str, bool))  # mappings that say what their own values are
+    mappings = tuple(f"{key}." for key, kind in kinds.items() if _is_mapping(kind) and typing.get_args(kind) in plain)
     for pattern, kind in others.items():
         for key in _matching(raw, pattern):
-            kinds.setdefault(key, kind)
+            if not key.startswith(mappings):
+                kinds.setdefault(key, kind)
     for key, kind in kinds.items():
         yield from _refusals(key, _value(cfg, key), kind)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hydra.utils import instantiate
 
-from etsam.app import compose_config
+from etsam.app import check_values, compose_config
 from etsam.cli import simulate
 from etsam.cli.main import build_parser
 
@@ -75,7 +75,9 @@ def test_every_simulation_and_training_composes(calls):
         if call[:2] == ["data", "simulate"]:
             args, rest = build_parser().parse_known_args(call)
             args.settings = [*args.settings, *rest]
-            instantiate(compose_config("simulate", simulate.overrides(args)).simulator)
+            cfg = compose_config("simulate", simulate.overrides(args))
+            check_values(cfg, "simulate")
+            instantiate(cfg.simulator)
             simulated.append(args.output_dir)
         elif call[0] == "train":
             cfg = compose_config("train", call[1:])
