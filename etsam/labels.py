@@ -11,6 +11,15 @@ IGNORE = 255
 
 MARKED_255_ADVICE = "if 255 (or -1) marks membrane in it, write it as 1: `etsam postprocess IN OUT postprocess=none`"
 
+_IMOD_ZERO = -128
+
+
+def odd_value_advice(value: float) -> str:
+    """Hint for masks that hold a value which none should hold, to follow a sentence; empty where nothing is known."""
+    if value != _IMOD_ZERO:
+        return ""
+    return "; bytes of -128 are IMOD's 0 without its mark: write them anew with IMOD's `newstack -bytes 0 IN OUT`"
+
 
 class Overlap(NamedTuple):
     """Scores made of true positives (TP), false positives (FP) and false negatives (FN); floats or arrays of them.

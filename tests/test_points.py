@@ -64,3 +64,34 @@ def test_the_command_prints_both_shares(etsam, work):
     missing = etsam("points", "mask.mrc", "none.csv")
     assert missing.status == 1
     assert "none.csv" in missing.message
+
+
+def test_columns_may_be_called_x_y_z_in_any_order(tmp_path):
+    path = tmp_path / "picked.csv"
+    path.write_text("name,X, y,z\nspike,6,2,4\n")
+    np.testing.assert_array_equal(read_points(path), [[4, 2, 6]])
+
+
+def test_logits_are_cut_where_their_record_says_and_points_of_another_tomogram_are_told(etsam, work):
+    from conftest import write_mrc
+
+    logits = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    (work / "points.csv").write_text("z,y,x\n4,2,6\n4,2,99\n")
+    write_mrc(work / "a_etsam_predicted_logits.mrc", logits)
+    (work / "a_etsam_predicted_record.json").write_text('{"settings": {"stage2": {"threshold": 0.5}}}')
+    outcome = etsam("points", "a_etsam_predicted_logits.mrc", "points.csv")
+    assert f" of {(logits > 0.5).sum()} mask voxels" in outcome.stdout
+    assert "1 of 2 points lie outside" in outcome.stdout
+    for value, dtype in ((255, np.uint16), (-1, np.int8), (1, np.float32)):
+        write_mrc(work / "mask.mrc", np.where(logits > 0.5, value, 0).astype(dtype))
+        assert f" of {(logits > 0.5).sum()} mask voxels" in etsam("points", "mask.mrc", "points.csv").stdout
+
+
+def test_bytes_of_imod_without_its_mark_are_explained(etsam, work):
+    from conftest import write_mrc
+
+    (work / "points.csv").write_text("z,y,x\n4,2,6\n")
+    drawn = np.full(SHAPE, -128, np.int8)
+    drawn[4, 2] = -127
+    write_mrc(work / "mask.mrc", drawn)
+    assert "IMOD" in etsam("points", "mask.mrc", "points.csv").message

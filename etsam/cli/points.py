@@ -17,8 +17,8 @@ def add(commands: Any) -> None:
         description="Where nobody has drawn a mask, positions on membranes (found by picking or averaging) can judge a "
         "prediction: how many of them it covers, and how much of it lies away from all of them.",
     )
-    parser.add_argument("mask", type=Path, help="mask; above 0 is membrane")
-    parser.add_argument("points", type=Path, help="CSV file with the columns z_voxel, y_voxel, x_voxel")
+    parser.add_argument("mask", type=Path, help="mask, or logits, which are cut where their record says")
+    parser.add_argument("points", type=Path, help="CSV file with the columns z_voxel, y_voxel, x_voxel or z, y, x")
     parser.add_argument("--near", type=float, default=1.5, metavar="V", help="a point is covered within V voxels (1.5)")
     parser.add_argument("--far", type=float, default=3.0, metavar="V", help="mask is away beyond V voxels (3)")
 
@@ -27,11 +27,14 @@ def run(args: argparse.Namespace) -> None:
     """Print two shares; raises `InputError` if a file cannot be used."""
     from etsam.cli.console import print_line
     from etsam.evaluation.metrics.points import read_points, score_points
-    from etsam.volume import read_volume
+    from etsam.evaluation.stored import StoredPrediction
 
     points = read_points(args.points)
-    with read_volume(args.mask, warn=False) as mask:
-        scores = score_points(mask, points, args.near, args.far)
+    scores = StoredPrediction(args.mask).score(
+        lambda scored: score_points(scored.as_mask(), points, args.near, args.far)
+    )
+    if scores.outside:
+        print_line(f"{scores.outside} of {scores.points} points lie outside of it: are they those of this tomogram?")
     print_line(f"{scores.recall:.3f} of {scores.points} points have mask within {args.near:g} voxels")
     if scores.mask_voxels:
         print_line(f"{scores.far:.3f} of {scores.mask_voxels} mask voxels lie farther than {args.far:g} from any point")

@@ -13,7 +13,7 @@ from etsam.data.manifest import SPLITS, Sample
 from etsam.data.mask_fit import SUSPICIOUS_SHARE, PairMeasurement, axis_exchange, matching_axes, measure_pair
 from etsam.data.measured import MaskSummary, fingerprint, mask_summary
 from etsam.errors import InputError
-from etsam.labels import MARKED_255_ADVICE
+from etsam.labels import MARKED_255_ADVICE, odd_value_advice
 from etsam.volume import Location, Volume, read_volume
 
 
@@ -302,7 +302,7 @@ def _mask_findings(sample: Sample, summary: MaskSummary, shape: tuple[int, int, 
         yield fault(
             sample.name,
             f"mask not binary: {summary.odd} voxels such as {summary.odd_value:g}; allowed are 1 (membrane), "
-            f"0 (not), 255 or -1 (not annotated) ({path})",
+            f"0 (not), 255 or -1 (not annotated) ({path}){odd_value_advice(summary.odd_value)}",
             "write 1 where there is membrane; are the columns tomogram and target_mask exchanged?",
         )
     elif membrane and sample.without_membrane:

@@ -18,7 +18,6 @@ from etsam.evaluation.metrics.planes import Shown
 from etsam.evaluation.metrics.results import SlicePicture, TomogramResult
 from etsam.evaluation.metrics.scores import Metrics, PackedMask, Scored, Scores
 from etsam.evaluation.result_store import ResultStore
-from etsam.inference.two_stage import membrane_mask
 from etsam.labels import IGNORE, Overlap
 from etsam.pictures import averaged_slices, stretched
 from etsam.postprocess.steps import Step, apply_steps
@@ -144,12 +143,8 @@ class Scorer(Callback):
     def _post_processed(self, scored: Scored) -> Scored:
         if not self.steps:
             return scored
-        mask = scored.mask
-        if mask is None:
-            assert scored.logits is not None
-            mask = membrane_mask(scored.logits, scored.threshold)
         # steps read it several times; it is computed, or read from a file, once
-        packed = PackedMask.of(mask)
+        packed = PackedMask.of(scored.as_mask())
         return replace(scored, mask=apply_steps(packed, self.steps, workers=self.metrics.workers))
 
 

@@ -15,6 +15,7 @@ from etsam.data.manifest import Sample
 from etsam.errors import ConfigError, InputError, OutputError
 from etsam.evaluation.metrics.scores import Scored
 from etsam.inference.two_stage import DEFAULT_THRESHOLD
+from etsam.labels import odd_value_advice
 from etsam.prediction.record import OutputNames, read_record
 from etsam.volume import TOMOGRAM_SUFFIXES, Slices, read_volume, strip_suffix
 from etsam.volume.location import ZARR_SUFFIXES
@@ -163,6 +164,8 @@ class StoredValues:
                     f"{self._name}: the prediction is neither a mask (whole numbers), nor logits (some below 0), nor "
                     f"probabilities (0 to 1): its values go from {self._low:g} to {self._high:g}."
                 )
+            if len(self._seen) == self.shape[0] and self._integer and (self._low, self._high) == (-128, -127):
+                raise InputError(f"{self._name}: its values are -128 and -127{odd_value_advice(self._low)}.")
             if kind != self.kind:
                 raise KindChanged(kind)
         if self.kind == "mask":

@@ -18,6 +18,7 @@ _LABEL_SLICES = 9  # that are looked at for it
 _TILT_IMAGES, _DETECTOR_SIDE, _DETECTOR_PIXEL_ANGSTROM = 150, 2800, 4.0  # tilt series: few large images, unbinned
 _TILT_SERIES_SUFFIXES, _STACK_SUFFIXES = (".st", ".ali"), (".mrcs",)  # of IMOD; of RELION
 _OUTPUT_MARK = "_etsam_predicted"
+OUTPUT = "output of etsam"
 # AreTomo, Warp and cryoCARE; RELION
 _HALVES = re.compile(r"(?<![A-Za-z0-9])(EVN|ODD|evn|odd|even|Even|Odd|EVEN|half[_-]?[12])(?![A-Za-z0-9])")
 _OTHER_HALF = {"evn": ("odd",), "even": ("odd",), "odd": ("evn", "even"), "1": ("2",), "2": ("1",)}
@@ -34,7 +35,7 @@ def kind_by_name(path: Location) -> str | None:
     A half map is one whose other half lies beside it (or in the folder `even` or `odd` beside its own).
     """
     if _OUTPUT_MARK in path.name:
-        return "output of etsam"
+        return OUTPUT
     suffix = suffix_of(path.name)
     if suffix.startswith(_TILT_SERIES_SUFFIXES):
         return "tilt series"
@@ -114,7 +115,7 @@ def no_tomogram(kind: str) -> str:
         "tilt series": "etsam needs the reconstruction",
         "stack of images": "etsam needs a reconstructed volume",
         "half map": "use the tomogram of both halves",
-        "output of etsam": "its input is what can be segmented",
+        OUTPUT: "its input is what can be segmented",
     }.get(kind, "there is nothing to segment in it")
     return f"looks like {'an' if kind[0] == 'o' else 'a'} {kind}; {meant}, or set force=true if it is a tomogram"
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from etsam.app import check_values, is_first_process, require
 from etsam.screen import readable_seconds, working
+from etsam.volume import Location
 from etsam.weights.registry import PUBLISHED, StageWeights, is_embedded
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ def run(cfg: DictConfig) -> list[Path]:
     check_values(cfg, "predict")
     from hydra.utils import instantiate
 
+    from etsam.prediction.batch import table
     from etsam.prediction.progress import SliceProgress
     from etsam.prediction.record import settings_of
     from etsam.weights.store import ensure_weights
@@ -45,8 +47,12 @@ def run(cfg: DictConfig) -> list[Path]:
     inputs, bars = instantiate(cfg.inputs), SliceProgress()
     ensure_weights(cfg.weights)
     writer = instantiate(cfg.writer, _partial_=True)(settings=settings_of(cfg), progress=bars.update)
+    writer.may_pass_over, writer.subfolders = inputs.may_pass_over, inputs.subfolders
+    todo: list[Location] = []
     if is_first_process():  # before the networks are built, and once for all processes
         shapes = inputs.check()
+        writer.missing += inputs.missing
+        writer.failures += inputs.faults
         voxels = {path: math.prod(shape or (0,)) for path, shape in shapes.items()}
         todo = writer.check(voxels, {path: scratch_bytes(cfg, shape) for path, shape in shapes.items()})
         inputs.only(todo)
@@ -59,12 +65,15 @@ def run(cfg: DictConfig) -> list[Path]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*across ranks is zero.*")  # all are complete
         trainer.predict(segmenter, datamodule=inputs, return_predictions=False)
+    writer.gather(trainer)
     if trainer.is_global_zero:
         for line in instantiate(cfg.overview, _partial_=True)(Path(cfg.output_dir), writer.failures):
             log.info("%s", line)
+        for line in table(writer.missing, writer.written_by_all, len(shapes) - len(todo)):
+            log.info("%s", line)
         if len(todo) > 1:
-            done, took = len(todo) - len(writer.failures), readable_seconds(time.monotonic() - started)
-            log.info("%d of %d tomograms segmented in %s -> %s", done, len(todo), took, cfg.output_dir)
+            took = readable_seconds(time.monotonic() - started)
+            log.info("%d of %d tomograms segmented in %s -> %s", writer.written_by_all, len(todo), took, cfg.output_dir)
         writer.raise_failures()
     return list(writer.written)
 

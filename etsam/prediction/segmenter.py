@@ -25,12 +25,13 @@ from etsam.inference.two_stage import TwoStage
 from etsam.network.fast.heap import retain_freed_memory
 from etsam.normalize import Fitted, Normalization, fit_to, survey, without_padding
 from etsam.prediction.doubts import Noted
-from etsam.prediction.kinds import NoTomogramError, refuse_other_kinds
+from etsam.prediction.kinds import NoTomogramError, orientation_remark, refuse_other_kinds
 from etsam.prediction.preview import Sections
 from etsam.prediction.samples import Samples
 from etsam.volume import Slices, Volume, read_volume
 from etsam.volume.content import NO_MEMBRANE
 from etsam.volume.location import display_name, fingerprint_of
+from etsam.volume.mrc_header import VOXEL_SIZES_ANGSTROM
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,8 @@ class Segmenter(LightningModule):
         Called slice by slice; None: nobody asks.
     samples
         Keep planes of each tomogram for a page (`Prediction.samples`).
+    voxel_size
+        Å, for files whose header says something wrong or nothing; outputs get it, too. None: as the header says.
     force
         Segment files that look like masks or labels, too.
     """
@@ -121,6 +124,7 @@ class Segmenter(LightningModule):
         scratch_folder: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
         samples: bool = False,
+        voxel_size: float | None = None,
         force: bool = False,
     ) -> None:
         super().__init__()
@@ -131,7 +135,10 @@ class Segmenter(LightningModule):
             raise ConfigError(f"target_voxel_size={target_voxel_size} is no side of a voxel in Å, such as 10.")
         self.target_voxel_size, self.voxel_sizes = target_voxel_size, voxel_sizes
         self.scratch_folder = None if scratch_folder is None else Path(scratch_folder)
-        self.progress, self.force, self.samples = progress, force, samples
+        self.progress, self.force, self.samples, self.voxel_size = progress, force, samples, voxel_size
+        smallest, largest = VOXEL_SIZES_ANGSTROM
+        if voxel_size is not None and not smallest <= voxel_size <= largest:
+            raise ConfigError(f"voxel_size={voxel_size} is no voxel size in Å; allowed: {smallest:g} to {largest:g}.")
 
     def predict_step(self, batch: str, batch_idx: int = 0) -> Prediction | InputError:
         """Segment one tomogram, to be written; see `attempt`."""
@@ -156,7 +163,8 @@ class Segmenter(LightningModule):
         fast = self.device.type == "cpu" and all(tracker.kernels == "fast" for tracker in self.two_stage.trackers)
         try:
             with retain_freed_memory() if fast else nullcontext():
-                return self.segment(read_volume(path))
+                volume = read_volume(path)
+                return self.segment(volume if self.voxel_size is None else volume.at_voxel_size(self.voxel_size))
         except InputError as error:
             return error
         except OSError as error:  # of a disk or network, in mid-volume; what is written raises OutputError
@@ -186,6 +194,9 @@ class Segmenter(LightningModule):
             If its grey values make no sense for the normalisation.
         """
         started = time.perf_counter()
+        remark = orientation_remark(volume.shape)
+        if remark is not None:
+            log.warning("%s: %s", volume.path or "array", remark)
         report, grey = progress or self.progress, Sections(volume.shape, volume.voxel_size_angstrom)
         normalization = Noted(self.normalization)
         samples = Samples(volume.shape) if self.samples else None

@@ -17,8 +17,10 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from etsam.errors import ConfigError, InputError, OutputError
 from etsam.postprocess.components import StreamedComponents
 from etsam.postprocess.steps import InstanceLabels, Step, apply_steps
+from etsam.prediction.batch import Missing
 from etsam.prediction.closing import Closing, OutputFile, viewing_hints
 from etsam.prediction.doubts import Coverage, Mask, doubts
+from etsam.prediction.kinds import NoTomogramError
 from etsam.prediction.preview import Caption, MaskSections, weights_of, write_preview
 from etsam.prediction.record import OutputNames, environment, peak_memory_mb, read_record, write_record
 from etsam.prediction.segmenter import Prediction, Progress, is_out_of_memory
@@ -63,7 +65,8 @@ class PredictionWriter(BasePredictionWriter):
     write_logits, write_instances, write_preview
         Further outputs.
     output_format
-        Of masks, logits and instances: `mrc`, or `zarr` for OME-Zarr with a pyramid (`etsam.volume.zarr_writer`).
+        Of masks, logits and instances: `mrc`, `mrc.gz`, or `zarr` for OME-Zarr with a pyramid
+        (`etsam.volume.zarr_writer`).
     postprocess
         Steps in order, by name; with any, a post-processed mask is written beside the mask.
     overwrite
@@ -85,6 +88,12 @@ class PredictionWriter(BasePredictionWriter):
         Masks of the tomograms that are complete, in order.
     failures
         Why others were not segmented or written.
+    missing
+        The same, and files that were passed over, for the table at the end.
+    may_pass_over
+        Set it if a file that turns out to be a mask or labels is to be passed over; else that is a failure.
+    subfolders
+        Tomogram -> where its outputs go within `output_dir`; empty: directly there.
 
     Raises
     ------
@@ -101,7 +110,7 @@ class PredictionWriter(BasePredictionWriter):
         write_logits: bool = False,
         write_instances: bool = False,
         write_preview: bool = True,
-        output_format: Literal["mrc", "zarr"] = "mrc",
+        output_format: Literal["mrc", "mrc.gz", "zarr"] = "mrc",
         postprocess: Mapping[str, Step] | None = None,
         overwrite: bool = False,
         resume: bool = False,
@@ -115,8 +124,8 @@ class PredictionWriter(BasePredictionWriter):
             raise ConfigError("overwrite=true replaces what resume=true would keep; set one of them.")
         if os.path.basename(infix) != infix:
             raise ConfigError(f"output_infix={infix} is a part of file names, without /; for a folder use output_dir.")
-        if output_format not in ("mrc", "zarr"):
-            raise ConfigError(f"output_format={output_format} is unknown; allowed: mrc, zarr.")
+        if output_format not in ("mrc", "mrc.gz", "zarr"):
+            raise ConfigError(f"output_format={output_format} is unknown; allowed: mrc, mrc.gz, zarr.")
         self.output_dir = Path(output_dir)
         self.output_format = output_format
         self.infix, self.stem = infix, stem
@@ -126,11 +135,16 @@ class PredictionWriter(BasePredictionWriter):
         self.settings, self.progress = dict(settings or {}), progress
         self.views = [view for view in (views or {}).values() if view.enabled]
         self.written: list[Path] = []
+        self.written_by_all = 0  # processes together, at the end
         self.failures: list[str] = []
+        self.missing: list[Missing] = []
+        self.may_pass_over = False
+        self.subfolders: Mapping[Location, Path] = {}
 
     def names(self, path: Location) -> OutputNames:
         """Output files of the tomogram at `path`."""
-        return OutputNames(self.output_dir, self.stem or strip_suffix(path), self.infix, f".{self.output_format}")
+        folder = self.output_dir / self.subfolders.get(path, Path())
+        return OutputNames(folder, self.stem or strip_suffix(path), self.infix, f".{self.output_format}")
 
     def wanted(self, path: Location) -> list[Path]:
         """List the outputs that this run writes for a tomogram."""
@@ -253,7 +267,11 @@ class PredictionWriter(BasePredictionWriter):
         *args: Any,
     ) -> None:
         """Lightning's hook. A tomogram that was not segmented, or fails here, does not stop the others."""
-        why = str(prediction)
+        why, path = str(prediction), str(args[1]) if len(args) > 1 else ""  # args: batch indices, batch, ...
+        if isinstance(prediction, NoTomogramError) and self.may_pass_over:
+            self.missing.append(Missing.of(path, "passed over", why))
+            log.info("passed over %s", why)
+            return
         if isinstance(prediction, Prediction):
             assert prediction.volume.path is not None
             try:
@@ -266,13 +284,20 @@ class PredictionWriter(BasePredictionWriter):
         if sum(trainer.num_predict_batches) > 1:  # that of a single one is reported once, by `raise_failures`
             log.warning("not segmented: %s", why)
         self.failures.append(why)
+        self.missing.append(Missing.of(path, "not usable", why))
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell every process what failed in the others."""
+    def gather(self, trainer: Trainer) -> None:
+        """Tell every process what was done and what failed in the others; each has to call it, after its prediction.
+
+        No hook of Lightning's will do: it calls none in a process that got no tomogram.
+        """
+        gathered: list[Any] = [(self.failures, self.missing, len(self.written))]
         if trainer.world_size > 1:
-            gathered: list[list[str]] = [[] for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(gathered, self.failures)
-            self.failures = [failure for failures in gathered for failure in failures]
+            mine, gathered = gathered[0], [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, mine)
+        self.failures = [failure for failures, _, _ in gathered for failure in failures]
+        self.missing = [entry for _, missing, _ in gathered for entry in missing]
+        self.written_by_all = sum(written for _, _, written in gathered)
 
     def raise_failures(self) -> None:
         """To be called after a prediction, by one process for all.
@@ -313,6 +338,7 @@ class PredictionWriter(BasePredictionWriter):
         sections, before = MaskSections(prediction.grey), Coverage(volume.shape)
         coverage = Coverage(volume.shape)
         views = [view.begin(prediction, names, bool(self.steps)) for view in self.views]
+        names.folder.mkdir(parents=True, exist_ok=True)
 
         def writer(path: Path, dtype: type) -> VolumeWriter:
             # what is pushed before the writer runs after it: then the file has its name

@@ -1,7 +1,9 @@
 """Writes an MRC volume slice by slice, with memory for one slice, whole or not at all."""
 
+import gzip
 import operator
 import os
+import secrets
 import shutil
 from contextlib import ExitStack
 from datetime import datetime
@@ -164,6 +166,60 @@ class MrcWriter:
         refuse_missing(self._written, self.path)
         _set_statistics(self._header, self._statistics)
         self._write_at(0, self._header)
+
+
+class PackedMrcWriter:
+    """`MrcWriter` of a file that is compressed (gzip) once it is complete; parameters and errors as there.
+
+    Until then the plain file lies hidden beside it, so that slices may be written in any order and read again.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        shape: tuple[int, int, int],
+        dtype: DTypeLike,
+        like: Volume | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.path, self._overwrite = Path(path), overwrite
+        plain = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.mrc")
+        self._plain = MrcWriter(plain, shape, dtype, like=like)
+        self.shape, self.dtype = self._plain.shape, self._plain.dtype
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "PackedMrcWriter":
+        with ExitStack() as stack:
+            part = stack.enter_context(atomic_path(self.path, self._overwrite))
+            stack.callback(self._plain.path.unlink, missing_ok=True)
+            stack.push(lambda kind, *_: self._pack(part) if kind is None else None)
+            stack.enter_context(self._plain)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return self._stack.__exit__(kind, error, traceback)
+
+    def __setitem__(self, z: int, plane: np.ndarray) -> None:
+        self._plain[z] = plane
+
+    def __getitem__(self, z: int) -> np.ndarray:
+        return self._plain[z]
+
+    def _pack(self, part: Path) -> None:
+        try:
+            # level 1: a mask shrinks to a hundredth all the same, and logits hardly at any level; no time in the
+            # header, so that equal masks are equal files
+            with (
+                self._plain.path.open("rb") as plain,
+                part.open("wb") as raw,
+                gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as packed,
+            ):
+                shutil.copyfileobj(plain, packed, 1 << 20)
+        except OSError as error:
+            raise output_error(error, self.path) from error
 
 
 def _new_header(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from etsam.volume.location import ZARR_SUFFIXES
-from etsam.volume.mrc_writer import MrcWriter
+from etsam.volume.mrc_writer import MrcWriter, PackedMrcWriter
 from etsam.volume.volume import Volume
 
 
@@ -46,7 +46,7 @@ def volume_writer(
     Parameters
     ----------
     path
-        Ends in `.zarr` for OME-Zarr; anything else is MRC.
+        Ends in `.zarr` for OME-Zarr; anything else is MRC, compressed if it ends in `.gz`.
     shape
         (Z, Y, X).
     dtype
@@ -67,4 +67,6 @@ def volume_writer(
         from etsam.volume.zarr_writer import ZarrWriter
 
         return ZarrWriter(path, shape, np.uint8 if kind == np.bool_ else kind, like=like, overwrite=overwrite)
+    if str(path).lower().endswith(".gz"):
+        return PackedMrcWriter(path, shape, np.int8 if kind == np.bool_ else kind, like=like, overwrite=overwrite)
     return MrcWriter(path, shape, np.int8 if kind == np.bool_ else kind, like=like, overwrite=overwrite)

@@ -10,7 +10,8 @@ from scipy.spatial import cKDTree
 from etsam.errors import InputError
 from etsam.volume import Slices
 
-_COLUMNS = ("z_voxel", "y_voxel", "x_voxel")
+_COLUMNS = (("z_voxel", "y_voxel", "x_voxel"), ("z", "y", "x"))
+"""Names of columns, in lower case; pickers write the short ones."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,19 @@ class PointScores:
     far
         Share of mask voxels without a point within the farther distance; NaN for an empty mask. Membranes that carry no
         point count as far, so it is an upper limit of what is wrong.
+    outside
+        Number of points that lie outside of the volume.
     """
 
     points: int
     mask_voxels: int
     recall: float
     far: float
+    outside: int = 0
 
 
 def read_points(path: Path) -> np.ndarray:
-    """Points (N, 3) in voxels from a CSV file with the columns z_voxel, y_voxel, x_voxel.
+    """Points (N, 3) in voxels from a CSV file with the columns z_voxel, y_voxel, x_voxel, or z, y, x, in any order.
 
     Raises
     ------
@@ -49,11 +53,13 @@ def read_points(path: Path) -> np.ndarray:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: is no CSV file ({error})") from error
-    if not rows or not set(_COLUMNS) <= set(rows[0]):
-        found = ", ".join(str(column) for column in rows[0]) if rows else "no rows"
-        raise InputError(f"{path}: points are rows with the columns {', '.join(_COLUMNS)}; found: {found}")
+    given = {str(name).strip().lower(): name for name in rows[0]} if rows else {}
+    columns = next((names for names in _COLUMNS if set(names) <= set(given)), None)
+    if columns is None:
+        allowed, found = " or ".join(", ".join(names) for names in _COLUMNS), ", ".join(map(str, given.values()))
+        raise InputError(f"{path}: points are rows with the columns {allowed}, in voxels; found: {found or 'no rows'}")
     try:
-        return np.array([[float(row[column]) for column in _COLUMNS] for row in rows])
+        return np.array([[float(row[given[column]]) for column in columns] for row in rows])
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: a position is no number ({error}); correct the file") from error
 
@@ -64,19 +70,22 @@ def score_points(mask: Slices, points: np.ndarray, near_voxels: float = 1.5, far
     Parameters
     ----------
     mask
-        Above 0 is membrane.
+        What is not 0 is membrane.
     points
         (z, y, x).
     near_voxels, far_voxels
         Distances for `PointScores`.
     """
+    edges = np.array(mask.shape) - 0.5
+    outside = int(((points < -0.5) | (points > edges)).any(axis=1).sum())
     planes = []
     for z in range(mask.shape[0]):
-        rows, columns = np.nonzero(mask[z] > 0)
+        rows, columns = np.nonzero(mask[z] != 0)
         planes.append(np.stack([np.full(len(rows), z), rows, columns], axis=1))
     voxels = np.concatenate(planes).astype(np.float32)
     if not len(voxels):
-        return PointScores(len(points), 0, 0.0, float("nan"))
+        return PointScores(len(points), 0, 0.0, float("nan"), outside)
     to_mask, _ = cKDTree(voxels).query(points, distance_upper_bound=near_voxels + 1e-6)
     to_point, _ = cKDTree(points).query(voxels, distance_upper_bound=far_voxels + 1e-6)
-    return PointScores(len(points), len(voxels), float(np.isfinite(to_mask).mean()), float(np.isinf(to_point).mean()))
+    recall, far = float(np.isfinite(to_mask).mean()), float(np.isinf(to_point).mean())
+    return PointScores(len(points), len(voxels), recall, far, outside)

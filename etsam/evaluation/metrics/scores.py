@@ -40,7 +40,8 @@ from etsam.evaluation.metrics.surface import (
 )
 from etsam.evaluation.metrics.thresholds import ThresholdCounter, threshold_grid
 from etsam.evaluation.metrics.topology import betti_errors, cl_dice
-from etsam.labels import MARKED_255_ADVICE, overlap_scores
+from etsam.inference.two_stage import membrane_mask
+from etsam.labels import MARKED_255_ADVICE, odd_value_advice, overlap_scores
 from etsam.threads import worker_count
 from etsam.volume import Slices
 
@@ -111,6 +112,13 @@ class Scored:
         slices = self.mask if self.logits is None else self.logits
         assert slices is not None
         return tuple(slices.shape)
+
+    def as_mask(self) -> Slices:
+        """Mask (Z, Y, X), 0 where there is no membrane: the one given, or from the logits."""
+        if self.mask is not None:
+            return self.mask
+        assert self.logits is not None
+        return membrane_mask(self.logits, self.threshold)
 
 
 @dataclass(frozen=True)
@@ -258,7 +266,7 @@ class Metrics:
             if odd.any():
                 raise InputError(
                     f"the mask of the truth is not binary: slice {z} holds {truth[z][odd][0]:g}; allowed are 1 "
-                    "(membrane), 0 (not), 255 or -1 (not annotated)."
+                    f"(membrane), 0 (not), 255 or -1 (not annotated){odd_value_advice(float(truth[z][odd][0]))}."
                 )
             target = self._without_border(target, z, depth)
             mask, logits = _mask_and_logits(scored, z)

@@ -1,0 +1,74 @@
+"""RELION's list of tomograms, `tomograms.star`, read without RELION's own tools.
+
+A package for all of the format (starfile) brings pandas; of it only one table of this list is needed here.
+"""
+
+import shlex
+from pathlib import Path
+
+from etsam.errors import InputError
+from etsam.volume import Location
+
+_COLUMNS = ("_rlnTomoReconstructedTomogramDenoised", "_rlnTomoReconstructedTomogram")
+"""Where RELION 5 names the file of a tomogram, the better one first."""
+
+
+def tomograms_of_star(file: Path) -> list[Location]:
+    """Tomograms that a star file of RELION 5 names, denoised ones where there are.
+
+    Paths in it are relative to the project, which is the nearest folder above the file from which they are valid.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, has no column of tomograms, or names one that is not there.
+    """
+    rows = _rows(text_lines(file))
+    column = next((name for name in _COLUMNS if any(row.get(name, "None") != "None" for row in rows)), None)
+    if column is None:
+        raise InputError(
+            f"{file}: no column {_COLUMNS[-1]}; give the tomograms.star of a job that has reconstructed (or denoised) "
+            "tomograms, or a folder of them."
+        )
+    found: list[Location] = []
+    for row in rows:
+        path = Path(row[column])
+        places = [folder / path for folder in file.absolute().parents]
+        place = next((place for place in places if place.exists()), None)
+        if place is None:
+            raise InputError(f"{file} names {path}, which is in no folder above it; is the project complete?")
+        found.append(place)
+    return found
+
+
+def text_lines(file: Path) -> list[str]:
+    """Lines of a text file in UTF-8, without spaces around them.
+
+    Raises
+    ------
+    InputError
+        If it is no text, or cannot be read.
+    """
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is no list of tomograms: not text (UTF-8); write one path a line.") from error
+    except OSError as error:
+        raise InputError(f"the list {file} cannot be read: {error.strerror}.") from error
+
+
+def _rows(lines: list[str]) -> list[dict[str, str]]:
+    """Rows of all `loop_` tables, by column."""
+    columns: list[str] = []
+    rows: list[dict[str, str]] = []
+    in_loop = False
+    for line in lines:
+        if line.startswith("data_"):
+            in_loop, columns = False, []
+        elif line == "loop_":
+            in_loop, columns = True, []
+        elif in_loop and line.startswith("_"):
+            columns.append(line.split()[0])
+        elif in_loop and line and not line.startswith("#"):
+            rows.append(dict(zip(columns, shlex.split(line), strict=False)))
+    return [row for row in rows if any(name in row for name in _COLUMNS)]
