@@ -9,7 +9,7 @@ import pytest
 
 from etsam.app import is_first_process
 from etsam.paths import resource_path
-from etsam.volume import MrcWriter
+from etsam.volume import MrcWriter, read_volume
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,10 @@ def write_tomograms(folder, names, spoiled=()):
                 writer[z] = rng.normal(size=(40, 50)).astype(np.float32) * (np.nan if name in spoiled else 1)
 
 
-def predict(folder, *overrides):
-    command = [sys.executable, str(resource_path("predict.py")), f"input={folder}", f"output_dir={folder / 'out'}"]
+def predict(folder, *overrides, launcher=()):
+    script = [*launcher, str(resource_path("predict.py")), f"input={folder}", f"output_dir={folder / 'out'}"]
     return subprocess.run(
-        [*command, "net=tiny_test", "weights=random", "trainer=cpus", *overrides],
+        [sys.executable, *script, "net=tiny_test", "weights=random", "trainer=cpus", *overrides],
         capture_output=True,
         text=True,
         timeout=300,
@@ -65,3 +65,32 @@ def test_two_processes_segment_every_tomogram_once_and_report_what_failed_in_eit
     assert resumed.returncode == 0, resumed.stderr
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
     assert json.loads((tmp_path / "out" / records[0]).read_text())["membrane_share"] >= 0
+
+
+@pytest.mark.slow
+def test_fewer_tomograms_than_processes_give_the_masks_of_one_process(tmp_path):
+    write_tomograms(tmp_path, ["t0.mrc"])
+    for name, trainer in (("one", "trainer=cpu"), ("two", "trainer=cpus")):
+        done = predict(tmp_path, "weights.seed=1", "write_logits=true", f"output_dir={tmp_path / name}", trainer)
+        assert done.returncode == 0, done.stderr
+    one, two = (read_volume(tmp_path / name / "t0_etsam_predicted_logits.mrc").read() for name in ("one", "two"))
+    np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_share_a_list_and_a_restarted_job_makes_only_what_is_missing(tmp_path):
+    names = [f"t{i}.mrc" for i in range(3)]
+    write_tomograms(tmp_path, names, spoiled=["t1.mrc"])
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    settings = ("weights.seed=1", "nonfinite=mean", "write_preview=false")
+    first = predict(tmp_path, *settings, launcher=torchrun)
+    assert "t1_etsam_predicted_mask.mrc" not in {path.name for path in (tmp_path / "out").iterdir()}, first.stderr
+    done = sorted((tmp_path / "out").glob("*mask.mrc"))
+    assert [path.name for path in done] == [f"t{i}_etsam_predicted_mask.mrc" for i in (0, 2)]
+    before = [path.stat().st_mtime_ns for path in done]
+    (tmp_path / "t1.mrc").unlink()
+    write_tomograms(tmp_path, ["t1.mrc"])
+    again = predict(tmp_path, *settings, "resume=true", launcher=torchrun)
+    assert again.returncode == 0, again.stderr
+    assert [path.stat().st_mtime_ns for path in done] == before
+    assert (tmp_path / "out" / "t1_etsam_predicted_mask.mrc").exists()

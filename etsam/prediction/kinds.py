@@ -62,7 +62,7 @@ def _opposites(half: str) -> Iterator[str]:
 
 
 def kind_of(volume: Volume, statistics: Statistics) -> str:
-    """`tomogram`, `mask`, `label volume`, `tilt series` or `constant volume`.
+    """`tomogram`, `mask`, `label volume`, `tilt series`, `stack of images` or `constant volume`.
 
     Parameters
     ----------
@@ -81,11 +81,13 @@ def kind_of(volume: Volume, statistics: Statistics) -> str:
             return "mask"
         if values.size <= _LABEL_VALUES and _piecewise_constant(volume, float(values[counts.argmax()])):
             return "label volume"
-    named = volume.path is not None and kind_by_name(volume.path) == "tilt series"
+    named = None if volume.path is None else kind_by_name(volume.path)
+    if named in ("tilt series", "stack of images"):
+        return named
     depth, height, width = volume.shape
     size = volume.voxel_size_angstrom
     large = depth <= _TILT_IMAGES and min(height, width) >= _DETECTOR_SIDE
-    if named or (large and size is not None and size[2] < _DETECTOR_PIXEL_ANGSTROM):
+    if large and size is not None and size[2] < _DETECTOR_PIXEL_ANGSTROM:
         return "tilt series"
     return "tomogram"
 

@@ -46,7 +46,7 @@ class Inspection:
     skewness, contrast, contrast_is_clear
         Of block means; what `normalize=robust` takes membranes for, `dark` or `bright`; whether by more than chance.
     looks_like
-        `tomogram`, `mask`, `label volume`, `tilt series` or `constant volume`.
+        `tomogram`, `mask`, `label volume`, `tilt series`, `stack of images` or `constant volume`.
     remarks
         Further observations, in sentences.
     suggestions
