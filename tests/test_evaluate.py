@@ -100,7 +100,7 @@ def test_resume_keeps_what_is_complete_and_refuses_other_settings(evaluate, mani
     few = ["metrics=[curve]", *TINY]
     assert evaluate(*few).status == 0
     before, rows = states(manifest), table(manifest)
-    assert "resume" in evaluate(*few).message
+    assert "--resume" in evaluate(*few).message
     (manifest / "out/tomograms/etsam/lab__b.json").unlink()  # as if it had been stopped there
     assert evaluate(*few, "resume=true").status == 0
     after = states(manifest)

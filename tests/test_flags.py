@@ -101,6 +101,7 @@ def test_a_word_like_no_other_gets_no_suggestion():
     [
         ("set overwrite=true to replace it", [], "add --overwrite to replace it"),
         ("set overwrite=true or resume=true", ["resume=true"], "add --overwrite or resume=true"),
+        ("remove it or set overwrite=true.", [], "remove it or add --overwrite."),
         ("choose another output_dir.", [], "choose another --output-dir."),
         ("overwrite=no does not fit", [], "overwrite=no does not fit"),
         ("try stage2.threshold=-0.5, normalize.membranes=dark", [], "try --threshold -0.5, --membranes dark"),

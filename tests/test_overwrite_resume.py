@@ -34,7 +34,7 @@ def test_a_second_run_fails_and_touches_nothing(predict, first, states):
     before = states()
     outcome = predict("tomo.mrc", FAST)
     assert outcome.status == 1
-    assert f"out/{MASK} exists already (and 1 more); set overwrite=true to replace it, resume=true" in outcome.message
+    assert f"out/{MASK} exists already (and 1 more); add --overwrite to replace it, --resume" in outcome.message
     assert states() == before
 
 
@@ -127,7 +127,7 @@ def test_resume_refuses_what_was_made_with_other_settings(predict, first, states
     before = states()
     outcome = predict("tomo.mrc", FAST, "--resume", "--logit-threshold", "1", *more)
     assert outcome.status == 1
-    assert f"out/{MASK} was made with other settings (stage2); choose another output_dir, or set" in outcome.message
+    assert f"out/{MASK} was made with other settings (stage2); choose another --output-dir, or add" in outcome.message
     assert states() == before
 
 
@@ -138,7 +138,7 @@ def test_resume_refuses_a_record_that_is_none(predict, first, states, work, cont
     outcome = predict("tomo.mrc", FAST, "--resume")
     assert outcome.status == 1
     assert f"out/{RECORD} is no record of a run" in outcome.message
-    assert "overwrite=true" in outcome.message
+    assert "--overwrite" in outcome.message
     assert states() == before
 
 

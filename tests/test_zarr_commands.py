@@ -72,7 +72,7 @@ def test_an_existing_output_is_kept_replaced_or_skipped(predict, tomogram, work)
     mask = work / "out" / "tomo_etsam_predicted_mask.zarr"
     assert predict(*fast).status == 0
     changed = [path.stat().st_mtime_ns for path in sorted(mask.rglob("*"))]
-    assert "mask.zarr exists already (and 1 more); set overwrite=true" in predict(*fast).message
+    assert "mask.zarr exists already (and 1 more); add --overwrite" in predict(*fast).message
     assert predict(*fast, "--resume").status == 0
     assert [path.stat().st_mtime_ns for path in sorted(mask.rglob("*"))] == changed
     assert predict(*fast, "--overwrite", "--logit-threshold", "-100").status == 0

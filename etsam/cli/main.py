@@ -69,7 +69,7 @@ _COMMANDS = (
     doctor.add,
 )
 _GROUPS = {
-    "segment": ("predict", "threshold", "postprocess", "inspect", "weights"),
+    "segment": ("predict", "threshold", "postprocess", "inspect", "weights", "doctor"),
     "train": ("train", "finetune", "export"),
     "judge": ("evaluate", "compare", "points", "robustness", "benchmark"),
     "data": ("data",),
@@ -365,7 +365,7 @@ def _refuse_if_nothing_is_there(args: argparse.Namespace, rest: Sequence[str]) -
     """End at once if none of the files that were typed is there, before seconds of imports."""
     typed = [item for item in [*args.inputs, *rest] if os.path.exists(item) or not _OVERRIDE.match(item)]
     plain = [item for item in typed if not re.search(r"[*?\[]|://", item)]
-    if len(plain) < len(typed) or any(os.path.lexists(os.path.expanduser(item)) for item in plain):
+    if args.debug or len(plain) < len(typed) or any(os.path.lexists(os.path.expanduser(item)) for item in plain):
         return
     from etsam.app import exit_with_error, explain
     from etsam.errors import InputError

@@ -77,7 +77,7 @@ class InFlags:
                 continue
             before = rf"(?<![\w.@/-]){re.escape(key)}"
             if value is not None:
-                self._rules.append((re.compile(rf"{before}={re.escape(value)}(?![\w.])"), flag))
+                self._rules.append((re.compile(rf"{before}={re.escape(value)}(?!\w|\.\w)"), flag))
             else:
                 self._rules.append((re.compile(rf"{before}=(?=[^\s,;)])"), f"{flag} "))
                 if "_" in key:  # no English word
