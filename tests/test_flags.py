@@ -51,6 +51,17 @@ def test_each_flag_sets_its_value(flags, key, expected):
 
 
 @pytest.mark.parametrize(
+    ("flags", "override"),
+    [(["--voxel-size", "13.48"], "voxel_size=13.48"), (["--strict"], "strict=true"), (["--force"], "force=true")],
+)
+def test_flags_about_the_tomograms_set_what_the_inputs_read(flags, override):
+    args, rest = build_parser().parse_known_args(["predict", "tomo.mrc", *flags])
+    assert override in predict_overrides(args, rest)
+    args, rest = build_parser().parse_known_args(["predict", "tomo.mrc"])
+    assert override not in predict_overrides(args, rest)
+
+
+@pytest.mark.parametrize(
     ("arguments", "key", "expected"),
     [
         (["pairs.csv"], "data.manifest", "pairs.csv"),
@@ -76,6 +87,7 @@ def test_evaluate_takes_a_manifest_and_flags(arguments, key, expected):
         (["predict", "a.mrc", "--gpus", "0"], "did you mean --gpu?"),
         (["predict", "a.mrc", "--device=cuda"], "did you mean --gpu=cuda?"),
         (["predict", "a.mrc", "--treshold", "0"], "did you mean --threshold?"),
+        (["predict", "a.mrc", "--apix", "10"], "did you mean --voxel-size?"),
         (["predict", "a.mrc", "--slice-stride", "3"], "slice_stride=3"),
         (["predict", "a.mrc", "--membranes", "drak"], "did you mean dark?"),
         (["weights", "get", "etsam_v1"], "did you mean download?"),

@@ -30,8 +30,11 @@ def add_segmentation_flags(parser: argparse.ArgumentParser) -> None:
         help="logits above are membrane: lower finds more (nano 0.5, etsam_v1 -0.25)",
     )
     group.add_argument("--membranes", choices=["dark", "bright"], help="contrast in the tomogram (found out)")
+    group.add_argument("--voxel-size", type=float, metavar="Å", help="where the header is wrong; the mask gets it, too")
     group.add_argument("--instances", action="store_true", help="also number the connected membranes")
     group.add_argument("--store-logits", action="store_true", help="also write the logits, for `etsam threshold`")
+    group.add_argument("--strict", action="store_true", help="all or nothing, where one of several cannot be used")
+    group.add_argument("--force", action="store_true", help="segment what looks like a mask or a tilt series, too")
     group.add_argument("--quick", action="store_true", help="a first look: every second slice, half the time")
     group.add_argument("--better", action="store_true", help="mirrored views averaged: four times the time")
 
@@ -60,6 +63,8 @@ def running_overrides(args: argparse.Namespace) -> list[str]:
 def segmentation_overrides(args: argparse.Namespace) -> list[str]:
     """Overrides of the frequent flags but for the threshold."""
     overrides = [] if args.membranes is None else [f"normalize.membranes={args.membranes}"]
+    overrides += [] if args.voxel_size is None else [f"voxel_size={args.voxel_size}"]
+    overrides += ["strict=true"] * args.strict + ["force=true"] * args.force
     overrides += ["write_logits=true"] * args.store_logits + ["write_instances=true"] * args.instances
     return overrides + ["slice_stride=2"] * args.quick + ["views=4"] * args.better
 
