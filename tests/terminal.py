@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import pty
+import select
 import struct
 import subprocess
 import sys
@@ -24,18 +25,22 @@ class Terminal:
         self.columns, self.output = columns, b""
         self.ours, self.theirs = pty.openpty()
         fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", _ROWS, columns, 0, 0))
+        self._ended = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self):
+        # until it is told, since whoever has a copy of the other end keeps it open
         while True:
-            try:
-                piece = os.read(self.ours, 65536)
-            except OSError:  # the other end is closed
+            ended = self._ended.is_set()
+            if select.select([self.ours], [], [], 0.05)[0]:
+                try:
+                    piece = os.read(self.ours, 65536)
+                except OSError:  # the other end is closed
+                    return
+                self.output += piece
+            elif ended:
                 return
-            if not piece:
-                return
-            self.output += piece
 
     def close(self):
         """Wait for the rest of the output; may be called twice."""
@@ -43,7 +48,8 @@ class Terminal:
             return
         os.close(self.theirs)
         self.theirs = None
-        self._reader.join(5)
+        self._ended.set()
+        self._reader.join()
         os.close(self.ours)
 
     def until(self, text):
