@@ -19,7 +19,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 
 from etsam.errors import ConfigError, EtsamError
 from etsam.paths import resource_path
-from etsam.screen import ScreenHandler, idle, in_their_words
+from etsam.screen import ScreenHandler, folded, idle, in_their_words
 from etsam.settings import misfits
 
 # Read by OpenMP when torch is loaded: how long its threads spin for work before they sleep. Measured with nano on two
@@ -380,7 +380,7 @@ def config_error() -> Iterator[None]:
 def exit_with_error(message: str, status: int = 1) -> NoReturn:
     """End the process with a message on standard error, in the words that were typed."""
     idle()
-    sys.stderr.write(f"etsam: error: {in_their_words(message)}\n")
+    sys.stderr.write(folded(f"etsam: error: {in_their_words(message)}") + "\n")
     sys.stderr.flush()
     raise SystemExit(status)
 

@@ -7,6 +7,7 @@ runs goes through `console()`. Where standard error is no terminal (a cluster's 
 import atexit
 import logging
 import sys
+import textwrap
 from collections.abc import Callable
 from functools import cache
 
@@ -77,9 +78,21 @@ def show(what: RenderableType) -> None:
 
 
 def _line(level: str, message: str) -> Text:
-    if level == "INFO":
-        return Text(message)
-    return Text.assemble((f"{level}: ", _LEVEL_STYLES.get(level, "")), message)
+    text = Text(folded(message if level == "INFO" else f"{level}: {message}"))
+    text.stylize(_LEVEL_STYLES.get(level, ""), 0, len(level) + 1)
+    return text
+
+
+def folded(text: str) -> str:
+    """Text in lines of the terminal's width, between words; a path that is longer stays whole. In files as it is."""
+    if not is_terminal():
+        return text
+    words = textwrap.TextWrapper(console().width, break_long_words=False, break_on_hyphens=False)
+    lines: list[str] = []
+    for line in text.split("\n"):
+        words.subsequent_indent = " " * (len(line) - len(line.lstrip()))
+        lines += words.wrap(line) or [line]
+    return "\n".join(lines)
 
 
 def _standard_output_is_seen() -> bool:

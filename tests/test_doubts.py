@@ -12,8 +12,8 @@ from etsam.prediction.doubts import Coverage, Mask, Noted, doubts
 SHAPE = (40, 60, 20)  # borders of 2, 3 and 1 voxels
 
 
-def sentences(share=0.05, before=None, border=False, contrast=None):
-    return list(doubts(Mask(share, share if before is None else before, border, contrast, threshold=0.5)))
+def sentences(share=0.05, before=None, border=False, contrast="dark", guessed=False):
+    return list(doubts(Mask(share, share if before is None else before, border, contrast, guessed, threshold=0.5)))
 
 
 def test_a_mask_of_the_usual_kind_is_not_doubted():
@@ -24,12 +24,13 @@ def test_a_mask_of_the_usual_kind_is_not_doubted():
     ("known", "remedy"),
     [
         ({"share": 0.0}, "stage2.threshold=-0.5"),
-        ({"share": 0.00004}, "normalize.membranes"),
+        ({"share": 0.00004}, "normalize.membranes=bright"),
+        ({"share": 0.00004, "contrast": "bright"}, "normalize.membranes=dark"),
         ({"share": 0.26}, "stage2.threshold=1.5"),
         ({"share": 0.0, "before": 0.01}, "1.00 %"),
         ({"border": True}, "crop"),
-        ({"contrast": "dark"}, "normalize.membranes=bright"),
-        ({"contrast": "bright"}, "normalize.membranes=dark"),
+        ({"guessed": True}, "normalize.membranes=bright"),
+        ({"guessed": True, "contrast": "bright"}, "normalize.membranes=dark"),
     ],
 )
 def test_a_doubt_names_what_to_try(known, remedy):
@@ -59,22 +60,24 @@ def test_nothing_at_all_is_not_at_the_border():
     assert not Coverage(SHAPE).only_at_border
 
 
-def test_contrast_is_unclear_where_it_was_guessed_from_a_skewness_of_chance():
+def test_the_other_contrast_is_no_advice_where_the_normalisation_does_not_ask():
+    assert "membranes=" not in " ".join(sentences(share=0.0, contrast=None))
+
+
+def test_contrast_is_guessed_where_the_skewness_is_one_of_chance():
     noise = np.random.default_rng(0).normal(0, 1, SHAPE).astype(np.float32)
     dark = noise.copy()
     dark[:, ::20] -= 20
-    for volume, method, expected in (
-        (noise, Robust(), True),
-        (dark, Robust(), False),
-        (noise, Robust(membranes="dark"), False),
-        (np.abs(noise), MinMaxPositive(), False),
+    for volume, method, guessed, contrast in (
+        (noise, Robust(), True, measure(noise).contrast),
+        (dark, Robust(), False, "dark"),
+        (-dark, Robust(), False, "bright"),
+        (noise, Robust(membranes="bright"), False, "bright"),
+        (np.abs(noise), MinMaxPositive(), False, None),
     ):
         noted = Noted(method)
         noted.fit(measure(volume))
-        assert (noted.contrast is not None) == expected
-    noted = Noted(Robust())
-    noted.fit(measure(noise))
-    assert noted.contrast == noted.statistics.contrast
+        assert (noted.contrast_is_guessed, noted.contrast) == (guessed, contrast)
 
 
 def test_a_prediction_that_finds_nothing_warns_and_its_record_says_so(work, tomogram, predict, caplog):

@@ -38,11 +38,17 @@ class Noted:
 
     @property
     def contrast(self) -> str | None:
-        """Contrast that was guessed, `dark` or `bright`, if it was by little; None: it was clear, or not guessed."""
-        guessed = isinstance(self.method, Robust) and self.method.membranes == "auto"
-        if self.statistics is None or not guessed or self.statistics.contrast_is_clear:
+        """Contrast that membranes were taken to have, `dark` or `bright`; None: the method does not ask."""
+        if self.statistics is None or not isinstance(self.method, Robust):
             return None
-        return "bright" if self.statistics.contrast == "bright" else "dark"
+        taken = self.statistics.contrast if self.method.membranes == "auto" else self.method.membranes
+        return "bright" if taken == "bright" else "dark"
+
+    @property
+    def contrast_is_guessed(self) -> bool:
+        """Whether it was found out, and by little."""
+        guessed = isinstance(self.method, Robust) and self.method.membranes == "auto"
+        return guessed and self.statistics is not None and not self.statistics.contrast_is_clear
 
 
 class Coverage:
@@ -91,8 +97,8 @@ class Mask:
         Membrane / all voxels, of the mask and of that before post-processing (the same without).
     only_at_border
         See `Coverage`.
-    unclear_contrast
-        See `Noted.contrast`.
+    contrast, contrast_is_guessed
+        See `Noted`.
     threshold
         That the logits were cut at.
     """
@@ -100,14 +106,16 @@ class Mask:
     share: float
     share_before: float
     only_at_border: bool
-    unclear_contrast: str | None
+    contrast: str | None
+    contrast_is_guessed: bool
     threshold: float
 
 
 def doubts(mask: Mask) -> Iterator[str]:
     """Sentences about what is probably wrong, each with what to try in terms of settings."""
     percent = f"{100 * mask.share:.2f} % of the tomogram is membrane"
-    other = "normalize.membranes=bright, or dark if it was treated as bright"
+    other = "dark" if mask.contrast == "bright" else "bright"
+    invert = "" if mask.contrast is None else f", the other contrast (normalize.membranes={other})"
     if mask.share < _LEAST_SHARE <= mask.share_before:
         yield (
             f"{percent}: post-processing removed everything there was ({100 * mask.share_before:.2f} %); use the mask "
@@ -115,22 +123,21 @@ def doubts(mask: Mask) -> Iterator[str]:
         )
     elif mask.share < _LEAST_SHARE:
         yield (
-            f"{percent}: nothing was found. Try a lower threshold (stage2.threshold={mask.threshold - 1:g}), the other "
-            f"contrast ({other}), and `etsam inspect` on the tomogram"
+            f"{percent}: nothing was found. Try a lower threshold (stage2.threshold={mask.threshold - 1:g}){invert}, "
+            "and `etsam inspect` on the tomogram"
         )
     elif mask.share > _MOST_SHARE:
         yield (
-            f"{percent}, far more than cells have. Try a higher threshold (stage2.threshold={mask.threshold + 1:g}), "
-            f"the other contrast ({other}), and `etsam inspect` on the tomogram"
+            f"{percent}, far more than cells have. Try a higher threshold (stage2.threshold={mask.threshold + 1:g})"
+            f"{invert}, and `etsam inspect` on the tomogram"
         )
     if mask.only_at_border:
         yield (
             "all membrane lies at the border of the tomogram, where reconstructions often have edges; crop them away, "
             "and look at the picture before you use the mask"
         )
-    if mask.unclear_contrast is not None:
+    if mask.contrast_is_guessed:
         yield (
-            f"whether membranes are dark or bright is unclear here; they were treated as {mask.unclear_contrast}. Look "
-            f"at the picture; if it is wrong: normalize.membranes="
-            f"{'dark' if mask.unclear_contrast == 'bright' else 'bright'}"
+            f"whether membranes are dark or bright is unclear here; they were treated as {mask.contrast}. Look at the "
+            f"picture; if it is wrong: normalize.membranes={other}"
         )

@@ -69,8 +69,8 @@ class Prediction:
         Planes of the tomogram for the preview, taken in the first pass.
     fingerprint
         `fingerprint_of` the file, taken before the first pass; empty for an array.
-    unclear_contrast
-        `dark` or `bright`, if membranes were taken for that by little (`etsam.prediction.doubts`); else None.
+    contrast, contrast_is_guessed
+        `dark` or `bright`, as membranes were taken to be (None: the normalisation does not ask), and whether by little.
     samples
         Planes of the tomogram for a page, taken in the first pass; None if nobody asked.
     """
@@ -83,7 +83,8 @@ class Prediction:
     seconds: dict[str, float]
     grey: Sections
     fingerprint: dict[str, Any]
-    unclear_contrast: str | None = None
+    contrast: str | None = None
+    contrast_is_guessed: bool = False
     samples: Samples | None = None
 
 
@@ -235,7 +236,8 @@ class Segmenter(LightningModule):
             seconds=seconds | out.seconds,
             grey=grey,
             fingerprint=fingerprint,
-            unclear_contrast=normalization.contrast,
+            contrast=normalization.contrast,
+            contrast_is_guessed=normalization.contrast_is_guessed,
             samples=samples,
         )
 

@@ -395,7 +395,12 @@ class PredictionWriter(BasePredictionWriter):
         if self.steps:
             shares[names.post_processed_mask.name] = coverage.share
         mask_found = Mask(
-            coverage.share, before.share, coverage.only_at_border, prediction.unclear_contrast, prediction.threshold
+            coverage.share,
+            before.share,
+            coverage.only_at_border,
+            prediction.contrast,
+            prediction.contrast_is_guessed,
+            prediction.threshold,
         )
         warnings = list(doubts(mask_found))
         record = self._record(prediction, fraction, seconds) | {
