@@ -24,6 +24,7 @@ install: $(INSTALLED)  ## the program and its tools into .venv
 demo: install  ## segment a real tomogram, on the CPU, without network
 	$(BIN)/etsam predict data/demo/hiv_vlps.mrc --output-dir results/demo --post-process --overwrite
 	$(BIN)/etsam points results/demo/hiv_vlps_etsam_predicted_mask.mrc data/demo/hiv_vlps_surface_points.csv
+	$(BIN)/etsam measure results/demo/hiv_vlps_etsam_predicted_post_processed_mask.mrc --tomogram data/demo/hiv_vlps.mrc --output-dir results/demo --overwrite
 	@echo "open in a browser: $(CURDIR)/results/demo/hiv_vlps_etsam_predicted.html"
 
 test: install  ## the fast tests

@@ -101,10 +101,13 @@ def test_the_largest_membrane_is_number_one_and_small_pieces_are_counted_as_left
 
 
 def test_labels_that_are_given_are_the_membranes() -> None:
-    parts = [find_midsurface(shell(sphere(SHAPE, (28, 30, 46), radius))) for radius in (12.0, 20.0)]
+    parts = [find_midsurface(shell(sphere(SHAPE, (28, 30, 46), radius), 0.8)) for radius in (12.0, 20.0)]
     found = membranes_of_labels(parts)
     assert found.count == 2
     assert (np.bincount(found.numbers)[1:] == [len(parts[1]), len(parts[0])]).all()
+    for part, _ in found.parts():  # normals of each to one side
+        out = np.einsum("ij,ij->i", part.points - np.array([28, 30, 46]), part.normals) > 0
+        assert out.mean() in (pytest.approx(0, abs=0.01), pytest.approx(1, abs=0.01))
 
 
 def test_normals_of_one_membrane_point_to_one_side_of_it() -> None:

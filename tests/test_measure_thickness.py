@@ -6,7 +6,7 @@ from membrane_shapes import shell, sphere
 
 from etsam.measure.measure import measure
 from etsam.measure.thickness import COLUMNS, FULL_WIDTH, LEAFLETS, NONE
-from etsam.sources.simulation.phantom import FAR, Bilayer, Membranes
+from etsam.sources.simulation.phantom import Bilayer, Membranes
 from etsam.sources.simulation.truth import measured_truth
 
 pytestmark = pytest.mark.workshop
@@ -77,6 +77,8 @@ def test_the_simulator_records_the_measures_of_its_membranes() -> None:
     half = np.full(SHAPE, True)
     half[:, :, 33:] = False
     size = 8.0
-    cut = measured_truth(1, sphere(SHAPE, CENTRE, 20), half, False, True, np.full(SHAPE, FAR), 36.0, size)
+    points = np.zeros((0, 3))
+    cut, middle = measured_truth(1, sphere(SHAPE, CENTRE, 20), half, False, True, points, np.zeros(3), 36.0, size)
+    assert np.linalg.norm(middle - np.array(CENTRE), axis=1) == pytest.approx(20, abs=0.1)
     assert cut.enclosed_nm3 is None
     assert cut.area_nm2 == pytest.approx(2 * np.pi * 16.0**2, rel=0.03)

@@ -27,6 +27,7 @@ from etsam.cli import (
     finetune,
     inspect,
     manifest,
+    measure,
     points,
     robustness,
     simulate,
@@ -63,6 +64,7 @@ _COMMANDS = (
     finetune.add,
     download.add_weights,
     compare.add,
+    measure.add,
     points.add,
     benchmark.add,
     robustness.add,
@@ -212,6 +214,7 @@ def build_parser() -> argparse.ArgumentParser:
     published.add_argument("--stage2-prompt", choices=list(PROMPTS))
     published.add_argument("--normalize-method", choices=list(NORMALIZATIONS))
     add_postprocess_flags(predict)
+    predict.add_argument("--measure", action="store_true", help="then measure the membranes, as `etsam measure`")
 
     post = add_command(
         commands,
@@ -285,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.command == "predict":
             overrides = predict_overrides(args, rest)
             _refuse_if_nothing_is_there(args, rest)
-            run = partial(_run_config, "predict", overrides)
+            run = partial(_run_config, "predict", overrides, _predict_and_measure if args.measure else None)
         elif args.command == "postprocess":
             default = None if any(item.startswith("postprocess=") for item in rest) else "all"
             run = partial(_postprocess, args, postprocess_overrides(args, default) + rest)
@@ -394,7 +397,7 @@ def _run_config(
     from etsam.weights.store import with_automatic_weights
 
     try:
-        cfg = compose_config(config, with_automatic_weights(overrides) if run is None else overrides)
+        cfg = compose_config(config, with_automatic_weights(overrides) if config != "train" else overrides)
     except (HydraException, OmegaConfBaseException) as error:
         if "debug=true" in overrides:
             traceback.print_exc()
@@ -403,6 +406,12 @@ def _run_config(
         room = {"predict": "prediction", "evaluate": "evaluation"}[config]
         run = import_module(f"etsam.{room}.run").run
     reporting_errors(run, cfg)
+
+
+def _predict_and_measure(cfg: "DictConfig") -> None:
+    measure.require_extra()  # before the hours of a prediction
+    import_module("etsam.prediction.run").run(cfg)
+    measure.after_prediction(cfg)
 
 
 def _command(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ COLUMNS: dict[str, str] = {
     "axis_2_nm": "Its middle axis, nm.",
     "axis_3_nm": "Its shortest axis, nm.",
     "mean_curvature_per_nm": "Mean over the area of (1/r1 + 1/r2)/2, 1/nm; positive where it bulges outwards. A"
-    " sphere of radius r has 1/r. An open membrane bulges to the side of its normals.",
+    " sphere of radius r has 1/r. An open membrane bulges to the side of its normals, and its very edge is left out.",
     "mean_curvature_sd_per_nm": "Standard deviation of the mean curvature over the membrane, 1/nm.",
     "gaussian_curvature_per_nm2": "Mean over the area of 1/(r1 r2), 1/nm².",
     "inclination_degrees": "Mean angle between the normal and the beam: 0 lies flat in the slices, where the"

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import find_objects
 
-from etsam.errors import ConfigError
+from etsam.errors import ConfigError, InputError
 from etsam.measure.membranes import Membranes, find_membranes, membranes_of_labels
 from etsam.measure.mesh import Mesh, make_mesh
 from etsam.measure.midsurface import MidSurface, find_midsurface
@@ -132,18 +132,23 @@ def measure(
     ------
     ConfigError
         If `keep` or `drop` make no sense.
+    InputError
+        If no label has a middle.
     """
     settings = settings or MeasureSettings()
     workers = worker_count(workers)
     tell = progress or (lambda done, total, name: None)
     chosen = [_rule(name, getattr(settings, name)) for name in ("keep", "drop")]
+    gap = settings.join_gap_nm / voxel_nm
     if labels:
-        found = membranes_of_labels(_label_surfaces(mask, workers), least_points=_CRUMB_POINTS)
+        parts = _label_surfaces(mask, workers)
+        if not any(len(part) for part in parts):
+            raise InputError("none of the labels is a surface; is it a mask of something else?")
+        found = membranes_of_labels(parts, least_points=_CRUMB_POINTS, gap_voxels=gap)
         mask = (mask > 0).astype(np.uint8)
     else:
         surface = find_midsurface(mask, workers=workers, progress=lambda done, total: tell(done, total, "mid-surface"))
         tell(0, None, "membranes")
-        gap = settings.join_gap_nm / voxel_nm
         found = find_membranes(surface, least_points=_CRUMB_POINTS, gap_voxels=gap)
     meshes, found, left_out = _meshes(mask, found, settings, voxel_nm, tell)
     shape = (mask.shape[0], mask.shape[1], mask.shape[2])
@@ -170,13 +175,14 @@ def measure(
         left_out.append(f"{int((~kept).sum())} membranes, by --keep or --drop")
     numbers = tuple(int(number) for number in table["membrane"][kept])
     return Measurement(
-        found,
-        numbers,
-        *([part for part, own in zip(parts, kept, strict=True) if own] for parts in (meshes, values)),
-        [part for part, own in zip(thickness, kept, strict=True) if own] if thickness else [],
-        table[kept].reset_index(drop=True),
-        _contact_table(between.contacts, numbers, voxel_nm),
-        tuple(left_out),
+        membranes=found,
+        numbers=numbers,
+        meshes=[meshes[number - 1] for number in numbers],
+        values=[values[number - 1] for number in numbers],
+        thickness=[thickness[number - 1] for number in numbers] if thickness else [],
+        table=table[kept].reset_index(drop=True),
+        contacts=_contact_table(between.contacts, numbers, voxel_nm),
+        left_out=tuple(left_out),
     )
 
 

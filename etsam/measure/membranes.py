@@ -95,35 +95,70 @@ def find_membranes(surface: MidSurface, *, least_points: int = 60, gap_voxels: f
         return Membranes(surface, nobody, surface, nobody, (0, 0))
     links = _links(surface)
     kept = _without_merged(surface, links)
-    links = links[kept[links].all(axis=1)]
-    pairs, directions = np.zeros((0, 2), np.int64), np.zeros((0, 2, 3))
-    if gap_voxels > 0:
-        pairs, directions = _joins(surface, links, kept, gap_voxels)
-    _, piece = connected_components(_graph(np.concatenate([links, pairs]), len(surface)), directed=False)
+    surface, piece, joined, owner = _continued(surface, links[kept[links].all(axis=1)], kept, gap_voxels)
     numbers, left_out = _number(np.where(kept, piece, -1), least_points)
-    surface = replace(surface, normals=_oriented(surface.normals, np.concatenate([links, pairs]), numbers))
-    belongs = numbers[pairs[:, 0]] > 0
-    joined, owner = _bridges(surface, pairs[belongs], directions[belongs])
-    return Membranes(surface, numbers, joined, numbers[owner], left_out)
+    belongs = numbers[owner] > 0
+    return Membranes(surface, numbers, joined.select(belongs), numbers[owner[belongs]], left_out)
 
 
-def membranes_of_labels(parts: "list[MidSurface]", *, least_points: int = 60) -> Membranes:
-    """Membranes that somebody has told apart already: the mid-surface of each label is one.
+def membranes_of_labels(parts: "list[MidSurface]", *, least_points: int = 60, gap_voxels: float = 20.0) -> Membranes:
+    """Membranes that somebody has told apart already: the mid-surface of each label is one, its gaps are joined.
 
     Parameters
     ----------
     parts
         Mid-surface of each label, of volumes of one shape.
-    least_points
+    least_points, gap_voxels
         As for `find_membranes`.
+
+    Raises
+    ------
+    ValueError
+        If there is not a point in all of them.
     """
-    numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    done, numbers, bridges, owners = [], [], [], []
+    for number, part in enumerate(parts):
+        if len(part):
+            surface, _, joined, _ = _continued(part, _links(part), np.ones(len(part), bool), gap_voxels)
+            done.append(surface)
+            bridges.append(joined)
+            numbers.append(np.full(len(surface), number))
+            owners.append(np.full(len(joined), number))
+    if not done:
+        raise ValueError("no label has a mid-surface")
+    piece = np.concatenate(numbers)
+    found, left_out = _number(piece, least_points)
+    table = np.zeros(len(parts), np.int32)
+    table[piece] = found
+    return Membranes(_together(done), found, _together(bridges), table[np.concatenate(owners)], left_out)
+
+
+def _together(parts: "list[MidSurface]") -> MidSurface:
     voxels, points, normals, widths = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("voxels", "points", "normals", "widths")
     )
-    surface = MidSurface(voxels, points, normals, widths, parts[0].shape)
-    numbers, left_out = _number(numbers, least_points)
-    return Membranes(surface, numbers, surface.select(np.zeros(0, np.int64)), np.zeros(0, np.int32), left_out)
+    return MidSurface(voxels, points, normals, widths, parts[0].shape)
+
+
+def _continued(
+    surface: MidSurface, links: np.ndarray, kept: np.ndarray, gap_voxels: float
+) -> tuple[MidSurface, np.ndarray, MidSurface, np.ndarray]:
+    """Pieces of a surface, joined where they continue each other.
+
+    Returns
+    -------
+    tuple
+        The surface with normals of each piece to one side; (N,) the piece of each point; joined points; (M,) a point
+        of the piece that each of them belongs to.
+    """
+    pairs, directions = np.zeros((0, 2), np.int64), np.zeros((0, 2, 3))
+    if gap_voxels > 0:
+        pairs, directions = _joins(surface, links, kept, gap_voxels)
+    all_links = np.concatenate([links, pairs])
+    _, piece = connected_components(_graph(all_links, len(surface)), directed=False)
+    surface = replace(surface, normals=_oriented(surface.normals, all_links, piece))
+    joined, owner = _bridges(surface, pairs, directions)
+    return surface, piece, joined, owner
 
 
 def _number(piece: np.ndarray, least_points: int) -> tuple[np.ndarray, tuple[int, int]]:

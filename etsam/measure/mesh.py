@@ -28,6 +28,7 @@ _RAYS = 1 << 15  # vertices at a time
 _SMALL_BODY = 0.03  # of the area of the largest body: less is a crumb of the lattice
 _LEAST_ACROSS = 12  # edges along the square root of a membrane's area; where there would be fewer they are shorter
 _POINTS_PER_VOXEL2 = 1.6
+_DISTURBED = 3  # triangles from an open edge
 _RELAXED, _SHIFT_STEPS, _BEND_STEPS = 4, 12, 8
 
 
@@ -48,6 +49,8 @@ class Mesh:
         (V,) float64: 1 / voxels, positive where it bulges along the normal, and 1 / voxels².
     joined
         (V,) bool: across a gap of the mask.
+    inner
+        (V,) bool: some triangles away from an open edge, where curvature is not disturbed by it.
     edge_voxels
         Asked-for length of the triangles' edges.
     """
@@ -58,6 +61,7 @@ class Mesh:
     mean_curvature: np.ndarray
     gaussian_curvature: np.ndarray
     joined: np.ndarray
+    inner: np.ndarray
     edge_voxels: float
 
     @property
@@ -127,7 +131,8 @@ def make_mesh(mask: np.ndarray, points: MidSurface, joined: MidSurface, edge_vox
     # flat triangles lie inside the surface through their corners, on average by e² H / 8 (a sphere, equal edges e);
     # so much farther out, they have its area and volume
     vertices = vertices + (_mean_square_edge(vertices, faces) / 8 * mean)[:, None] * normals
-    mesh = Mesh(vertices, faces, normals, mean, gaussian, _near_gap(vertices, tree, bridge), edge_voxels)
+    joined_vertices, inner = _near_gap(vertices, tree, bridge), _inner(faces, around)
+    mesh = Mesh(vertices, faces, normals, mean, gaussian, joined_vertices, inner, edge_voxels)
     inside_out = mesh.volume < 0 if mesh.closed else float(mean @ mesh.vertex_areas) < 0
     return _flipped(mesh) if inside_out else mesh
 
@@ -281,6 +286,15 @@ def _rim(faces: np.ndarray) -> np.ndarray:
     keys = ordered[:, 0] * (int(ordered.max(initial=0)) + 1) + ordered[:, 1]
     _, first, counts = np.unique(keys, return_index=True, return_counts=True)
     return edges[first[counts == 1]]
+
+
+def _inner(faces: np.ndarray, around: csr_array) -> np.ndarray:
+    """Which vertices lie more than `_DISTURBED` triangles from an open edge, (V,) bool."""
+    near = np.zeros(around.shape[0])
+    near[_rim(faces)] = 1
+    for _ in range(_DISTURBED):
+        near = around @ near
+    return near == 0
 
 
 def _mean_square_edge(vertices: np.ndarray, faces: np.ndarray) -> float:

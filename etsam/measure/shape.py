@@ -10,6 +10,7 @@ from scipy.spatial import KDTree
 from etsam.measure.mesh import Mesh
 
 _AT_FACE = 1.5  # voxels from the tomogram's end within which an open edge is not the membrane's own
+_TRUSTED = 0.1  # of the area, at least, over which curvature is averaged
 _BESIDE = 0.75  # edges beside the nearest vertex within which the plane there is what a point is near to
 
 
@@ -71,8 +72,10 @@ def shape_row(mesh: Mesh, values: VertexValues, voxel_nm: float, shape: tuple[in
     _, radius, deviation = fitted_sphere(mesh.vertices, mesh.vertex_areas)
     closed = mesh.closed
     volume = mesh.volume * voxel_nm**3 if closed else np.nan
-    mean = float(np.average(values.mean_curvature_per_nm, weights=area))
-    spread = float(np.sqrt(np.average((values.mean_curvature_per_nm - mean) ** 2, weights=area)))
+    # curvature where no edge disturbs it, if there is enough of that
+    trusted = area * mesh.inner if (area * mesh.inner).sum() >= _TRUSTED * total else area
+    mean = float(np.average(values.mean_curvature_per_nm, weights=trusted))
+    spread = float(np.sqrt(np.average((values.mean_curvature_per_nm - mean) ** 2, weights=trusted)))
     rim, at_border = _rim_lengths(mesh, shape)
     middle = np.average(mesh.vertices, axis=0, weights=mesh.vertex_areas)
     axes = principal_axes(mesh)
@@ -87,7 +90,7 @@ def shape_row(mesh: Mesh, values: VertexValues, voxel_nm: float, shape: tuple[in
         **{f"axis_{number}_nm": float(axis) * voxel_nm for number, axis in enumerate(axes, 1)},
         "mean_curvature_per_nm": mean,
         "mean_curvature_sd_per_nm": spread,
-        "gaussian_curvature_per_nm2": float(np.average(values.gaussian_curvature_per_nm2, weights=area)),
+        "gaussian_curvature_per_nm2": float(np.average(values.gaussian_curvature_per_nm2, weights=trusted)),
         "inclination_degrees": float(np.average(values.inclination_degrees, weights=area)),
         "open_edge_nm": rim * voxel_nm,
         "open_edge_at_border_share": at_border / rim if rim else 0.0,

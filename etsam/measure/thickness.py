@@ -258,13 +258,14 @@ def _leaflets(
     away = np.abs(positions)
     level = float(np.median(smooth[(away >= _FLANKS_NM[0]) & (away <= _FLANKS_NM[1])]))
     best: tuple[float, int, int] | None = None
-    for number, low in enumerate(peaks):
-        for high in peaks[number + 1 :]:
+    candidates = [int(peak) for peak in peaks]
+    for number, low in enumerate(candidates):
+        for high in candidates[number + 1 :]:
             apart, middle = positions[high] - positions[low], (positions[high] + positions[low]) / 2
             if _PEAKS_NM[0] <= apart <= _PEAKS_NM[1] and abs(middle) <= _OFF_CENTRE_NM:
                 height = float(min(smooth[low], smooth[high]))
                 if best is None or height > best[0]:
-                    best = height, int(low), int(high)
+                    best = height, low, high
     if best is None:
         return None
     height, low, high = best

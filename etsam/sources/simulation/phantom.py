@@ -206,6 +206,7 @@ class Membranes:
         self.inside = np.zeros(shape, dtype=np.int8)
         self.count = 0
         self.truths: list[MembraneTruth] = []
+        self._middles: list[np.ndarray] = []  # points on each
 
     @property
     def mask(self) -> np.ndarray:
@@ -277,8 +278,16 @@ class Membranes:
             (side.start == 0 and room.take(0, axis).any()) or (side.stop == end and room.take(-1, axis).any())
             for axis, (side, end) in enumerate(faces)
         )
-        present = there < FAR
-        size = self.voxel_size_angstrom
-        return measured_truth(
-            self.count, distance, present, at_border, closed, self.nearest[box], bilayer.thickness_angstrom, size
+        truth, middle = measured_truth(
+            self.count,
+            distance,
+            there < FAR,
+            at_border,
+            closed,
+            np.concatenate([np.zeros((0, 3), np.float32), *self._middles]),
+            np.array([side.start for side in box]),
+            bilayer.thickness_angstrom,
+            self.voxel_size_angstrom,
         )
+        self._middles.append(middle)
+        return truth

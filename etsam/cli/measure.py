@@ -1,0 +1,133 @@
+"""`etsam measure`: from a mask to membranes, their sizes, shapes, thickness and distances."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from etsam.cli import add_command
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_EXAMPLES = """\
+examples:
+  etsam measure results/TS_01_etsam_predicted_mask.mrc --tomogram TS_01.mrc --output-dir results
+  etsam measure results --tomogram tomograms --output-dir measured --resume
+  etsam measure mask.mrc --output-dir out --points 10 --points-offset 5 --mesh-format ply,glb
+  etsam measure mask.mrc --output-dir out --keep 'area_nm2>5000 and nearest_min_nm<30'
+"""
+
+
+def add(commands: Any) -> None:
+    """Describe the command."""
+    parser = add_command(
+        commands,
+        "measure",
+        run,
+        help="mask -> membranes: area, shape, thickness, distances",
+        description="Tell the membranes of a mask apart and measure each: area, volume, curvature, thickness from the"
+        " tomogram, distance to the others. Writes NAME_membranes.csv, NAME_contacts.csv, NAME_measure.html and .png,"
+        " numbered membranes (NAME_membrane_labels.mrc) and meshes. The page explains every column.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("masks", nargs="+", metavar="MASK", help="masks, or folders of predicted masks")
+    parser.add_argument("--tomogram", nargs="+", default=[], metavar="T", help="tomogram, or several of the same names")
+    parser.add_argument("--output-dir", type=Path, default=Path("results"), metavar="DIR", help="(results)")
+    parser.add_argument("--voxel-size", type=float, metavar="A", help="Angstrom, where the headers are wrong")
+    parser.add_argument("--instances", action="store_true", help="the mask holds a number for each membrane")
+    parser.add_argument("--keep", metavar="RULE", help="membranes to keep: 1,3-5 or 'area_nm2>1000'")
+    parser.add_argument("--drop", metavar="RULE", help="membranes to leave out, as --keep")
+    parser.add_argument(
+        "--min-area-nm2", type=float, default=300.0, metavar="A", help="smaller pieces are left out (300)"
+    )
+    parser.add_argument("--join-gap-nm", type=float, default=20.0, metavar="D", help="widest gap that is joined (20)")
+    parser.add_argument(
+        "--contact-nm", type=float, default=30.0, metavar="D", help="nearer membranes are in contact (30)"
+    )
+    parser.add_argument("--triangle-nm", type=float, metavar="D", help="edge of the meshes' triangles (2 voxels)")
+    parser.add_argument("--mesh-format", default="ply", metavar="F,F", help="ply,obj,stl,glb,vtp or none (ply)")
+    parser.add_argument("--points", type=float, metavar="D", help="also oriented points, so many nm apart")
+    parser.add_argument(
+        "--points-offset", type=float, default=0.0, metavar="D", help="nm along the normal, outwards (0)"
+    )
+    parser.add_argument("--unbinned-pixel-size", type=float, metavar="A", help="of the tilt series, for RELION 4")
+    parser.add_argument("--tomogram-name", metavar="NAME", help="in the files of points (the tomogram's file name)")
+    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    parser.add_argument("--resume", action="store_true", help="skip masks that are complete")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure all masks; print a sentence for each."""
+    require_extra()
+    from etsam.cli.console import print_line, progress_bar
+    from etsam.errors import ConfigError
+    from etsam.measure.measure import MeasureSettings
+    from etsam.measure.mesh_files import check_formats
+    from etsam.measure.run import MeasureJob, OutputSettings, find_masks, run_jobs, tomogram_of
+    from etsam.prediction.inputs import find_tomograms
+
+    if args.points is None and (args.points_offset or args.unbinned_pixel_size or args.tomogram_name):
+        raise ConfigError(
+            "--points-offset, --unbinned-pixel-size and --tomogram-name are about points; add --points 10."
+        )
+    formats = [] if args.mesh_format == "none" else args.mesh_format.split(",")
+    settings = MeasureSettings(
+        args.triangle_nm, args.join_gap_nm, args.min_area_nm2, args.contact_nm, args.keep, args.drop
+    )
+    output = OutputSettings(
+        check_formats(formats), args.points, args.points_offset, args.unbinned_pixel_size, args.tomogram_name
+    )
+    masks = find_masks(args.masks)
+    tomograms = find_tomograms(args.tomogram) if args.tomogram else []
+    jobs = [
+        MeasureJob(
+            mask,
+            tomogram_of(mask, tomograms),
+            args.output_dir,
+            settings,
+            output,
+            args.voxel_size,
+            args.instances,
+            args.overwrite,
+            args.resume,
+        )
+        for mask in masks
+    ]
+    for line in run_jobs(jobs, progress_bar):
+        print_line(line)
+    pages = [job.names.path("measure.html") for job in jobs]
+    print_line(f"look at {pages[0]}" + (f" and {len(pages) - 1} more" if len(pages) > 1 else ""))
+
+
+def after_prediction(cfg: "DictConfig") -> None:
+    """Measure the masks of a prediction, beside them; the post-processed ones where there are such."""
+    require_extra()
+    from etsam.app import is_first_process
+    from etsam.cli.console import print_line, progress_bar
+    from etsam.measure.run import MeasureJob, run_jobs
+    from etsam.prediction.inputs import find_tomograms
+    from etsam.prediction.record import OutputNames
+    from etsam.volume import strip_suffix
+
+    if not is_first_process():
+        return
+    folder, suffix = Path(cfg.output_dir), ".zarr" if cfg.output_format == "zarr" else ".mrc"
+    jobs = []
+    for path in find_tomograms(cfg.input):
+        names = OutputNames(folder, strip_suffix(path), cfg.output_infix, suffix)
+        mask = names.post_processed_mask if names.post_processed_mask.exists() else names.mask
+        jobs.append(MeasureJob(mask, path, folder, overwrite=cfg.overwrite, resume=cfg.resume))
+    for line in run_jobs(jobs, progress_bar):
+        print_line(line)
+
+
+def require_extra() -> None:
+    """Say what to install, if it is missing."""
+    from importlib.util import find_spec
+
+    from etsam.errors import ConfigError
+
+    missing = [name for name in ("trimesh", "starfile") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"measuring needs {' and '.join(missing)}; install: pip install 'etsam[measure]'")

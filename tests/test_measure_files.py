@@ -1,0 +1,227 @@
+"""`etsam measure`: files in, files out, complete or not there; what cannot be measured says so in a line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import starfile
+import trimesh
+from membrane_shapes import shell, sphere
+from scipy.ndimage import distance_transform_edt
+
+from etsam.errors import ConfigError, InputError, OutputError
+from etsam.measure import run as measure_run
+from etsam.measure.measure import MeasureSettings
+from etsam.measure.mesh_files import FORMATS, check_formats
+from etsam.measure.run import COMBINED, MeasureJob, OutputSettings, find_masks, run_jobs, tomogram_of
+from etsam.volume import MrcWriter, read_volume
+
+pytestmark = pytest.mark.workshop
+SHAPE = (31, 36, 54)
+VOXEL = 8.0
+SMALL = MeasureSettings(min_area_nm2=50)
+
+
+def write(path: Path, array: np.ndarray, voxel: float | None = VOXEL, origin: float = 0.0) -> Path:
+    sizes = None if voxel is None else (voxel,) * 3
+    with MrcWriter(path, array.shape, array.dtype, voxel_size_angstrom=sizes) as writer:
+        for z, plane in enumerate(array):
+            writer[z] = plane
+    if origin:
+        import mrcfile
+
+        with mrcfile.open(path, "r+") as file:
+            file.header.origin.x, file.header.origin.y, file.header.origin.z = origin, 2 * origin, 3 * origin
+    return path
+
+
+@pytest.fixture(scope="module")
+def mask() -> np.ndarray:
+    return (shell(sphere(SHAPE, (15, 17, 16), 12)) | shell(sphere(SHAPE, (15, 17, 42), 8))).astype(np.int8)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, mask: np.ndarray) -> tuple[Path, MeasureJob]:
+    folder = tmp_path_factory.mktemp("measured")
+    tomogram = write(folder / "cell.mrc", -mask.astype(np.float32), origin=100.0)
+    file = write(folder / "cell_etsam_predicted_mask.mrc", mask)
+    output = OutputSettings(FORMATS, points_nm=4.0, unbinned_pixel_angstrom=2.0)
+    job = MeasureJob(file, tomogram, folder / "out", SMALL, output)
+    lines = run_jobs([job])
+    assert len(lines) == 1
+    assert "2 membranes (2 closed)" in lines[0]
+    return folder / "out", job
+
+
+def test_all_files_are_written_and_nothing_else(measured: tuple[Path, MeasureJob]) -> None:
+    folder, job = measured
+    assert {path.name for path in folder.iterdir()} == {path.name for path in job.names.files(job.output)} | {
+        "cell_meshes"
+    }
+    meshes = {path.name for path in (folder / "cell_meshes").iterdir()}
+    assert meshes == {f"cell_membrane_{number:03d}.{kind}" for number in (1, 2) for kind in FORMATS}
+    record = json.loads((folder / "cell_measure.json").read_text())
+    assert record["membranes"] == 2
+    table = pd.read_csv(folder / "cell_membranes.csv")
+    assert table["diameter_nm"].to_numpy() == pytest.approx([19.2, 12.8], rel=0.03)
+
+
+def test_labels_lie_on_the_mask_with_its_voxel_size(measured: tuple[Path, MeasureJob], mask: np.ndarray) -> None:
+    labels = read_volume(measured[0] / "cell_membrane_labels.mrc", warn=False)
+    values = labels.read()
+    assert ((values > 0) == (mask > 0)).all()
+    assert set(np.unique(values)) == {0, 1, 2}
+    assert labels.voxel_size_angstrom == pytest.approx((VOXEL,) * 3)
+    assert values[15, 17, 28] == 1
+    assert values[15, 17, 34] == 2
+
+
+@pytest.mark.parametrize("kind", ["ply", "obj", "stl", "glb"])
+def test_meshes_are_read_by_trimesh_closed_and_outward_in_angstrom_with_the_origin(
+    measured: tuple[Path, MeasureJob], kind: str
+) -> None:
+    body = trimesh.load(measured[0] / "cell_meshes" / f"cell_membrane_001.{kind}", force="mesh")
+    body.merge_vertices()
+    assert body.is_watertight
+    assert body.volume == pytest.approx(4 / 3 * np.pi * (12 * VOXEL) ** 3, rel=0.03)
+    assert body.centroid == pytest.approx([16 * VOXEL + 100, 17 * VOXEL + 200, 15 * VOXEL + 300], abs=2)
+
+
+def test_ply_and_vtp_carry_values_at_the_vertices(measured: tuple[Path, MeasureJob]) -> None:
+    body = trimesh.load(measured[0] / "cell_meshes" / "cell_membrane_001.ply", process=False)
+    data = body.metadata["_ply_raw"]["vertex"]["data"]
+    assert np.median(data["mean_curvature_per_nm"]) == pytest.approx(1 / 9.6, rel=0.05)
+    assert np.median(data["gaussian_curvature_per_nm2"]) == pytest.approx(1 / 9.6**2, rel=0.1)
+    assert {"shape_index", "inclination_degrees", "distance_nm", "thickness_nm", "joined"} <= set(data.dtype.names)
+    text = (measured[0] / "cell_meshes" / "cell_membrane_002.vtp").read_text()
+    assert 'Name="mean_curvature_per_nm"' in text
+
+
+def test_points_lie_on_the_mask_within_half_a_voxel_through_every_convention(
+    measured: tuple[Path, MeasureJob], mask: np.ndarray
+) -> None:
+    folder = measured[0]
+    relion5, relion4 = (starfile.read(folder / f"cell_points_relion{version}.star") for version in (5, 4))
+    plain = pd.read_csv(folder / "cell_points.csv")
+    size = np.array([SHAPE[2], SHAPE[1], SHAPE[0]])
+    centred = relion5[[f"rlnCenteredCoordinate{axis}Angst" for axis in "XYZ"]].to_numpy()
+    positions = {
+        "relion5": centred / VOXEL + size / 2,
+        "relion4": relion4[[f"rlnCoordinate{axis}" for axis in "XYZ"]].to_numpy() * 2.0 / VOXEL,
+        "angstrom": (plain[[f"{axis}_angstrom" for axis in "xyz"]].to_numpy() - [100, 200, 300]) / VOXEL,
+        "voxel": plain[[f"{axis}_voxel" for axis in "xyz"]].to_numpy(),
+    }
+    # the middle of the membrane is less than half a voxel from the known spheres
+    for name, found in positions.items():
+        away = [np.linalg.norm(found - centre, axis=1) for centre in ([16, 17, 15], [42, 17, 15])]
+        off = np.minimum(np.abs(away[0] - 12), np.abs(away[1] - 8))
+        assert off.max() < 0.5, name
+        beside = distance_transform_edt(mask == 0)
+        cells = np.rint(found[:, ::-1]).astype(int)
+        assert beside[tuple(cells.T)].max() == 0, name
+    assert set(relion5["rlnTomoName"]) == {"cell"}
+    area = 4 * np.pi * (12**2 + 8**2) * VOXEL**2 / 100
+    assert 0.5 * area / 16 < len(plain) < 1.2 * area / 16
+    rot, tilt = np.radians(relion5["rlnAngleRot"]), np.radians(relion5["rlnAngleTilt"])
+    axis = np.stack([np.sin(tilt) * np.cos(rot), np.sin(tilt) * np.sin(rot), np.cos(tilt)], axis=1)
+    first = plain["membrane"].to_numpy() == 1
+    out = (positions["voxel"] - [16, 17, 15])[first] / 12
+    assert np.einsum("ij,ij->i", axis[first], out).min() > 0.95
+
+
+def test_an_offset_moves_points_outwards(tmp_path: Path, mask: np.ndarray) -> None:
+    file = write(tmp_path / "mask.mrc", mask)
+    output = OutputSettings((), points_nm=6.0, points_offset_nm=4.0)
+    run_jobs([MeasureJob(file, None, tmp_path / "out", SMALL, output)])
+    found = pd.read_csv(tmp_path / "out" / "mask_points.csv")
+    first = found[found["membrane"] == 1][["x_voxel", "y_voxel", "z_voxel"]].to_numpy()
+    assert np.linalg.norm(first - [16, 17, 15], axis=1).mean() == pytest.approx(17, abs=0.2)
+    assert not (tmp_path / "out" / "mask_meshes").exists()
+
+
+def test_the_page_loads_nothing_and_explains_every_column(measured: tuple[Path, MeasureJob]) -> None:
+    text = (measured[0] / "cell_measure.html").read_text(encoding="utf-8")
+    for word in ("http://", "https://"):
+        assert word not in text.replace("http://www.w3.org", "")
+    assert text.count("data:image/png;base64") == 1
+    assert text.count("data:image/svg+xml;base64") >= 2
+    table = pd.read_csv(measured[0] / "cell_membranes.csv")
+    assert all(f"<dt>{column}</dt>" in text for column in table)
+
+
+@pytest.mark.parametrize(
+    ("change", "token"),
+    [
+        (lambda mask: mask * 0, "empty"),
+        (lambda mask: (mask * 0 + 1).astype(np.int8), "%"),
+        (lambda mask: (mask + mask * (np.arange(SHAPE[2]) > 28)).astype(np.int8), "--instances"),
+        (lambda mask: mask[:-1], "30 x 36 x 54"),
+    ],
+)
+def test_a_mask_that_cannot_be_measured_is_refused_and_nothing_is_left(tmp_path, mask, change, token) -> None:
+    tomogram = write(tmp_path / "cell.mrc", mask.astype(np.float32))
+    file = write(tmp_path / "cell_mask.mrc", change(mask))
+    with pytest.raises(InputError, match=token):
+        run_jobs([MeasureJob(file, tomogram, tmp_path / "out")])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("voxel", [1.0, None])
+def test_without_a_believable_voxel_size_one_has_to_be_given(tmp_path, mask, voxel) -> None:
+    file = write(tmp_path / "mask.mrc", mask, voxel)
+    with pytest.raises(InputError, match="voxel-size"):
+        run_jobs([MeasureJob(file, None, tmp_path / "out")])
+    run_jobs([MeasureJob(file, None, tmp_path / "out", SMALL, OutputSettings(()), voxel_angstrom=8.0)])
+    assert len(pd.read_csv(tmp_path / "out" / "mask_membranes.csv")) == 2
+
+
+def test_an_interrupted_run_leaves_nothing_and_resume_keeps_what_is_complete(tmp_path, mask, monkeypatch) -> None:
+    folder = tmp_path / "out"
+    files = [write(tmp_path / f"{name}_etsam_predicted_mask.mrc", mask) for name in ("a", "b")]
+
+    def jobs(**settings: object) -> list[MeasureJob]:
+        return [MeasureJob(file, None, folder, SMALL, OutputSettings(()), **settings) for file in files]  # type: ignore[arg-type]
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measure_run, "render", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_jobs(jobs())
+    assert list(folder.iterdir()) == []
+    run_jobs([jobs()[0]])
+    before = (folder / "a_membranes.csv").stat().st_mtime_ns
+    with pytest.raises(OutputError, match="a_"):
+        run_jobs(jobs())
+    assert len(run_jobs(jobs(resume=True))) == 1
+    assert (folder / "a_membranes.csv").stat().st_mtime_ns == before
+    combined = pd.read_csv(folder / COMBINED)
+    assert combined["tomogram"].tolist() == ["a", "a", "b", "b"]
+    changed = MeasureJob(files[0], None, folder, MeasureSettings(min_area_nm2=60), OutputSettings(()), resume=True)
+    with pytest.raises(OutputError, match=r"a_measure\.json"):
+        run_jobs([changed])
+
+
+def test_masks_are_found_in_a_folder_and_tomograms_by_name(tmp_path: Path) -> None:
+    for name in (
+        "a_etsam_predicted_mask.mrc",
+        "a_etsam_predicted_post_processed_mask.mrc",
+        "b_etsam_predicted_mask.mrc",
+    ):
+        (tmp_path / name).touch()
+    found = [Path(path).name for path in find_masks([tmp_path])]
+    assert found == ["a_etsam_predicted_post_processed_mask.mrc", "b_etsam_predicted_mask.mrc"]
+    tomograms = [tmp_path / "b.mrc", tmp_path / "a.mrc"]
+    assert [tomogram_of(tmp_path / name, tomograms).name for name in found] == ["a.mrc", "b.mrc"]
+    with pytest.raises(InputError, match="c"):
+        tomogram_of(tmp_path / "c_mask.mrc", tomograms)
+    with pytest.raises(InputError, match="holds no predicted mask"):
+        find_masks([tmp_path / ".."])
+
+
+def test_a_format_of_meshes_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="blend"):
+        check_formats(["ply", "blend"])
