@@ -27,8 +27,6 @@ _PUBLISHED_DEFAULTS = {
     "stage1_prompt": "grid_zero",
     "stage2_prompt": "zero",
 }
-_SHARES = {"reading": (0.0, 0.03), "stage 1": (0.03, 0.48), "stage 2": (0.48, 0.95), "writing": (0.95, 1.0)}
-"""Part of a segmentation -> fractions of its whole at which it begins and ends; both stages take as long."""
 
 
 @functools.wraps(api.segment)
@@ -106,9 +104,10 @@ def segment_published(
 
 
 def _fractions(progress: PublishedProgress) -> Callable[[str, int, int], None]:
+    from etsam.prediction.forecast import fraction_done
+
     def report(part: str, done: int, total: int) -> None:
-        start, end = _SHARES.get(part, (0.95, 1.0))
-        progress(start + (end - start) * done / max(total, 1), f"{part}: slice {done} of {total}")
+        progress(fraction_done(part, done, total), f"{part}: slice {done} of {total}")
 
     return report
 

@@ -8,6 +8,24 @@ _EXPECTED = {"reading": 0.05, "stage 1": 1.0, "stage 2": 1.0, "writing": 0.1}
 _STAGES = ("stage 1", "stage 2")
 
 
+def fraction_done(part: str, done: int, total: int) -> float:
+    """How much of a tomogram is done, 0 to 1, by what its parts take as a rule.
+
+    Parameters
+    ----------
+    part
+        At work; what comes after those that are known counts as their end.
+    done, total
+        Slices of it.
+    """
+    before = 0.0
+    for name, work in _EXPECTED.items():
+        if name == part:
+            return (before + work * done / max(total, 1)) / sum(_EXPECTED.values())
+        before += work
+    return 1.0
+
+
 @dataclass
 class _Part:
     slices: int

@@ -1,6 +1,7 @@
 """Progress of a prediction or evaluation: one bar a tomogram over all its parts, and the time to the end of the job."""
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,8 @@ from etsam.screen import Bars, bar_column, console, is_terminal, readable_second
 
 log = logging.getLogger(__name__)
 
-_LOG_INTERVAL_SECONDS = 30.0  # where there is no terminal, as in a cluster's log file
+# where there is no terminal, as in a cluster's log file; less for programs that show the progress themselves
+_LOG_INTERVAL_SECONDS = float(os.environ.get("ETSAM_LOG_SECONDS") or 30)
 _DOING_COLUMNS, _LEFT_COLUMNS, _SMALLEST_BAR = 30, 13, 10  # characters
 _MOST_NAME_COLUMNS = 48
 

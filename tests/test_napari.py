@@ -1,0 +1,137 @@
+"""The reader and the panel in napari; skipped where napari or Qt is not installed."""
+
+import json
+import os
+import time
+from importlib import import_module
+
+import mrcfile
+import numpy as np
+import pytest
+from conftest import ORIGIN_ZYX, SHAPE, VOXEL_SIZE_ZYX, grey, write_mrc
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+napari = pytest.importorskip("napari")
+pytest.importorskip("pytestqt")
+
+from etsam.data.manifest import read_manifest  # noqa: E402
+from etsam.viewer.lazy_array import LazyArray  # noqa: E402
+from etsam.viewer.napari_reader import get_reader  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of napari and of what it brings
+TOY = "net=tiny_test weights=random trainer=cpu write_preview=false weights.seed=1 trainer.precision=32-true"
+
+
+@pytest.fixture
+def viewer(work):
+    from napari.components import ViewerModel
+
+    write_mrc("tomo.mrc")
+    viewer = ViewerModel()
+    ((data, options, kind),) = get_reader(str(work / "tomo.mrc"))(str(work / "tomo.mrc"))
+    assert kind == "image"
+    viewer.add_image(data, **options)
+    return viewer
+
+
+@pytest.fixture
+def panel(viewer, qtbot):
+    from etsam.viewer.napari_widget import SegmentWidget
+
+    panel = SegmentWidget(viewer)
+    qtbot.addWidget(panel)
+    panel.weights.addItem("random")
+    panel.weights.setCurrentText("random")
+    panel.more.setText(TOY.replace("weights=random ", ""))
+    panel.folder.setText("out")
+    return panel
+
+
+def wait(panel, qtbot):
+    qtbot.waitUntil(lambda: not panel._timer.isActive(), timeout=300_000)
+
+
+def test_the_reader_opens_lazily_with_scale_in_nm(viewer):
+    layer = viewer.layers["tomo"]
+    assert isinstance(layer.data, LazyArray)
+    np.testing.assert_allclose(layer.scale, np.array(VOXEL_SIZE_ZYX) / 10)
+    np.testing.assert_allclose(layer.translate, np.array(ORIGIN_ZYX) / 10)
+    assert [str(unit) for unit in layer.units] == ["nanometer"] * 3
+    np.testing.assert_array_equal(layer.data[3], grey()[3])
+    assert get_reader("notes.txt") is None
+
+
+def test_the_manifest_of_the_plugin_is_valid_and_its_names_exist():
+    from importlib.resources import files
+
+    npe2 = pytest.importorskip("npe2")
+    manifest = npe2.PluginManifest.from_file(str(files("etsam.viewer") / "napari.yaml"))
+    for command in manifest.contributions.commands:
+        module, _, name = str(command.python_name).partition(":")
+        assert callable(getattr(import_module(module), name))
+
+
+def test_a_press_without_a_tomogram_says_what_to_do(panel, viewer):
+    viewer.layers.clear()
+    panel.start_button.click()
+    assert "open one first" in panel.told.text()
+
+
+@pytest.mark.slow
+def test_from_opening_to_saving(panel, viewer, qtbot, predict, work):
+    panel.start_button.click()
+    wait(panel, qtbot)
+    assert "membrane" in panel.told.text(), panel.told.text()
+    assert (
+        predict("tomo.mrc", "weights.seed=1", "--store-logits", "write_preview=false", "output_infix=_cli").status == 0
+    )
+    logits = mrcfile.read(work / "out" / "tomo_etsam_predicted_cli_logits.mrc")
+    np.testing.assert_array_equal(mrcfile.read(work / "out" / "tomo_etsam_predicted_logits.mrc"), logits)
+    record = json.loads((work / "out" / "tomo_etsam_predicted_record.json").read_text())
+    assert panel.threshold.value() == record["settings"]["stage2"]["threshold"]
+
+    viewer.layers.selection.clear()
+    level = round(float(np.median(logits)), 2)
+    panel.threshold.setValue(level)
+    np.testing.assert_array_equal(panel.mask(), logits > level)
+    panel.number()
+    assert viewer.layers["membranes"].data.max() >= 1
+    viewer.layers.selection.clear()
+    corrected = panel.correct()
+    corrected.data[1, 4:8, 5:9] = 1
+    viewer.layers.selection.active = corrected
+    panel.save("saved.mrc")
+    np.testing.assert_array_equal(mrcfile.read("saved.mrc"), corrected.data > 0)
+    assert mrcfile.open("saved.mrc", header_only=True).voxel_size.z == VOXEL_SIZE_ZYX[0]
+    panel.add(str(work / "manifest.csv"))
+    (sample,) = read_manifest(work / "manifest.csv")
+    np.testing.assert_array_equal(mrcfile.read(sample.target_mask), corrected.data > 0)
+
+    panel.start_button.click()  # again: what exists stays
+    wait(panel, qtbot)
+    assert "exists already" in panel.told.text()
+
+
+@pytest.mark.slow
+def test_a_preview_shows_some_slices(panel, viewer, qtbot):
+    panel.preview_button.click()
+    wait(panel, qtbot)
+    assert viewer.layers["preview"].data.shape == SHAPE
+    assert "preview" in panel.told.text()
+
+
+@pytest.mark.slow
+def test_cancel_in_mid_run(panel, viewer, qtbot, work):
+    write_mrc("long.mrc", grey((80, 90, 110)))
+    ((data, options, _),) = get_reader("long.mrc")("long.mrc")
+    viewer.add_image(data, **options)
+    panel.tomogram.setCurrentText("long")
+    panel.more.setText(panel.more.text() + " tiles.size_voxels=24")
+    panel.start_button.click()
+    started = time.monotonic()
+    qtbot.waitUntil(lambda: panel.bar.value() > 1 or time.monotonic() - started > 200, timeout=240_000)
+    assert " of 80" in panel.bar.format()
+    panel.cancel_button.click()
+    wait(panel, qtbot)
+    assert "cancelled" in panel.told.text()
+    assert [path.name for path in (work / "out").iterdir()] == ["long_etsam_predicted_log.txt"]
