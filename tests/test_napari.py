@@ -77,6 +77,25 @@ def test_a_press_without_a_tomogram_says_what_to_do(panel, viewer):
     assert "open one first" in panel.told.text()
 
 
+def test_measured_membranes_carry_their_table(panel, viewer, qtbot, work):
+    z, y, x = np.indices((40, 44, 48))
+    distance = np.sqrt((z - 20) ** 2 + (y - 22) ** 2 + (x - 23) ** 2)
+    with mrcfile.new("ball.mrc") as file:
+        file.set_data(distance.astype(np.float32))
+        file.voxel_size = 10.0
+    ((data, options, _),) = get_reader("ball.mrc")("ball.mrc")
+    viewer.add_image(data, **options)
+    panel.tomogram.setCurrentText("ball")
+    viewer.layers.selection.active = viewer.add_labels((np.abs(distance - 14) <= 2).astype(np.uint8))
+    with qtbot.waitSignal(panel._measured, timeout=120_000):
+        panel.measure_button.click()
+    layer = viewer.layers["measured membranes"]
+    (row,) = layer.metadata["table"].to_dict("records")
+    assert row["area_nm2"] == pytest.approx(4 * np.pi * 14**2, rel=0.05)
+    assert list(layer.features["index"]) == [0, row["membrane"]]
+    assert set(np.unique(layer.data)) == {0, 1}
+
+
 @pytest.mark.slow
 def test_from_opening_to_saving(panel, viewer, qtbot, predict, work):
     panel.start_button.click()

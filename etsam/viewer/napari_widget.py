@@ -6,11 +6,13 @@ mask is that of the command line, and a viewer that is closed does not stop it.
 
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtCore import Qt, QTimer
+import pandas as pd
+from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
@@ -40,6 +42,8 @@ from etsam.volume import read_volume, volume_writer
 if TYPE_CHECKING:
     import napari
 
+    from etsam.measure.measure import Measurement
+
 _POLL_MS = 400
 _SLAB_SLICES = 15  # of a preview: as many as the memory of the networks spans
 _STEPS_PER_LOGIT = 100  # of the threshold's slider
@@ -55,6 +59,8 @@ class SegmentWidget(QWidget):
         By this name napari hands itself to a panel.
     """
 
+    _measured = Signal(object)
+
     def __init__(self, napari_viewer: "napari.Viewer") -> None:
         super().__init__()
         self.viewer = viewer = napari_viewer
@@ -66,6 +72,8 @@ class SegmentWidget(QWidget):
         self._timer = QTimer(self)
         self._timer.setInterval(_POLL_MS)
         self._timer.timeout.connect(self._poll)
+        self._worker = ThreadPoolExecutor(1)
+        self._measured.connect(self._show_measured)
         self._build()
         viewer.layers.events.inserted.connect(self._list_layers)
         viewer.layers.events.removed.connect(self._list_layers)
@@ -127,6 +135,8 @@ class SegmentWidget(QWidget):
                 self._button("Correct by hand", self.correct),
             )
         )
+        self.measure_button = self._button("Measure membranes", self.measure)
+        inner.addWidget(self.measure_button)
         inner.addLayout(
             _row(
                 self._button("Save mask…", self.save),
@@ -312,6 +322,38 @@ class SegmentWidget(QWidget):
         """Add the connected membranes of the mask, numbered by size, as a layer."""
         labels = InstanceLabels()((self.mask() > 0).astype(np.uint8))
         self._labels(np.stack([labels[z] for z in range(labels.shape[0])]), "membranes", self._layer())
+
+    def measure(self) -> "Future[Measurement]":
+        """Measure the membranes of the mask in a thread; they come as numbered labels that carry the table."""
+        from etsam.measure.measure import measure
+
+        size = volume_of(self._layer()).voxel_size_angstrom
+        if size is None or max(size) > 1.01 * min(size):
+            raise EtsamError(f"measuring needs cubic voxels of known size; the file says {size} (z, y, x) in Å.")
+        mask = (self.mask() > 0).astype(np.uint8)
+        self.measure_button.setEnabled(False)
+        self.told.setText("measuring; large masks take minutes")
+        future = self._worker.submit(measure, mask, size[0] / 10)
+        future.add_done_callback(lambda done: self._measured.emit((mask, done)))  # in napari's own thread
+        return future
+
+    def _show_measured(self, result: "tuple[np.ndarray, Future[Measurement]]") -> None:
+        from etsam.measure.label_volume import label_volume
+
+        mask, future = result
+        self.measure_button.setEnabled(True)
+        try:
+            found = future.result()
+        except EtsamError as error:
+            self.told.setText(str(error))
+            return
+        labels = label_volume(mask, found.membranes)
+        layer = self._labels(np.stack([labels[z] for z in range(len(mask))]), "measured membranes", self._layer())
+        table = found.table.rename(columns={"membrane": "index"})
+        layer.features = pd.concat([pd.DataFrame({"index": [0]}), table], ignore_index=True)  # shown under the pointer
+        layer.metadata["table"] = found.table
+        area = found.table["area_nm2"].sum() if len(found.table) else 0.0
+        self.told.setText(f"{len(found.table)} membranes, {area:.0f} nm²; point at one for its values")
 
     def correct(self) -> Any:
         """Add the mask as labels that can be painted and erased."""
