@@ -41,7 +41,6 @@ lint: install  ## style and types
 	@cat $$(git ls-files "etsam/*.py") | wc -l | xargs echo "lines in etsam/:"
 
 docs: install  ## draw the pictures, build the site into site/
-	$(BIN)/pip install --quiet --editable '.[docs]'
 	$(BIN)/python docs/figures.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 

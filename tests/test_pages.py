@@ -4,10 +4,13 @@ A block of commands runs in a folder with small tomograms. `<!-- test: REASON --
 a test does not have (network, a GPU, hours, another program); its commands are parsed and their settings composed.
 """
 
+import importlib.util
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import mrcfile
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 from command_line import status_of
 from conftest import write_mrc
+from omegaconf import OmegaConf
 
 from etsam.app import compose_config
 from etsam.cli.main import build_parser, postprocess_overrides, predict_overrides
@@ -155,6 +159,44 @@ def test_the_table_has_a_row_for_every_flag_of_the_published_tool():
 def test_the_postprocess_command_parses():
     args, _ = build_parser().parse_known_args(["postprocess", "IN.mrc", "OUT.mrc", "--post-process"])
     assert postprocess_overrides(args) == ["postprocess=all"]
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Module that makes the text of the reference pages."""
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs/reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_names_every_command_and_every_flag(reference):
+    text = reference.command_line()
+    for command in ("etsam predict", "etsam threshold", "etsam data collect", "etsam weights download", "etsam doctor"):
+        assert re.search(rf"^###* {command}$", text, re.MULTILINE)
+    flags = build_parser()._subparsers._group_actions[0].choices["predict"]._option_string_actions
+    assert [flag for flag in flags if flag not in text] == []
+
+
+def test_the_settings_of_the_reference_exist_and_have_their_defaults(reference):
+    cfg = compose_config("predict")
+    part = reference.settings().partition("## etsam evaluate")[0]
+    rows = re.findall(r"^\| `([\w.@]+)` \| `(.*?)` \|", part, re.MULTILINE)
+    assert len(rows) > 40
+    for key, value in rows:
+        if key in ("stage1.threshold", "overwrite", "views", "normalize.low_percent", "tiles.overlap_voxels"):
+            assert OmegaConf.select(cfg, key, default="absent") == OmegaConf.create(f"x: {value}").x, key
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "stage2.threshold" in (tmp_path / "site/reference/settings.html").read_text(encoding="utf-8")
+    assert (tmp_path / "site/repository/checkpoints/index.html").exists()
 
 
 # ---- running them

@@ -397,7 +397,7 @@ def _run_config(
     from etsam.weights.store import with_automatic_weights
 
     try:
-        cfg = compose_config(config, with_automatic_weights(overrides) if config != "train" else overrides)
+        cfg = compose_config(config, with_automatic_weights(overrides) if config in ("predict", "evaluate") else overrides)
     except (HydraException, OmegaConfBaseException) as error:
         if "debug=true" in overrides:
             traceback.print_exc()
