@@ -37,7 +37,7 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 BLOCK = re.compile(r"(?:<!-- test: (?P<needs>[^>]+) -->\n+)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 REASONS = {"network", "GPU", "hours", "minutes", "script of Slurm", "Slurm", "weights of a training", "other programs"}
-REASONS |= {"ChimeraX", "IMOD", "napari", "copick"}
+REASONS |= {"ChimeraX", "IMOD", "napari", "copick", "published weights"}
 TABLE = re.findall(
     r"^\| `(?:python [a-z]+\.py|\.\.\.) ?(.*?)` \| (?:the same, or )?`(.*?)` \|$",
     (ROOT / "docs/how-to/coming-from-etsam.md").read_text(encoding="utf-8"),
