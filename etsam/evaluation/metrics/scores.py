@@ -287,14 +287,14 @@ class Metrics:
             if of_known is not None:
                 of_known[z] = known
             _tell(progress, "comparing", depth, z + 1)
+        if not annotated:
+            border = f" and ignore_border_voxels={self.ignore_border_voxels}" if self.ignore_border_voxels else ""
+            raise InputError(f"the mask of the truth has no annotated voxel (255 and -1 mean not annotated){border}.")
         if ignored and not marked and not without_membrane:
             raise InputError(
                 f"the mask of the truth holds no membrane: no voxel is 1, and {ignored} are 255 or -1, which means not "
                 f"annotated; {MARKED_255_ADVICE}; if there is none to mark: column without_membrane, value yes."
             )
-        if not annotated:
-            border = f" and ignore_border_voxels={self.ignore_border_voxels}" if self.ignore_border_voxels else ""
-            raise InputError(f"the mask of the truth has no annotated voxel (255 and -1 mean not annotated){border}.")
         return of_truth, of_prediction, of_known
 
     def _without_border(self, target: np.ndarray, z: int, depth: int) -> np.ndarray:
