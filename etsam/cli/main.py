@@ -71,7 +71,7 @@ _COMMANDS = (
     doctor.add,
 )
 _GROUPS = {
-    "segment": ("predict", "threshold", "postprocess", "inspect", "weights", "doctor"),
+    "segment": ("predict", "threshold", "postprocess", "measure", "inspect", "weights", "doctor"),
     "train": ("train", "finetune", "export"),
     "judge": ("evaluate", "compare", "points", "robustness", "benchmark"),
     "data": ("data",),
@@ -397,7 +397,9 @@ def _run_config(
     from etsam.weights.store import with_automatic_weights
 
     try:
-        cfg = compose_config(config, with_automatic_weights(overrides) if config in ("predict", "evaluate") else overrides)
+        cfg = compose_config(
+            config, with_automatic_weights(overrides) if config in ("predict", "evaluate") else overrides
+        )
     except (HydraException, OmegaConfBaseException) as error:
         if "debug=true" in overrides:
             traceback.print_exc()
