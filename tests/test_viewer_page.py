@@ -99,6 +99,15 @@ def test_samples_of_a_huge_tomogram_are_few_and_reduced():
     samples = Samples((500, 928, 960))
     assert (len(samples.z), samples.reduction) == (35, 2)
     assert evenly(7, 3) == [0, 3, 6]
+    seen = Samples((9, 20, 30))
+    volume = np.random.default_rng(0).normal(100, 5, (9, 20, 30)).astype(np.float32)
+    volume[4, 3, 2], volume[5] = 1e6, np.nan
+    for z, whole in enumerate(volume):
+        seen.add(z, whole)
+    assert np.abs(seen.plane("z", 3) - volume[3]).max() < 1  # but for a hot or dead pixel
+    np.testing.assert_array_equal(seen.plane("y", seen.y[1]), volume[:, seen.y[1]])
+    np.testing.assert_array_equal(seen.plane("x", seen.x[2]), volume[:, :, seen.x[2]])
+    assert seen.levels(1, 99) == pytest.approx((88, 112), abs=10)
     plane = np.arange(15, dtype=np.float32).reshape(3, 5)
     np.testing.assert_array_equal(reduced(plane, 2), [[3, 5, 6.5], [10.5, 12.5, 14]])
 

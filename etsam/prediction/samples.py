@@ -3,15 +3,17 @@
 import numpy as np
 
 _SLICE_VOXELS = 32_000_000  # of all XY planes together: 36 slices of 928 x 960
-_GREY_PIXELS = 10_000_000  # of all XY planes after reduction: 40 MB
+_GREY_PIXELS = 10_000_000  # of all XY planes after reduction: 20 MB
 _SIDE_VIEWS = 5  # for each of the two directions
+_CLIP_PERCENT = (0.05, 99.95)  # of what is kept: a hot pixel shall not take all of 16 bits
 
 
 class Samples:
     """XY planes at even distances, XZ and YZ planes, of a volume whose slices pass by in order.
 
     Where the planes lie is the same for every volume of a shape. Rows and columns of what is kept are means of
-    `reduction` voxels each, so that memory is bounded: at most 60 MB, whatever the volume.
+    `reduction` voxels each, so that memory is bounded: at most 20 MB, and a row and a column
+    of each slice for each side view.
 
     Parameters
     ----------
@@ -24,10 +26,6 @@ class Samples:
         Where the planes lie, voxels, increasing.
     reduction
         Voxels, along Y and X, and in side views along Z, that make one pixel.
-    xy
-        Z -> (Y, X) float32, reduced.
-    xz, yz
-        Y -> (Z, X), and X -> (Z, Y), float32, reduced along both axes once the last slice has come.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -38,27 +36,50 @@ class Samples:
         self.reduction = 1
         while len(self.z) * height * width > _GREY_PIXELS * self.reduction**2 and self.reduction < 4:
             self.reduction += 1
-        self.xy: dict[int, np.ndarray] = {}
+        self._xy: dict[int, _Coarse] = {}
         self._rows: dict[int, list[np.ndarray]] = {y: [] for y in self.y}
         self._columns: dict[int, list[np.ndarray]] = {x: [] for x in self.x}
 
     def add(self, z: int, plane: np.ndarray) -> None:
         """Take what is needed of slice `z`, (Y, X); slices come in order."""
         if z in self.z:
-            self.xy[z] = reduced(plane, self.reduction)
+            self._xy[z] = _Coarse(reduced(plane, self.reduction))
         for kept, lines in ((self._rows, plane), (self._columns, plane.T)):
             for position, rows in kept.items():
                 rows.append(reduced(lines[position : position + 1], self.reduction, along_rows=False)[0])
 
-    @property
-    def xz(self) -> dict[int, np.ndarray]:
-        """Y -> (Z, X)."""
-        return {y: reduced(np.stack(rows), self.reduction, along_columns=False) for y, rows in self._rows.items()}
+    def plane(self, axis: str, at: int) -> np.ndarray:
+        """XY plane at `z`, XZ plane (Z, X) at `y` or YZ plane (Z, Y) at `x`, reduced along both axes, float32."""
+        if axis == "z":
+            return self._xy[at].values()
+        lines = (self._rows if axis == "y" else self._columns)[at]
+        return reduced(np.stack(lines), self.reduction, along_columns=False)
 
-    @property
-    def yz(self) -> dict[int, np.ndarray]:
-        """X -> (Z, Y)."""
-        return {x: reduced(np.stack(rows), self.reduction, along_columns=False) for x, rows in self._columns.items()}
+    def levels(self, low_percent: float, high_percent: float) -> tuple[float, float]:
+        """Two percentiles of the XY planes; 0 and 1 if there is nothing between them."""
+        values = np.concatenate([kept.values()[::4, ::4].ravel() for kept in self._xy.values()] or [np.zeros(1)])
+        values = values[np.isfinite(values)] if np.isfinite(values).any() else np.zeros(1)
+        low, high = (float(value) for value in np.percentile(values, (low_percent, high_percent)))
+        return (low, high) if high > low else (low, low + 1.0)
+
+
+class _Coarse:
+    """A plane in 16 bits a pixel, between the values that nearly all of it has.
+
+    What is no number is the lowest of them; a plane without any number stays one.
+    """
+
+    def __init__(self, plane: np.ndarray) -> None:
+        finite = plane[np.isfinite(plane)]
+        low, high = np.percentile(finite, _CLIP_PERCENT) if finite.size else (0.0, 0.0)
+        self._low, self._step = float(low), max(float(high - low), 1e-30) / np.iinfo(np.uint16).max
+        clipped = np.clip(np.nan_to_num(plane, nan=low), low, high)
+        self._kept = np.round((clipped - low) / self._step).astype(np.uint16)
+        if not finite.size:
+            self._low = float("nan")  # and so are all values
+
+    def values(self) -> np.ndarray:
+        return self._kept.astype(np.float32) * np.float32(self._step) + np.float32(self._low)
 
 
 def evenly(length: int, count: int) -> list[int]:

@@ -137,19 +137,11 @@ class ScriptInMaking:
         shape, folder = tuple(record["input"]["shape_zyx"]), self.target.parent
         lines = []
         if self.tomogram is not None:
-            lines = tomogram_commands(self.tomogram, self.stem, shape, _levels(self.samples), folder)
+            levels = None if self.samples is None else self.samples.levels(*_CLIP_PERCENT)
+            lines = tomogram_commands(self.tomogram, self.stem, shape, levels, folder)
         lines += surface_commands(self.mask, self.stem, int(np.prod(shape)), folder)
         with atomic_path(self.target, overwrite) as part:
             part.write_text(_script("a tomogram and its membranes", lines), encoding="utf-8")
-
-
-def _levels(samples: "Samples | None") -> tuple[float, float] | None:
-    values = np.concatenate([plane[::4, ::4].ravel() for plane in samples.xy.values()]) if samples else np.zeros(0)
-    values = values[np.isfinite(values)]
-    if not values.size:
-        return None
-    low, high = (float(value) for value in np.percentile(values, _CLIP_PERCENT))
-    return (low, high) if high > low else None
 
 
 def write_folder_script(folder: Path, masks: Mapping[str, tuple[Path, int]]) -> Path | None:

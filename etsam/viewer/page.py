@@ -133,15 +133,15 @@ class PageInMaking:
 
     def _views(self) -> tuple[list[dict[str, Any]], int]:
         """Planes by direction, base64, and how many slices there are of which those of the first direction are."""
-        grey = {"z": self.grey.xy, "y": self.grey.xz, "x": self.grey.yz}
-        low, high = _contrast(self.grey.xy.values())
+        low, high = self.grey.levels(*_CLIP_PERCENT)
         for axis in ("y", "x"):
             self._planes[axis] = {
-                at: {kind: packed(planes[axis][at]) for kind, planes in self._side.items()} for at in grey[axis]
+                at: {kind: packed(planes[axis][at]) for kind, planes in self._side.items()}
+                for at in getattr(self.grey, axis)
             }
         for axis, planes in self._planes.items():
             for at, plane in planes.items():
-                plane["grey"] = _jpeg(grey[axis][at], low, high)
+                plane["grey"] = _jpeg(self.grey.plane(axis, at), low, high)
         size = {
             axis: sum(len(part) for plane in planes.values() for part in plane.values())
             for axis, planes in self._planes.items()
@@ -166,13 +166,6 @@ class PageInMaking:
             }
             for axis, planes in self._planes.items()
         ], depth
-
-
-def _contrast(planes: Any) -> tuple[float, float]:
-    values = np.concatenate([plane[::4, ::4].ravel() for plane in planes])
-    values = values[np.isfinite(values)]
-    low, high = np.percentile(values, _CLIP_PERCENT) if values.size else (0.0, 1.0)
-    return float(low), float(high) if high > low else float(low) + 1.0
 
 
 def _jpeg(plane: np.ndarray, low: float, high: float) -> bytes:
