@@ -266,8 +266,8 @@ def draw_missing_wedge() -> None:
     for path in sorted((desk() / "simulated").glob("simulated_5_????.mrc")):
         mask = next(masks().glob(f"{path.stem}_*_mask.mrc"))
         truth = array(path.with_name(f"{path.stem}_membrane.mrc"))
-        scores = Metrics(["theta"])(truth, Scored(mask=array(mask)), (10.0, 10.0, 10.0))
-        for number, row in enumerate(scores.theta):
+        scores = Metrics(["inclination"])(truth, Scored(mask=array(mask)), (10.0, 10.0, 10.0))
+        for number, row in enumerate(scores.inclination):
             found[number] += np.nan_to_num(row.recall) * row.truth_voxels
             expected[number] += row.truth_voxels
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.5), width_ratios=(1, 1, 1.3))

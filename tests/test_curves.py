@@ -6,7 +6,7 @@ import pytest
 
 from etsam.evaluation.metrics.curves import dice, precision_recall, sweeps
 from etsam.evaluation.metrics.results import TomogramResult
-from etsam.evaluation.report.tables import THETA_COLUMNS, theta_by_method
+from etsam.evaluation.report.tables import THETA_COLUMNS, inclination_by_method
 from etsam.labels import overlap_scores, stat_counts
 
 
@@ -60,7 +60,9 @@ def test_by_inclination_recall_is_weighted_by_the_truth_and_precision_by_what_is
         ("m", "a", 30.0, 60.0, nothing, nothing, 0, 0),
         ("other", "a", 0.0, 30.0, 0.5, nothing, 10, 0),
     ]
-    found = theta_by_method(pd.DataFrame(rows, columns=list(THETA_COLUMNS))).set_index(["method", "lower_degrees"])
+    found = inclination_by_method(pd.DataFrame(rows, columns=list(THETA_COLUMNS))).set_index(
+        ["method", "lower_degrees"]
+    )
     np.testing.assert_allclose(found.loc[("m", 0.0), ["recall", "precision"]], [0.25, (50 + 25) / 200])
     np.testing.assert_allclose(found.loc[("m", 30.0), ["recall", "precision"]], nothing)
     np.testing.assert_allclose(found.loc[("other", 0.0), ["recall", "precision"]], [0.5, nothing])

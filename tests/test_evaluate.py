@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from etsam.app import compose_config
 from etsam.errors import OutputError
 from etsam.evaluation.data import EvaluationData
-from etsam.evaluation.metrics.results import SlicePicture, ThetaRow, TomogramResult
+from etsam.evaluation.metrics.results import InclinationRow, SlicePicture, TomogramResult
 from etsam.evaluation.result_store import ResultStore
 from etsam.inference import tiles
 from etsam.labels import overlap_scores, stat_counts
@@ -85,7 +85,7 @@ def test_predictions_made_in_the_run_are_scored_and_kept(evaluate, manifest):
         assert float(row["seconds"]) > 0
         assert {"auprc", "surface_dice", "hausdorff95_angstrom", "cldice", "betti0_error"} <= set(row)
     assert json.loads((manifest / "out/report.json").read_text())["settings"]["prediction"]["net"]["image_size"] == 64
-    tables = (f"{name}.csv" for name in ("means", "planes", "theta", "thresholds", "best_thresholds", "pooled"))
+    tables = (f"{name}.csv" for name in ("means", "planes", "inclination", "thresholds", "best_thresholds", "pooled"))
     for name in ("report.html", "report.md", *tables):
         assert (manifest / "out" / name).stat().st_size > 50
     # the same predictions, read back, score the same
@@ -347,7 +347,7 @@ def test_a_stored_result_is_read_back_as_it_was(tmp_path):
         thresholds=np.float32([0, 1]),
         counts=np.array([[1, 2, 3], [4, 5, 6]]),
         planes={"xy": {"dice": 0.25}},
-        theta=(ThetaRow(0.0, 10.0, float("nan"), 1.0, 7, 8),),
+        inclination=(InclinationRow(0.0, 10.0, float("nan"), 1.0, 7, 8),),
         pictures=(picture,),
         seconds=2.0,
     )
@@ -357,7 +357,7 @@ def test_a_stored_result_is_read_back_as_it_was(tmp_path):
     found = store.load("a/b", "set/run 1")
     assert found.metrics == pytest.approx(result.metrics, nan_ok=True)
     assert found.planes == result.planes
-    assert found.theta[0] == pytest.approx(result.theta[0], nan_ok=True)
+    assert found.inclination[0] == pytest.approx(result.inclination[0], nan_ok=True)
     assert (found.seconds, found.error, found.method) == (2.0, "", "a/b")
     np.testing.assert_array_equal(found.counts, result.counts)
     np.testing.assert_array_equal(found.thresholds, result.thresholds)
@@ -387,11 +387,11 @@ def test_the_result_of_another_tomogram_is_not_taken(tmp_path):
 
 def test_a_result_of_an_earlier_version_without_predicted_voxels_is_made_anew(tmp_path):
     store = ResultStore(tmp_path, {}, resume=True)
-    store.save(TomogramResult("m", "lab/a", theta=(ThetaRow(0.0, 10.0, 1.0, 1.0, 7, 8),)), [])
+    store.save(TomogramResult("m", "lab/a", inclination=(InclinationRow(0.0, 10.0, 1.0, 1.0, 7, 8),)), [])
     assert store.complete("m", "lab/a", [])
     file = store.path("m", "lab/a")
     record = json.loads(file.read_text())
-    file.write_text(json.dumps(record | {"theta": [row[:5] for row in record["theta"]]}))
+    file.write_text(json.dumps(record | {"inclination": [row[:5] for row in record["inclination"]]}))
     assert not store.complete("m", "lab/a", [])
 
 

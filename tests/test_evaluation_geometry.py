@@ -8,7 +8,7 @@ from skimage.measure import euler_number
 from skimage.morphology import skeletonize
 
 from etsam.evaluation.metrics import surface as surface_module
-from etsam.evaluation.metrics.normals import angles_to_z, smoothed_slices, theta_counts, theta_table
+from etsam.evaluation.metrics.normals import angles_to_z, inclination_counts, inclination_table, smoothed_slices
 from etsam.evaluation.metrics.scores import Metrics, Scored
 from etsam.evaluation.metrics.surface import nearest_distances, surface_voxels
 from etsam.evaluation.metrics.topology import betti_numbers, cl_dice, euler_characteristic
@@ -145,11 +145,13 @@ def test_smoothing_slice_by_slice_is_scipys():
     np.testing.assert_allclose(found[weight > 1e-3], (partial / weight)[weight > 1e-3], atol=1e-4)
 
 
-def test_theta_says_which_directions_are_missed():
+def test_inclination_says_which_directions_are_missed():
     shell = ball(15) & ~ball(12)
     z, y, x = (axis - c for axis, c in zip(np.indices(shell.shape), (20, 22, 24), strict=True))
     steep = abs(z) < 0.6 * np.sqrt(z**2 + y**2 + x**2)  # normals at more than 53 degrees: what the wedge leaves
-    rows = Metrics(["theta"], surface_tolerance_angstrom=1.0)(shell, Scored(mask=shell & steep), (1.0, 1.0, 1.0)).theta
+    rows = Metrics(["inclination"], surface_tolerance_angstrom=1.0)(
+        shell, Scored(mask=shell & steep), (1.0, 1.0, 1.0)
+    ).inclination
     assert [row[:2] for row in rows] == [(10.0 * i, 10.0 * i + 10) for i in range(9)]
     assert all(row[2] == 0 for row in rows[:4])
     assert all(row[2] > 0.99 for row in rows[7:])
@@ -158,10 +160,10 @@ def test_theta_says_which_directions_are_missed():
     assert sum(row.predicted_voxels for row in rows) == len(surface_voxels(shell & steep))
 
 
-def test_theta_bins_hold_both_ends_and_no_nan():
+def test_inclination_bins_hold_both_ends_and_no_nan():
     angles = np.array([0, 9.99, 10, 90, np.nan], np.float32)
     hits = np.array([True, False, True, True, True])
-    rows = theta_table(theta_counts(angles, hits), theta_counts(np.array([15.0]), np.array([False])))
+    rows = inclination_table(inclination_counts(angles, hits), inclination_counts(np.array([15.0]), np.array([False])))
     assert rows[0] == (0.0, 10.0, 0.5, pytest.approx(np.nan, nan_ok=True), 2, 0)
     assert rows[1] == (10.0, 20.0, 1.0, 0.0, 1, 1)
     assert rows[8][2:] == (1.0, pytest.approx(np.nan, nan_ok=True), 1, 0)

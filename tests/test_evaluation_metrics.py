@@ -66,7 +66,7 @@ def test_what_is_predicted_where_nobody_annotated_changes_no_score():
     first, second = (Metrics()(truth, Scored(logits, -0.25), VOXEL) for logits in (one, other))
     assert first.metrics == second.metrics
     assert first.planes == second.planes
-    np.testing.assert_array_equal(first.theta, second.theta)
+    np.testing.assert_array_equal(first.inclination, second.inclination)
     np.testing.assert_array_equal(first.counts, second.counts)
 
 
@@ -236,7 +236,7 @@ def test_without_a_voxel_size_there_are_no_angstroms():
     )
     strict = Metrics(METRICS, surface_tolerance_angstrom=5)(truth, Scored(mask=mask))
     assert math.isnan(strict.metrics["surface_dice"])
-    assert strict.theta == ()
+    assert strict.inclination == ()
 
 
 def brute_surface(mask, known):

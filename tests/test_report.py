@@ -18,7 +18,7 @@ from PIL import Image
 from etsam.errors import ConfigError, OutputError
 from etsam.evaluation.compare.tables import parse_source, published_scores, read_scores, results_of_scores
 from etsam.evaluation.metrics.curves import Sweep
-from etsam.evaluation.metrics.results import SlicePicture, ThetaRow, TomogramResult
+from etsam.evaluation.metrics.results import InclinationRow, SlicePicture, TomogramResult
 from etsam.evaluation.organisms import short_species
 from etsam.evaluation.report.figures import labels, useful_range
 from etsam.evaluation.report.headline import findings
@@ -63,7 +63,9 @@ def result(method, tomogram, seed, masks_only=False):
         counts=counts[:0] if masks_only else counts,
         threshold=np.nan if masks_only else -0.25,
         planes={plane: {"dice": random.uniform(0.1, 0.9)} for plane in ("xy", "xz", "yz")},
-        theta=tuple(ThetaRow(a, a + 30.0, random.uniform(), random.uniform(), 10 + a, 9) for a in (0.0, 30.0, 60.0)),
+        inclination=tuple(
+            InclinationRow(a, a + 30.0, random.uniform(), random.uniform(), 10 + a, 9) for a in (0.0, 30.0, 60.0)
+        ),
         pictures=(picture(seed=seed), picture((12, 30), seed=seed, axis="y", index=3)),
         seconds=seed + 0.5,
     )
@@ -231,7 +233,7 @@ def test_csv_json_and_markdown_hold_the_same_numbers(written, results):
                 assert row[name] == record[name] == value
         cells = ["failed: " + r.error] if r.error else [f"{value:.3f}" for value in r.metrics.values()]
         assert any(line.startswith("| " + " | ".join([r.tomogram, r.method, *cells])) for line in lines)
-    for name in ("means", "pairs", "best_thresholds", "thresholds", "planes", "theta"):
+    for name in ("means", "pairs", "best_thresholds", "thresholds", "planes", "inclination"):
         table = pd.read_csv(folder / f"{name}.csv")
         assert len(table) == len(as_json[name])
         for column in table.select_dtypes("number"):
@@ -278,9 +280,9 @@ def test_a_report_is_not_overwritten_unless_asked(results, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.csv"]
     write_report([results[4], results[0]], tmp_path, SETTINGS, overwrite=True)
     assert (tmp_path / "pairs.csv").read_text() != "mine"
-    assert (tmp_path / "theta.csv").exists()
+    assert (tmp_path / "inclination.csv").exists()
     write_report(results_of_scores(published_scores()), tmp_path, {}, overwrite=True)
-    assert not (tmp_path / "theta.csv").exists()  # it belonged to the report that was replaced
+    assert not (tmp_path / "inclination.csv").exists()  # it belonged to the report that was replaced
 
 
 def test_no_results_are_refused(tmp_path):
@@ -321,7 +323,7 @@ def test_twenty_tomograms_with_large_slices_stay_below_five_megabytes():
 
 def test_a_page_too_small_for_all_slices_shows_some_of_each_tomogram(results, monkeypatch):
     monkeypatch.setattr("etsam.evaluation.report.page.PICTURE_BUDGET_BYTES", 60_000)
-    shortened = [replace(r, thresholds=THRESHOLDS[:0], theta=()) for r in results]
+    shortened = [replace(r, thresholds=THRESHOLDS[:0], inclination=()) for r in results]
     text = page("t", build_tables(shortened), shortened, {}, {})
     shown = re.findall(r"<h3>(d\d/t\d)</h3>", text)
     assert 0 < text.count('class="slices"') < 8
@@ -330,9 +332,9 @@ def test_a_page_too_small_for_all_slices_shows_some_of_each_tomogram(results, mo
 
 
 def test_the_headline_says_what_is_found_and_what_is_lost(results, tmp_path):
-    rows = [ThetaRow(0.0, 10.0, 0.07, 0.9, 100, 50), ThetaRow(80.0, 90.0, 0.98, 0.9, 100, 90)]
+    rows = [InclinationRow(0.0, 10.0, 0.07, 0.9, 100, 50), InclinationRow(80.0, 90.0, 0.98, 0.9, 100, 90)]
     mine = [
-        replace(r, theta=tuple(rows), voxels=4_000_000, metrics={"dice": value, "precision": 0.7 + value / 100})
+        replace(r, inclination=tuple(rows), voxels=4_000_000, metrics={"dice": value, "precision": 0.7 + value / 100})
         for r, value in zip(results[:2], (0.64, 0.66), strict=True)
     ]
     settings = {"prediction": {"weights": {"stage2": {"name": "nano_stage2.safetensors"}}}}
@@ -349,8 +351,8 @@ def test_the_headline_says_what_is_found_and_what_is_lost(results, tmp_path):
     [(0.9, 0.8, "upright (0.90 of them) and flat"), (0.3, 0.1, "Loses most"), (0.6, 0.4, "0.60 of upright")],
 )
 def test_the_headline_fits_what_is_found(results, upright, flat, words):
-    rows = ThetaRow(0.0, 30.0, flat, 0.5, 10, 9), ThetaRow(60.0, 90.0, upright, 0.5, 10, 9)
-    ((_, sentences),) = findings(build_tables([replace(results[0], theta=rows)]))
+    rows = InclinationRow(0.0, 30.0, flat, 0.5, 10, 9), InclinationRow(60.0, 90.0, upright, 0.5, 10, 9)
+    ((_, sentences),) = findings(build_tables([replace(results[0], inclination=rows)]))
     assert words in sentences
 
 
@@ -464,7 +466,7 @@ def test_wandb_gets_tables_curves_slices_and_means(results, tmp_path, wandb_apar
     assert stored["data"][0][:4] == ["nano", NAMES[0], "", results[0].metrics["dice"]]
     assert len(stored["data"]) == len(results)
     curves = {path.name.rsplit("_", 2)[0] for path in (media / "images/curves").iterdir()}
-    assert {"scores_dice", "precision_recall", "threshold_nano", "theta_recall"} <= curves
+    assert {"scores_dice", "precision_recall", "threshold_nano", "inclination_recall"} <= curves
     assert len(list((media / "images/slices").rglob("*.png"))) == len(NAMES) * 2 * 2 + 7 * 2  # grey, truth, predictions
     recorded = next(run.glob("*.wandb")).read_bytes()
     assert b"nano/dice" in recorded

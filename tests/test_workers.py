@@ -15,7 +15,7 @@ from scipy import ndimage
 from skimage.morphology import skeletonize
 
 from etsam.errors import ConfigError, InputError
-from etsam.evaluation.metrics.normals import angles_to_z, theta_counts
+from etsam.evaluation.metrics.normals import angles_to_z, inclination_counts
 from etsam.evaluation.metrics.scores import METRICS, Metrics, Scored
 from etsam.evaluation.metrics.surface import surface_voxels
 from etsam.postprocess import misconnections
@@ -116,7 +116,7 @@ def test_all_scores_are_the_same_with_one_worker_and_with_two(known):
     if known:
         truth[blobs(2, share=0.1)] = 255
     one, two = (Metrics(METRICS, workers=workers)(truth, Scored(logits, 0.1), (4.0, 3.0, 2.0)) for workers in NUMBERS)
-    assert repr((one.metrics, one.planes, one.theta)) == repr((two.metrics, two.planes, two.theta))
+    assert repr((one.metrics, one.planes, one.inclination)) == repr((two.metrics, two.planes, two.inclination))
     assert 0 < one.metrics["cldice"] < 1
     np.testing.assert_array_equal(one.counts, two.counts)
 
@@ -140,13 +140,13 @@ def test_angles_are_those_of_the_gradient_of_the_whole_volume(workers):
     np.testing.assert_allclose(angles_to_z(voxels, mask, size, workers=workers)[clear], expected[clear], atol=0.05)
 
 
-def test_theta_bins_are_those_of_numpys_histogram():
+def test_inclination_bins_are_those_of_numpys_histogram():
     angles = np.random.default_rng(0).integers(0, 181, 2000).astype(np.float32) / 2  # many at the edges
     angles[::7] = np.nan
     hits = angles > 33
     edges = [*range(0, 90, 10), 90.001]
     expected = [np.histogram(values, edges)[0] for values in (angles, angles[hits])]
-    np.testing.assert_array_equal(theta_counts(angles, hits), np.transpose(expected))
+    np.testing.assert_array_equal(inclination_counts(angles, hits), np.transpose(expected))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 
 from etsam.errors import InputError, OutputError
-from etsam.evaluation.metrics.results import SlicePicture, ThetaRow, TomogramResult
+from etsam.evaluation.metrics.results import InclinationRow, SlicePicture, TomogramResult
 from etsam.prediction.record import read_record, write_record
 from etsam.volume import atomic_path
 from etsam.volume.location import locate, state_of
@@ -96,7 +96,8 @@ class ResultStore:
                 f"the files of {tomogram} have changed since {file} was made; choose another output_dir, or set "
                 "overwrite=true to make it anew."
             )
-        whole = "voxels" in record and all(len(row) == len(ThetaRow._fields) for row in record["theta"])
+        rows = record.get("inclination")
+        whole = "voxels" in record and rows is not None and all(len(row) == len(InclinationRow._fields) for row in rows)
         # what is not whole is of an earlier version
         return whole and file.with_suffix(".npz").exists()
 
@@ -134,7 +135,7 @@ class ResultStore:
             "error": result.error,
             "metrics": without_nan(result.metrics),
             "planes": without_nan(result.planes),
-            "theta": without_nan(result.theta),
+            "inclination": without_nan(result.inclination),
             "threshold": without_nan(result.threshold),
             "seconds": without_nan(result.seconds),
             "voxels": result.voxels,
@@ -185,7 +186,7 @@ class ResultStore:
             TomogramResult(method=method, tomogram=tomogram, error=record["error"]),
             metrics=with_nan(record["metrics"]),
             planes=with_nan(record["planes"]),
-            theta=tuple(ThetaRow(*row) for row in with_nan(record["theta"])),
+            inclination=tuple(InclinationRow(*row) for row in with_nan(record["inclination"])),
             seconds=with_nan(record["seconds"]),
             voxels=record["voxels"],
             threshold=with_nan(record.get("threshold")),

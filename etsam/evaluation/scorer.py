@@ -134,7 +134,7 @@ class Scorer(Callback):
             counts=scores.counts,
             threshold=math.nan if scored.logits is None else scored.threshold,
             planes=scores.planes,
-            theta=scores.theta,
+            inclination=scores.inclination,
             pictures=() if tomogram is None else pictures(tomogram, scores, size),
             seconds=scored.seconds,
             voxels=int(np.prod(truth.shape)),

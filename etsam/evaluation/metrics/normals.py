@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from etsam.evaluation.metrics.results import ThetaRow
+from etsam.evaluation.metrics.results import InclinationRow
 from etsam.evaluation.metrics.surface import SurfaceVoxels
 from etsam.threads import in_order
 from etsam.volume import Slices
@@ -186,7 +186,7 @@ def _slopes(
             below, plane = plane, above
 
 
-def theta_counts(angles: np.ndarray, hits: np.ndarray) -> np.ndarray:
+def inclination_counts(angles: np.ndarray, hits: np.ndarray) -> np.ndarray:
     """Surface voxels in each bin of `THETA_EDGES_DEGREES`, and how many of them are hits, (9, 2) int64.
 
     Parameters
@@ -205,17 +205,17 @@ def theta_counts(angles: np.ndarray, hits: np.ndarray) -> np.ndarray:
     return np.stack([histogram(angles), histogram(angles[hits])], axis=1)
 
 
-def theta_table(truth: np.ndarray, prediction: np.ndarray) -> tuple[ThetaRow, ...]:
+def inclination_table(truth: np.ndarray, prediction: np.ndarray) -> tuple[InclinationRow, ...]:
     """Recall and precision of surfaces by inclination.
 
     Parameters
     ----------
     truth, prediction
-        `theta_counts` of both surfaces, a hit being a voxel within the tolerance of the other surface.
+        `inclination_counts` of both surfaces, a hit being a voxel within the tolerance of the other surface.
     """
     edges = itertools.pairwise(THETA_EDGES_DEGREES)
     return tuple(
-        ThetaRow(
+        InclinationRow(
             float(lower),
             float(upper),
             _share(*of_truth),

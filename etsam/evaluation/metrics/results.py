@@ -38,7 +38,7 @@ class SlicePicture:
     shows: str = ""
 
 
-class ThetaRow(NamedTuple):
+class InclinationRow(NamedTuple):
     """Surfaces of one range of angles between their normal and Z.
 
     Attributes
@@ -84,7 +84,7 @@ class TomogramResult:
     planes
         `xy`, `xz`, `yz` -> metric -> mean over the slices of that orientation that hold membrane in truth or
         prediction.
-    theta
+    inclination
         By the angle of the surface normal to Z.
     pictures
         Slices to look at.
@@ -102,7 +102,7 @@ class TomogramResult:
     counts: np.ndarray = field(default_factory=lambda: np.empty((0, 3), np.int64))
     threshold: float = float("nan")
     planes: dict[str, dict[str, float]] = field(default_factory=dict)
-    theta: tuple[ThetaRow, ...] = ()
+    inclination: tuple[InclinationRow, ...] = ()
     pictures: tuple[SlicePicture, ...] = ()
     seconds: float = float("nan")
     voxels: int = 0

@@ -8,7 +8,7 @@ Truth and prediction are read once, slice by slice. What each score means stands
 | `curve` | counts at 1000 thresholds, and `auprc`; of logits only | `thresholds`, `curves` |
 | `planes` | the four scores of XY, XZ and YZ slices | `planes` |
 | `surface` | `surface_dice`, `hausdorff95_angstrom` and `_pooled_`, `assd_angstrom` | `surface` |
-| `theta` | recall and precision of surfaces by the angle of their normal to Z | `normals` |
+| `inclination` | recall and precision of surfaces by the angle of their normal to Z | `normals` |
 | `cldice` | `cldice` | `topology` |
 | `betti` | `betti0_error`, `betti1_error`, `betti2_error` | `topology` |
 
@@ -26,9 +26,9 @@ import numpy as np
 from etsam.data.measured import IGNORE, labels
 from etsam.errors import ConfigError, InputError
 from etsam.evaluation.metrics.curves import area_under_curve
-from etsam.evaluation.metrics.normals import angles_to_z, theta_counts, theta_table
+from etsam.evaluation.metrics.normals import angles_to_z, inclination_counts, inclination_table
 from etsam.evaluation.metrics.planes import PlaneCounter, Shown
-from etsam.evaluation.metrics.results import ThetaRow
+from etsam.evaluation.metrics.results import InclinationRow
 from etsam.evaluation.metrics.surface import (
     average_distance,
     hausdorff95,
@@ -45,7 +45,7 @@ from etsam.labels import MARKED_255_ADVICE, odd_value_advice, overlap_scores
 from etsam.threads import worker_count
 from etsam.volume import Slices
 
-METRICS = ("curve", "planes", "surface", "theta", "cldice", "betti")
+METRICS = ("curve", "planes", "surface", "inclination", "cldice", "betti")
 """What can be asked for beside the overlap scores, which are always computed."""
 
 DEFAULT_TOLERANCE_VOXELS = 2.0
@@ -137,7 +137,7 @@ class Scores:
     thresholds: np.ndarray
     counts: np.ndarray
     planes: dict[str, dict[str, float]]
-    theta: tuple[ThetaRow, ...]
+    inclination: tuple[InclinationRow, ...]
     shown: tuple[Shown, ...]
     masks: tuple[PackedMask, PackedMask, PackedMask | None]
 
@@ -151,7 +151,7 @@ class Metrics:
     metrics
         Names of `METRICS`.
     surface_tolerance_angstrom
-        Of surface Dice and of `theta`; None: twice the largest voxel side.
+        Of surface Dice and of `inclination`; None: twice the largest voxel side.
     ignore_border_voxels
         So many layers of voxels at each face count as not annotated.
     workers
@@ -226,9 +226,9 @@ class Metrics:
             if counter is not None:
                 thresholds, counts = counter.thresholds, counter.counts
             metrics["auprc"] = area_under_curve(counts)
-        theta: tuple[ThetaRow, ...] = ()
-        if {"surface", "theta"} & set(self.metrics):
-            of_surface, theta = self._surface(masks, voxel_size_angstrom, progress)
+        inclination: tuple[InclinationRow, ...] = ()
+        if {"surface", "inclination"} & set(self.metrics):
+            of_surface, inclination = self._surface(masks, voxel_size_angstrom, progress)
             metrics |= of_surface
         if "cldice" in self.metrics:
             report = None if progress is None else lambda done, total: progress("clDice", done, total)
@@ -241,7 +241,7 @@ class Metrics:
             thresholds=thresholds,
             counts=counts,
             planes=planes.scores() if "planes" in self.metrics else {},
-            theta=theta,
+            inclination=inclination,
             shown=planes.shown(),
             masks=masks,
         )
@@ -312,7 +312,7 @@ class Metrics:
         masks: tuple[PackedMask, PackedMask, PackedMask | None],
         voxel_size_angstrom: tuple[float, float, float] | None,
         progress: Progress | None,
-    ) -> tuple[dict[str, float], tuple[ThetaRow, ...]]:
+    ) -> tuple[dict[str, float], tuple[InclinationRow, ...]]:
         truth, prediction, known = masks
         size = voxel_size_angstrom or (1.0, 1.0, 1.0)
         tolerance = self.surface_tolerance_angstrom
@@ -331,17 +331,17 @@ class Metrics:
             metrics["assd_angstrom"] = unit * average_distance(*distances)
             metrics["hausdorff95_pooled_angstrom"] = unit * pooled_hausdorff95(*distances)
             metrics["hausdorff95_angstrom"] = unit * hausdorff95(*distances)  # last: it changes their order
-        if "theta" not in self.metrics or math.isnan(tolerance):
+        if "inclination" not in self.metrics or math.isnan(tolerance):
             return metrics, ()
         distances.clear()
         _tell(progress, "normals", truth.shape[0])
         counts = [
-            theta_counts(
+            inclination_counts(
                 angles_to_z(surface, mask, size, known, self.workers), hit
             )  # one after the other: angles take 100 MB
             for surface, mask, hit in zip(surfaces, (truth, prediction), hits, strict=True)
         ]
-        return metrics, theta_table(*counts)
+        return metrics, inclination_table(*counts)
 
 
 def _mask_and_logits(scored: Scored, z: int) -> tuple[np.ndarray, np.ndarray | None]:

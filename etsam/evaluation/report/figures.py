@@ -120,16 +120,16 @@ class Figures:
         _legend(figure, axes)
         return figure
 
-    def theta(self, theta: pd.DataFrame, name: str) -> "Figure":
-        """Recall or precision by the angle between normal and Z; `theta` as `theta_by_method` gives it."""
+    def inclination(self, inclination: pd.DataFrame, name: str) -> "Figure":
+        """Recall or precision by the angle between normal and Z; `inclination` as `inclination_by_method` gives it."""
         figure, axes = _figure(3.0 + _legend_height(self.look))
         for method, look in self.look.items():
-            own = theta[theta["method"] == method]
+            own = inclination[inclination["method"] == method]
             if len(own):
                 middle = (own["lower_degrees"] + own["upper_degrees"]) / 2
                 axes.plot(middle, own[name], **look, label=short(method, 40))
         axes.set(xlabel="Angle of the normal to Z (degrees)", ylabel=METRIC_NAMES[name])
-        axes.set(xlim=(0, theta["upper_degrees"].max()), ylim=(-0.02, 1.02))
+        axes.set(xlim=(0, inclination["upper_degrees"].max()), ylim=(-0.02, 1.02))
         _legend(figure, axes)
         return figure
 

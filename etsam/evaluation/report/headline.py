@@ -8,7 +8,7 @@ import pandas as pd
 
 from etsam.evaluation.compare.tables import METRIC_NAMES
 from etsam.evaluation.metrics.results import TomogramResult
-from etsam.evaluation.report.tables import ReportTables, theta_by_method
+from etsam.evaluation.report.tables import ReportTables, inclination_by_method
 from etsam.weights.registry import REGISTRY, is_embedded
 
 _WEIGHTS = "prediction.weights.stage2.name"  # in the flat settings of an evaluation
@@ -48,13 +48,15 @@ def findings(tables: ReportTables) -> list[tuple[str, str]]:
     Upright and flat are the outer ranges of the angle between a membrane's normal and Z.
     """
     means = tables.comparison.means
-    theta = theta_by_method(tables.frames["theta"]) if len(tables.frames["theta"]) else pd.DataFrame()
+    inclination = (
+        inclination_by_method(tables.frames["inclination"]) if len(tables.frames["inclination"]) else pd.DataFrame()
+    )
     found = []
     for method in tables.comparison.methods:
         own = means[(means["method"] == method) & means["mean"].notna()].set_index("metric")["mean"]
         sentences = [f"{METRIC_NAMES.get(name, name)} {own[name]:.2f}." for name in own.index[:1]]
-        if len(theta):
-            sentences += _by_direction(theta[theta["method"] == method].sort_values("lower_degrees"))
+        if len(inclination):
+            sentences += _by_direction(inclination[inclination["method"] == method].sort_values("lower_degrees"))
         if "precision" in own.index[1:]:
             sentences.append(f"Precision {own['precision']:.2f}.")
         found.append((method, " ".join(sentences) or "No scores."))
@@ -63,10 +65,10 @@ def findings(tables: ReportTables) -> list[tuple[str, str]]:
 
 def directions(tables: ReportTables) -> str:
     """Sentence that says what upright and flat mean; empty if nothing is known by direction."""
-    theta = tables.frames["theta"]
-    if not len(theta):
+    inclination = tables.frames["inclination"]
+    if not len(inclination):
         return ""
-    flat, upright = theta["upper_degrees"].min(), theta["lower_degrees"].max()
+    flat, upright = inclination["upper_degrees"].min(), inclination["lower_degrees"].max()
     return (
         f"Upright: the membrane's normal is {upright:g} to 90 degrees from Z, the beam. Flat: at most {flat:g} degrees;"
         " that is where the missing wedge hides most."

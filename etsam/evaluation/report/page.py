@@ -24,7 +24,7 @@ from etsam.evaluation.report.tables import (
     cells_of_scores,
     failures,
     format_value,
-    theta_by_method,
+    inclination_by_method,
 )
 
 PICTURE_BUDGET_BYTES = 3_200_000  # of the page's 5 MB; curves and tables of 20 tomograms need about one
@@ -264,12 +264,15 @@ def _precision_recall(tables: ReportTables, results: Sequence[TomogramResult]) -
 
 
 def _where(tables: ReportTables) -> list[Part]:
-    theta, planes = tables.frames["theta"], tables.frames["planes"]
+    inclination, planes = tables.frames["inclination"], tables.frames["planes"]
     parts: list[Part] = []
-    if len(theta):
-        figures, pooled = Figures(tables.comparison.methods), theta_by_method(theta)
+    if len(inclination):
+        figures, pooled = Figures(tables.comparison.methods), inclination_by_method(inclination)
         plots = [
-            plot(figures.theta(pooled, name), f"{METRIC_NAMES[name]} by the angle between the membrane's normal and Z")
+            plot(
+                figures.inclination(pooled, name),
+                f"{METRIC_NAMES[name]} by the angle between the membrane's normal and Z",
+            )
             for name in ("recall", "precision")
         ]
         text = (

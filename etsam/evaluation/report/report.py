@@ -50,7 +50,7 @@ def write_report(
     output_dir
         Made if it is not there. Gets `report.html` (written last), `report.md`, `report.json`, and, as far as there is
         something in them, `scores.csv`, `means.csv`, `pairs.csv`, `missing.csv`, `thresholds.csv`,
-        `best_thresholds.csv`, `pooled.csv`, `planes.csv`, `theta.csv`.
+        `best_thresholds.csv`, `pooled.csv`, `planes.csv`, `inclination.csv`.
     settings
         Shown and stored; values may be nested.
     overwrite

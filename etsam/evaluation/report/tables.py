@@ -13,11 +13,11 @@ import pandas as pd
 from etsam.evaluation.compare.compare import Comparison, compare, format_difference, format_p, format_score
 from etsam.evaluation.compare.tables import METRIC_NAMES, scores_of_results
 from etsam.evaluation.metrics.curves import Sweep, dice, precision_recall, sweeps
-from etsam.evaluation.metrics.results import ThetaRow, TomogramResult
+from etsam.evaluation.metrics.results import InclinationRow, TomogramResult
 from etsam.evaluation.organisms import organisms
 from etsam.volume import atomic_path
 
-THETA_COLUMNS = ("method", "tomogram", *ThetaRow._fields)
+THETA_COLUMNS = ("method", "tomogram", *InclinationRow._fields)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ReportTables:
         Methods with a sweep of the threshold.
     frames
         File name without suffix -> table: scores, means, pairs, missing, thresholds, best_thresholds, pooled (all
-        voxels of a method together), planes, theta.
+        voxels of a method together), planes, inclination.
     """
 
     comparison: Comparison
@@ -74,7 +74,7 @@ def build_tables(
                 columns=["method", "tomograms", "auprc"],
             ),
             "planes": _planes(results),
-            "theta": _theta(results),
+            "inclination": _inclination(results),
         },
     )
 
@@ -119,19 +119,21 @@ def _planes(results: Sequence[TomogramResult]) -> pd.DataFrame:
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["method", "tomogram", "plane"])
 
 
-def _theta(results: Sequence[TomogramResult]) -> pd.DataFrame:
-    rows = [(result.method, result.tomogram, *row) for result in results for row in result.theta]
+def _inclination(results: Sequence[TomogramResult]) -> pd.DataFrame:
+    rows = [(result.method, result.tomogram, *row) for result in results for row in result.inclination]
     return pd.DataFrame(rows, columns=list(THETA_COLUMNS))
 
 
-def theta_by_method(theta: pd.DataFrame) -> pd.DataFrame:
+def inclination_by_method(inclination: pd.DataFrame) -> pd.DataFrame:
     """Recall and precision of each method and range of angles, over the surfaces of all tomograms taken together.
 
     Recall is weighted by the truth's surface voxels, precision by the predicted ones: what is predicted where the truth
     has no surface is all false, and counts.
     """
     weights = {"recall": "truth_voxels", "precision": "predicted_voxels"}
-    table = theta.assign(**{name: (theta[name] * theta[weight]).fillna(0) for name, weight in weights.items()})
+    table = inclination.assign(
+        **{name: (inclination[name] * inclination[weight]).fillna(0) for name, weight in weights.items()}
+    )
     keys = ["method", "lower_degrees", "upper_degrees"]
     pooled = table.groupby(keys, sort=False)[[*weights, *weights.values()]].sum().reset_index()
     for name, weight in weights.items():

@@ -12,7 +12,7 @@ from etsam.errors import ConfigError
 from etsam.evaluation.metrics.results import TomogramResult
 from etsam.evaluation.report.figures import Figures, png_bytes, points_of
 from etsam.evaluation.report.pictures import LEGEND, images_with_bars, slice_views
-from etsam.evaluation.report.tables import ReportTables, build_tables, theta_by_method
+from etsam.evaluation.report.tables import ReportTables, build_tables, inclination_by_method
 
 _COLOUR_NAMES = ("yellow", "green", "orange", "blue")  # of LEGEND
 MAX_SLICES = 60  # of all tomograms; each is one picture for each method
@@ -111,9 +111,11 @@ def _curves(tables: ReportTables, results: Sequence[TomogramResult]) -> dict[str
         found["precision_recall"] = figures.precision_recall(pooled, points_of(results))
     for sweep in tables.sweeps:
         found[f"threshold_{sweep.method}"] = figures.sweep(sweep)
-    if len(tables.frames["theta"]):
-        theta = theta_by_method(tables.frames["theta"])
-        found |= {f"theta_{metric}": figures.theta(theta, metric) for metric in ("recall", "precision")}
+    if len(tables.frames["inclination"]):
+        inclination = inclination_by_method(tables.frames["inclination"])
+        found |= {
+            f"inclination_{metric}": figures.inclination(inclination, metric) for metric in ("recall", "precision")
+        }
     return {name: png_bytes(figure) for name, figure in found.items()}
 
 
