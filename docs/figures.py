@@ -427,6 +427,13 @@ def draw_report() -> None:
     browser(desk() / "report/report.html", "report", (1280, 1100))
 
 
+def draw_measure() -> None:
+    """The page of measurements, in a browser."""
+    mask = next(masks().glob("simulated_5_0002_*_mask.mrc"))
+    etsam(desk(), "measure", str(mask), "--tomogram", "simulated/simulated_5_0002.mrc", "--output-dir", "measured")
+    browser(desk() / "measured/simulated_5_0002_measure.html", "measure", (1280, 1000))
+
+
 def browser(page: Path, name: str, size: tuple[int, int]) -> None:
     """Show a page in headless Chromium and keep the picture; without a browser it stays as it is."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

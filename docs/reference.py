@@ -7,6 +7,7 @@ from pathlib import Path
 
 from etsam.cli.main import build_parser
 from etsam.cli.settings_list import settings_of_config
+from etsam.measure.columns import COLUMNS, CONTACT_COLUMNS
 from etsam.paths import resource_path
 
 
@@ -52,6 +53,15 @@ def settings() -> str:
     return "\n".join(parts)
 
 
+def measurements() -> str:
+    """Columns of the tables of `etsam measure`, as Markdown."""
+    parts = []
+    for name, columns in (("NAME_membranes.csv", COLUMNS), ("NAME_contacts.csv", CONTACT_COLUMNS)):
+        rows = [f"| `{column}` | {_cell(about)} |" for column, about in columns.items()]
+        parts += [f"## {name}\n", "| column | what it is |", "|---|---|", *rows, ""]
+    return "\n".join(parts)
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
 
@@ -61,5 +71,5 @@ def _first_comment(path: Path) -> str:
     return next(line.lstrip("# ") for line in lines if line.startswith("# ") and "@package" not in line)
 
 
-TEXTS: dict[str, Callable[[], str]] = {"command-line": command_line, "settings": settings}
+TEXTS: dict[str, Callable[[], str]] = {"command-line": command_line, "settings": settings, "measurements": measurements}
 """Function for each `<!-- generated: NAME -->`."""
