@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "torchvision", "sam2", "lightning", "hydra-core", "numpy", "mrcfile")
 _EXTRAS = {
     "zarr": "zarr",
+    "measure": "trimesh",
+    "napari": "napari",
     "data": "cryoet_data_portal",
     "copick": "copick",
     "slurm": "hydra_plugins.hydra_submitit_launcher",
