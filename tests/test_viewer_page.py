@@ -47,7 +47,7 @@ def write_prediction(
         write_preview=False,
         postprocess=postprocess,
         settings=settings | {"postprocess": dict.fromkeys(postprocess or {})},
-        views={"page": page or SlicePage(), "chimerax": ChimeraXScript(enabled=chimerax)},
+        companions={"page": page or SlicePage(), "chimerax": ChimeraXScript(enabled=chimerax)},
         overwrite=True,
     )
     prediction = Prediction(volume, logits, logits, threshold, 1, {"stage 1": 2.0}, grey, {}, samples=samples)
@@ -233,7 +233,7 @@ def test_a_run_writes_pages_scripts_and_their_overviews(predict, work):
     of_folder, starts = {INDEX, FOLDER_SCRIPT}, ("a_etsam_predicted", "b_etsam_predicted")
     assert of_folder | {f"{start}.{kind}" for start in starts for kind in ("html", "cxc")} <= set(outcome.files)
     record = json.loads((work / "out" / "a_etsam_predicted_record.json").read_text())
-    assert record["seconds"]["views"] > 0
+    assert record["seconds"]["companions"] > 0
     assert "random" in (work / "out" / INDEX).read_text()
 
 

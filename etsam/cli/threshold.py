@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
                 postprocess_settings=plain_settings(cfg.postprocess),
                 output_dir=args.output_dir,
                 preview=not args.no_preview,
-                views={"page": SlicePage()} if args.page else None,
+                companions={"page": SlicePage()} if args.page else None,
                 overwrite=args.overwrite,
                 workers=cfg.workers,
                 progress=update,

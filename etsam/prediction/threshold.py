@@ -9,11 +9,11 @@ import numpy as np
 
 from etsam.errors import ConfigError, EtsamError, InputError
 from etsam.postprocess.steps import Step
+from etsam.prediction.companions import Companion
 from etsam.prediction.preview import Sections
 from etsam.prediction.record import OutputNames, read_record
 from etsam.prediction.samples import Samples
 from etsam.prediction.segmenter import Prediction, Progress
-from etsam.prediction.views import View
 from etsam.prediction.writer import PredictionWriter
 from etsam.volume import Volume, locate, read_volume, strip_suffix
 from etsam.volume.location import Location, absolute, display_name, fingerprint_of, is_zarr
@@ -44,7 +44,7 @@ def threshold_logits(
     postprocess_settings: Any = None,
     output_dir: Path | None = None,
     preview: bool = True,
-    views: Mapping[str, View] | None = None,
+    companions: Mapping[str, Companion] | None = None,
     overwrite: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -67,7 +67,7 @@ def threshold_logits(
         None: where the logits lie.
     preview
         Draw the picture.
-    views
+    companions
         Further files beside each mask, as of `PredictionWriter`.
     overwrite, workers, progress
         As of `PredictionWriter`.
@@ -114,7 +114,7 @@ def threshold_logits(
             stem=names.stem,
             infix=f"{names.infix}_at_{label}",
             write_preview=preview,
-            views=views,
+            companions=companions,
             output_format="zarr" if names.volume_suffix == ".zarr" else "mrc",
             postprocess=postprocess,
             overwrite=overwrite,
@@ -125,7 +125,7 @@ def threshold_logits(
         writer.check({tomogram.path or logits: int(np.prod(volume.shape))})
         writers.append(writer)
     grey, samples = Sections(volume.shape, tomogram.voxel_size_angstrom), Samples(volume.shape)
-    if preview or views:
+    if preview or companions:
         for z in range(volume.shape[0]):
             plane = tomogram[z]
             grey.add(z, plane)

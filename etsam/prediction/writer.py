@@ -19,12 +19,12 @@ from etsam.postprocess.components import StreamedComponents
 from etsam.postprocess.steps import InstanceLabels, Step, apply_steps
 from etsam.prediction.batch import Missing
 from etsam.prediction.closing import Closing, OutputFile, viewing_hints
+from etsam.prediction.companions import Companion
 from etsam.prediction.doubts import Coverage, Mask, doubts
 from etsam.prediction.kinds import NoTomogramError
 from etsam.prediction.preview import Caption, MaskSections, weights_of, write_preview
 from etsam.prediction.record import OutputNames, environment, peak_memory_mb, read_record, write_record
 from etsam.prediction.segmenter import Prediction, Progress, is_out_of_memory
-from etsam.prediction.views import View
 from etsam.threads import worker_count
 from etsam.volume import Location, VolumeWriter, strip_suffix, volume_writer
 from etsam.volume.location import absolute, checksum_of, display_name, fingerprint_of
@@ -79,7 +79,7 @@ class PredictionWriter(BasePredictionWriter):
         All that decides the result, plain values; compared by `resume` and written to the record.
     progress
         Called slice by slice; None: nobody asks.
-    views
+    companions
         Further files beside each mask, by name, of which the enabled ones are written.
 
     Attributes
@@ -117,7 +117,7 @@ class PredictionWriter(BasePredictionWriter):
         workers: int | None = None,
         settings: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
-        views: Mapping[str, View] | None = None,
+        companions: Mapping[str, Companion] | None = None,
     ) -> None:
         super().__init__(write_interval="batch")
         if overwrite and resume:
@@ -133,7 +133,7 @@ class PredictionWriter(BasePredictionWriter):
         self.steps = list((postprocess or {}).values())
         self.overwrite, self.resume, self.workers = overwrite, resume, worker_count(workers)
         self.settings, self.progress = dict(settings or {}), progress
-        self.views = [view for view in (views or {}).values() if view.enabled]
+        self.companions = [one for one in (companions or {}).values() if one.enabled]
         self.written: list[Path] = []
         self.written_by_all = 0  # processes together, at the end
         self.failures: list[str] = []
@@ -148,10 +148,10 @@ class PredictionWriter(BasePredictionWriter):
 
     def wanted(self, path: Location) -> list[Path]:
         """List the outputs that this run writes for a tomogram."""
-        return [*self._needed(path), *(view.path(self.names(path)) for view in self.views)]
+        return [*self._needed(path), *(one.path(self.names(path)) for one in self.companions)]
 
     def _needed(self, path: Location) -> list[Path]:
-        """Outputs without which a tomogram is not complete: all but views, which runs of old did not write."""
+        """Outputs without which a tomogram is not complete: all but companions, which runs of old did not write."""
         names = self.names(path)
         wanted = [names.mask, names.record]
         wanted += [names.logits] * self.write_logits + [names.instances] * self.write_instances
@@ -337,7 +337,7 @@ class PredictionWriter(BasePredictionWriter):
         depth = volume.shape[0]
         sections, before = MaskSections(prediction.grey), Coverage(volume.shape)
         coverage = Coverage(volume.shape)
-        views = [view.begin(prediction, names, bool(self.steps)) for view in self.views]
+        in_making = [one.begin(prediction, names, bool(self.steps)) for one in self.companions]
         names.folder.mkdir(parents=True, exist_ok=True)
 
         def writer(path: Path, dtype: type) -> VolumeWriter:
@@ -354,8 +354,8 @@ class PredictionWriter(BasePredictionWriter):
                 before.add(z, membrane)
                 if logits is not None:
                     logits[z] = plane
-                for view in views:
-                    view.add_logits(z, plane)
+                for one in in_making:
+                    one.add_logits(z, plane)
                 if progress is not None:
                     progress("writing", z + 1, depth)
             final = mask
@@ -375,8 +375,8 @@ class PredictionWriter(BasePredictionWriter):
                 plane = final[z]
                 coverage.add(z, plane)
                 sections.add(z, plane)
-                for view in views:
-                    view.add_mask(z, plane)
+                for one in in_making:
+                    one.add_mask(z, plane)
             fraction = coverage.share
             if replace:
                 names.record.unlink(missing_ok=True)  # what is there was complete until now
@@ -409,11 +409,11 @@ class PredictionWriter(BasePredictionWriter):
             "demo_weights": is_embedded(str(self.settings.get("weights", {}).get("stage2", {}).get("name", ""))),
             "warnings": warnings,
         }
-        for kind, view in zip(self.views, views, strict=True):
-            view.write(record, replace)
+        for kind, one in zip(self.companions, in_making, strict=True):
+            one.write(record, replace)
             made.append(kind.path(names))
-        if views:
-            record["seconds"]["views"] = round(time.perf_counter() - started - seconds["write"], 3)
+        if in_making:
+            record["seconds"]["companions"] = round(time.perf_counter() - started - seconds["write"], 3)
         write_record(names.record, record, replace)
         self.written.append(names.mask)
         for warning in warnings:
@@ -437,7 +437,7 @@ class PredictionWriter(BasePredictionWriter):
             files.append(OutputFile("logits", names.logits))
         if self.write_preview:
             files.append(OutputFile("picture", names.preview))
-        beside = [view.path(names) for view in self.views]
+        beside = [one.path(names) for one in self.companions]
         files += [OutputFile("script" if file.suffix == ".cxc" else "page", file) for file in beside]
         hints = viewing_hints(
             path,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from etsam.prediction.segmenter import Prediction
 
 
-class ViewInMaking(Protocol):
+class CompanionInMaking(Protocol):
     """A file that takes what it needs while the slices are written."""
 
     def add_logits(self, z: int, plane: np.ndarray) -> None:
@@ -27,7 +27,7 @@ class ViewInMaking(Protocol):
         ...
 
 
-class View(Protocol):
+class Companion(Protocol):
     """A kind of file beside each mask."""
 
     @property
@@ -39,6 +39,6 @@ class View(Protocol):
         """Where the file of a tomogram goes."""
         ...
 
-    def begin(self, prediction: "Prediction", names: OutputNames, post_processed: bool) -> ViewInMaking:
+    def begin(self, prediction: "Prediction", names: OutputNames, post_processed: bool) -> CompanionInMaking:
         """Start the file of a tomogram; `post_processed` says that the final mask is more than a threshold."""
         ...
