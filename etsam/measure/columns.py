@@ -5,8 +5,9 @@ COLUMNS: dict[str, str] = {
     "closed": "closed: no open edge, so there is an inside; open: it has an edge, often where the tomogram ends.",
     "area_nm2": "Area of the middle of the membrane, nm².",
     "volume_nm3": "Volume enclosed by the middle of the membrane, nm³; of closed membranes only.",
-    "diameter_nm": "Diameter of the sphere of that volume, or, where open, of the sphere that fits best, nm.",
-    "diameter_from": "volume or sphere fit: where the diameter comes from.",
+    "diameter_nm": "Diameter of the sphere of that volume, nm; where open, of the sphere that fits best, if it is at"
+    " least a fifth of that sphere and off it by 15 % of the radius at most.",
+    "diameter_from": "volume, sphere fit or none: where the diameter comes from.",
     "sphere_radius_nm": "Radius of the sphere that fits best, nm; huge for flat membranes.",
     "sphere_rms_nm": "Root mean square distance of the membrane from that sphere, nm: how little it is one.",
     "axis_1_nm": "Longest axis of the ellipsoid with the same moments, nm.",

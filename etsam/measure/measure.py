@@ -14,7 +14,7 @@ from scipy.ndimage import find_objects
 from etsam.errors import ConfigError, InputError
 from etsam.measure.membranes import Membranes, find_membranes, membranes_of_labels
 from etsam.measure.mesh import Mesh, make_mesh
-from etsam.measure.midsurface import MidSurface, find_midsurface
+from etsam.measure.midsurface import POINTS_PER_VOXEL2, MidSurface, find_midsurface
 from etsam.measure.shape import VertexValues, distances_between, shape_row, vertex_values
 from etsam.measure.thickness import COLUMNS as THICKNESS_COLUMNS
 from etsam.measure.thickness import Thickness, measure_thickness
@@ -208,7 +208,7 @@ def _meshes(
     """Meshes from the largest to the smallest, the membranes renumbered like them, and what was left out."""
     edge = 2.0 if settings.triangle_nm is None else settings.triangle_nm / voxel_nm
     made: list[tuple[float, int, Mesh]] = []
-    small, small_area = found.left_out[0], 0.0
+    small, small_area = found.left_out[0], found.left_out[1] / POINTS_PER_VOXEL2 * voxel_nm**2
     for number, (points, joined) in enumerate(found.parts(), 1):
         mesh = make_mesh(mask, points, joined, edge)
         area = float(mesh.face_areas.sum()) * voxel_nm**2 if mesh is not None else 0.0

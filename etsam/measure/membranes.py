@@ -15,6 +15,8 @@ from scipy.sparse.csgraph import breadth_first_order, connected_components
 from scipy.spatial import KDTree
 
 from etsam.measure.midsurface import MidSurface
+from etsam.postprocess.components import StreamedComponents
+from etsam.volume.slices import LazySlices
 
 _SAME_NORMAL = 0.7  # least cosine between linked normals: 45 degrees, which neighbours on a radius of 3 voxels reach
 _OFF_PLANE = (0.35, 0.5)  # voxels, and share of the distance, that a neighbour may lie off the plane
@@ -29,6 +31,7 @@ _LEVEL = (0.5, 0.2)  # voxels, and share of the way across, by which the surface
 _MISSED = 1.5  # voxels missed that double the cost of a way across
 _OWN = 0.3  # of the cost, where the other side is the same sheet: a hole is closed before two sheets are joined
 _LEAST_PAIRS = (4, 0.15)  # that join two pieces: so many, and so large a share of the shorter edge
+_BATCH = 300_000  # points at a time
 _SPACING = 0.7  # voxels between joined points
 _FACE_MARGIN = 1.5  # voxels from the tomogram's end in which an edge is none of the membrane's
 
@@ -93,10 +96,8 @@ def find_membranes(surface: MidSurface, *, least_points: int = 60, gap_voxels: f
     if not len(surface):
         nobody = np.zeros(0, np.int32)
         return Membranes(surface, nobody, surface, nobody, (0, 0))
-    links = _links(surface)
-    kept = _without_merged(surface, links)
-    surface, piece, joined, owner = _continued(surface, links[kept[links].all(axis=1)], kept, gap_voxels)
-    numbers, left_out = _number(np.where(kept, piece, -1), least_points)
+    surface, piece, joined, owner = _continued(surface, gap_voxels)
+    numbers, left_out = _number(piece, least_points)
     belongs = numbers[owner] > 0
     return Membranes(surface, numbers, joined.select(belongs), numbers[owner[belongs]], left_out)
 
@@ -119,7 +120,7 @@ def membranes_of_labels(parts: "list[MidSurface]", *, least_points: int = 60, ga
     done, numbers, bridges, owners = [], [], [], []
     for number, part in enumerate(parts):
         if len(part):
-            surface, _, joined, _ = _continued(part, _links(part), np.ones(len(part), bool), gap_voxels)
+            surface, _, joined, _ = _continued(part, gap_voxels, one_label=True)
             done.append(surface)
             bridges.append(joined)
             numbers.append(np.full(len(surface), number))
@@ -140,25 +141,121 @@ def _together(parts: "list[MidSurface]") -> MidSurface:
     return MidSurface(voxels, points, normals, widths, parts[0].shape)
 
 
+@dataclass(frozen=True)
+class _Rims:
+    """Points at edges of sheets.
+
+    Attributes
+    ----------
+    index
+        (R,) of the point.
+    points, out
+        (R, 3): where, and which way is out of the sheet.
+    start, normals, bend
+        Of the surface a few voxels behind, as `_behind` gives them.
+    """
+
+    index: np.ndarray
+    points: np.ndarray
+    out: np.ndarray
+    start: np.ndarray
+    normals: np.ndarray
+    bend: np.ndarray
+
+
 def _continued(
-    surface: MidSurface, links: np.ndarray, kept: np.ndarray, gap_voxels: float
+    surface: MidSurface, gap_voxels: float, one_label: bool = False
 ) -> tuple[MidSurface, np.ndarray, MidSurface, np.ndarray]:
     """Pieces of a surface, joined where they continue each other.
+
+    Connected parts are looked at one after another, or many small ones together, which bounds the memory; only their
+    edges are compared with each other.
+
+    Parameters
+    ----------
+    surface
+        Not empty.
+    gap_voxels
+        Widest gap.
+    one_label
+        Whether all of it is one membrane, so that no patch lies between two.
 
     Returns
     -------
     tuple
-        The surface with normals of each piece to one side; (N,) the piece of each point; joined points; (M,) a point
-        of the piece that each of them belongs to.
+        The surface with normals of each piece to one side; (N,) the piece of each point, -1 for points of none; joined
+        points; (M,) a point of the piece that each of them belongs to.
     """
-    pairs, directions = np.zeros((0, 2), np.int64), np.zeros((0, 2, 3))
-    if gap_voxels > 0:
-        pairs, directions = _joins(surface, links, kept, gap_voxels)
-    all_links = np.concatenate([links, pairs])
-    _, piece = connected_components(_graph(all_links, len(surface)), directed=False)
-    surface = replace(surface, normals=_oriented(surface.normals, all_links, piece))
+    sheets, normals, count = np.full(len(surface), -1, np.int64), surface.normals.copy(), 0
+    rims: list[_Rims] = []
+    for own in _batches(surface):
+        part = surface.select(own)
+        links = _links(part)
+        kept = np.ones(len(part), bool) if one_label else _without_merged(part, links)
+        links = links[kept[links].all(axis=1)]
+        number, sheet = connected_components(_graph(links, len(part)), directed=False)
+        part = replace(part, normals=_oriented(part.normals, links, sheet))
+        normals[own] = part.normals
+        sheets[own] = np.where(kept, sheet + count, -1)
+        count += int(number)
+        if gap_voxels > 0:
+            rims.append(_rims(part, links, kept, sheet, own))
+    surface = replace(surface, normals=normals)
+    pairs, directions = _pairs(rims, sheets, gap_voxels)
+    ends = sheets[pairs]
+    _, group = connected_components(_graph(ends, count), directed=False)
+    agree = np.where(np.einsum("pi,pi->p", normals[pairs[:, 0]], normals[pairs[:, 1]]) < 0, -1.0, 1.0)
+    signs = _sheet_signs(ends, agree, group)
+    inside = sheets >= 0
+    normals[inside] *= signs[sheets[inside], None]
     joined, owner = _bridges(surface, pairs, directions)
-    return surface, piece, joined, owner
+    return surface, np.where(inside, group[np.maximum(sheets, 0)], -1), joined, owner
+
+
+def _batches(surface: MidSurface) -> Iterator[np.ndarray]:
+    """Sorted indices of the points of whole connected parts, about `_BATCH` at a time or one part."""
+    _, height, width = surface.shape
+    z, flat = np.divmod(surface.voxels, height * width)
+    rows = np.searchsorted(z, np.arange(surface.shape[0] + 1))
+
+    def plane(index: int) -> np.ndarray:
+        found = np.zeros(height * width, bool)
+        found[flat[rows[index] : rows[index + 1]]] = True
+        return found.reshape(height, width)
+
+    components = StreamedComponents(LazySlices(surface.shape, plane))
+    part = np.zeros(len(surface), np.int64)
+    for index in range(surface.shape[0]):
+        own = slice(rows[index], rows[index + 1])
+        if own.start < own.stop:
+            part[own] = components.labels(index).ravel()[flat[own]]
+    order = np.argsort(part, kind="stable")
+    ends = np.cumsum(np.bincount(part))
+    start = 0
+    for end in ends:
+        if end - start >= _BATCH or (end == ends[-1] and end > start):
+            yield np.sort(order[start:end])
+            start = int(end)
+
+
+def _sheet_signs(ends: np.ndarray, agree: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """1 or -1 for each sheet (S,), so that normals of joined sheets point to one side.
+
+    `ends` (P, 2) are pairs of sheets, `agree` (P,) is 1 where normals agree and -1 where they do not; most pairs of the
+    same sheets decide.
+    """
+    count = len(group)
+    one, other = ends.T
+    votes = coo_array((agree, (one, other)), shape=(count, count)).tocsr()
+    votes = (votes + votes.T).tocsr()
+    roots = np.unique(group, return_index=True)[1]
+    before = _parents(ends, roots, count)
+    inner = before < count
+    sign = np.ones(count + 1)
+    nodes = np.flatnonzero(inner)
+    if len(nodes):
+        sign[nodes] = np.where(np.asarray(votes[nodes, before[nodes]]).ravel() < 0, -1, 1)
+    return _along(sign, np.append(before, count))[:count]
 
 
 def _number(piece: np.ndarray, least_points: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -256,16 +353,8 @@ def _outward(surface: MidSurface, links: np.ndarray) -> np.ndarray:
     return out - np.einsum("ij,ij->i", out, surface.normals)[:, None] * surface.normals
 
 
-def _joins(
-    surface: MidSurface, links: np.ndarray, kept: np.ndarray, gap_voxels: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of points (P, 2) on either side of gaps that one surface continues across, and normals there (P, 2, 3).
-
-    A way across has to leave and arrive along the surface, bent as the surface is bent on either side: so a sphere that
-    touches another is closed by its own other side and not by the straight way into the other.
-    """
-    nothing = np.zeros((0, 2), np.int64), np.zeros((0, 2, 3))
-    _, sheet = connected_components(_graph(links, len(surface)), directed=False)
+def _rims(surface: MidSurface, links: np.ndarray, kept: np.ndarray, sheet: np.ndarray, own: np.ndarray) -> _Rims:
+    """Points at the edges of sheets; `own` (N,) are the names of the points in what follows."""
     out = _outward(surface, links)
     length = np.linalg.norm(out, axis=1)
     inside = (surface.points > _FACE_MARGIN) & (surface.points < np.array(surface.shape) - 1 - _FACE_MARGIN)
@@ -274,13 +363,24 @@ def _joins(
     if len(rim):
         # 8: of all sheets; a merged patch has two or three of them on top of each other
         ahead, near = KDTree(surface.points).query(surface.points[rim] + _AHEAD[0] * out, k=8)
-        own = sheet[np.minimum(near, len(sheet) - 1)] == sheet[rim][:, None]
-        edge = ~(own & (ahead <= _AHEAD[1])).any(axis=1)
+        beyond = sheet[np.minimum(near, len(sheet) - 1)] == sheet[rim][:, None]
+        edge = ~(beyond & (ahead <= _AHEAD[1])).any(axis=1)
         rim, out = rim[edge], out[edge]
-    if len(rim) < 2:
+    return _Rims(own[rim], surface.points[rim].astype(np.float64), out, *_behind(surface, links, sheet, rim, out))
+
+
+def _pairs(parts: list[_Rims], sheets: np.ndarray, gap_voxels: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of points (P, 2) on either side of gaps that one surface continues across, and normals there (P, 2, 3).
+
+    A way across has to leave and arrive along the surface, bent as the surface is bent on either side: so a sphere that
+    touches another is closed by its own other side and not by the straight way into the other.
+    """
+    nothing = np.zeros((0, 2), np.int64), np.zeros((0, 2, 3))
+    if sum(len(part.index) for part in parts) < 2:
         return nothing
-    start, normals, bend = _behind(surface, links, sheet, rim, out)
-    points = surface.points[rim].astype(np.float64)
+    names = ("index", "points", "out", "start", "normals", "bend")
+    rim, points, out, start, normals, bend = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+    sheet = sheets[rim]
     one, other = KDTree(points).query_pairs(gap_voxels, output_type="ndarray").T
     step = points[other] - points[one]
     gap = np.maximum(np.linalg.norm(step, axis=1), 1e-6)
@@ -296,7 +396,7 @@ def _joins(
     ]
     missed = np.maximum(*off)
     cost = gap * (1 + (missed / _MISSED) ** 2) / (leaving[good] * arriving[good]) ** 2
-    cost *= np.where(sheet[rim[one]] == sheet[rim[other]], _OWN, 1.0)
+    cost *= np.where(sheet[one] == sheet[other], _OWN, 1.0)
     level = missed <= _LEVEL[0] + _LEVEL[1] * span
     one, other, cost = one[level], other[level], cost[level]
     best = np.full(len(rim), np.inf)
@@ -308,7 +408,7 @@ def _joins(
         return nothing
     # at the edge itself the mask's end has turned the normals: they are continued from behind
     normals = normals + (bend * np.linalg.norm(points - start, axis=1))[:, None] * out
-    enough = _supported(np.stack([rim[one], rim[other]], axis=1), sheet, rim)
+    enough = _supported(np.stack([rim[one], rim[other]], axis=1), sheets, rim)
     one, other = one[enough], other[enough]
     return np.stack([rim[one], rim[other]], axis=1), np.stack([normals[one], normals[other]], axis=1)
 
@@ -324,7 +424,7 @@ def _behind(
         (R, 3) points, (R, 3) smoothed normals, and (R,) curvature towards the edge, 1 / voxels, positive where the
         surface bends away from its normal.
     """
-    normals = _oriented(surface.normals, links, sheet).astype(np.float64)
+    normals = surface.normals.astype(np.float64)
     graph = _graph(links, len(surface))
     graph = graph + graph.T
     for _ in range(2):
@@ -350,23 +450,32 @@ def _supported(pairs: np.ndarray, sheet: np.ndarray, rim: np.ndarray) -> np.ndar
     return counts[group] >= np.where(own, _LEAST_PAIRS[0], enough)
 
 
-def _oriented(normals: np.ndarray, links: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Normals (N, 3) turned so that linked ones point to the same side."""
+def _oriented(normals: np.ndarray, links: np.ndarray, sheet: np.ndarray) -> np.ndarray:
+    """Normals (N, 3) turned so that those of each sheet (N,) point to the same side."""
     count = len(normals)
-    roots = np.unique(numbers, return_index=True)[1]
-    top = np.full(len(roots), count)  # one more point that is linked to one of each membrane
+    before = _parents(links, np.unique(sheet, return_index=True)[1], count)
+    extended = np.concatenate([normals, np.zeros((1, 3), np.float32)])
+    sign = np.where(np.einsum("ij,ij->i", normals, extended[before]) < 0, -1, 1)
+    return normals * _along(np.append(sign, 1), np.append(before, count))[:count, None].astype(np.float32)
+
+
+def _parents(links: np.ndarray, roots: np.ndarray, count: int) -> np.ndarray:
+    """Point before each (N,) on the way from the root of its part; `count` for the roots."""
+    top = np.full(len(roots), count)  # one more point that is linked to the root of each part
     graph = _graph(np.concatenate([links, np.stack([top, roots], axis=1)]), count + 1)
     _, before = breadth_first_order(graph, count, directed=False)
-    before = np.where(before < 0, count, before).astype(np.int64)
-    extended = np.concatenate([normals, np.zeros((1, 3), np.float32)])
-    sign = np.where(np.einsum("ij,ij->i", extended, extended[before]) < 0, -1, 1).astype(np.int8)
-    before[count], sign[count] = count, 1
-    for _ in range(int(np.ceil(np.log2(count + 2))) + 1):  # signs along ever longer parts of the way to the root
+    found: np.ndarray = np.where(before < 0, count, before).astype(np.int64)[:count]
+    return found
+
+
+def _along(sign: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Product of the signs (N,) from each point to its root, which is before itself; by ever longer steps."""
+    for _ in range(int(np.ceil(np.log2(len(sign) + 1))) + 1):
         sign = sign * sign[before]
         before = before[before]
-        if (before == count).all():
+        if (before == before[-1]).all():
             break
-    return normals * sign[:count, None]
+    return sign
 
 
 def _bridges(surface: MidSurface, pairs: np.ndarray, directions: np.ndarray) -> tuple[MidSurface, np.ndarray]:

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 from skimage.measure import marching_cubes
 
-from etsam.measure.midsurface import MidSurface
+from etsam.measure.midsurface import POINTS_PER_VOXEL2, MidSurface
 
 _EDGE = 0.89  # mean edge of marching cubes' triangles in lattice constants, after relaxing
 _REACH = 2  # lattice constants around a point in which it has a say
@@ -27,7 +27,6 @@ _STEP = 0.25  # voxels between samples of the mask
 _RAYS = 1 << 15  # vertices at a time
 _SMALL_BODY = 0.03  # of the area of the largest body: less is a crumb of the lattice
 _LEAST_ACROSS = 12  # edges along the square root of a membrane's area; where there would be fewer they are shorter
-_POINTS_PER_VOXEL2 = 1.6
 _DISTURBED = 3  # triangles from an open edge
 _RELAXED, _SHIFT_STEPS, _BEND_STEPS = 4, 12, 8
 
@@ -108,7 +107,7 @@ def make_mesh(mask: np.ndarray, points: MidSurface, joined: MidSurface, edge_vox
     Mesh or None
         None if there is not a single triangle.
     """
-    edge_voxels = min(edge_voxels, np.sqrt(len(points) / _POINTS_PER_VOXEL2) / _LEAST_ACROSS)
+    edge_voxels = min(edge_voxels, np.sqrt(len(points) / POINTS_PER_VOXEL2) / _LEAST_ACROSS)
     lattice = edge_voxels / _EDGE
     vertices, faces = _zero_level(
         np.concatenate([points.points, joined.points]).astype(np.float64),

@@ -13,6 +13,9 @@ from scipy.ndimage import gaussian_filter
 
 from etsam.threads import in_order
 
+POINTS_PER_VOXEL2 = 1.6
+"""Points for each square voxel of membrane, on average over its directions (measured)."""
+
 _SLAB = 32  # slices at a time
 _CHUNK = 1 << 19  # voxels at a time
 _STEP = 0.25  # voxels between samples of a walk

@@ -34,16 +34,18 @@ class _Cell:
 
 
 def sentence(found: Measurement) -> str:
-    """The measurement in a sentence, such as "8 membranes (8 closed), mean diameter 115 nm"."""
+    """The measurement in a sentence, such as "8 membranes (6 closed), 8 shells, mean diameter 115 nm"."""
     table = found.table
     if not len(table):
         return "No membranes were measured."
-    closed = table[table["closed"] == "closed"]
-    kinds = f"{len(closed)} closed" if len(closed) else "none closed"
+    closed = table["closed"] == "closed"
+    kinds = f"{closed.sum()} closed" if closed.any() else "none closed"
     parts = [f"{len(table)} membrane{'s' if len(table) > 1 else ''} ({kinds})"]
-    if len(closed):
-        parts.append(f"mean diameter {closed['diameter_nm'].mean():.0f} nm")
-    parts.append(f"together {table['area_nm2'].sum():.0f} nm²")
+    shells = table[table["diameter_nm"].notna()]
+    if len(shells):
+        some = "a shell" if len(shells) == 1 else f"{len(shells)} shells"
+        parts.append(f"{some}, mean diameter {shells['diameter_nm'].mean():.0f} nm")
+    parts.append(f"together {table['area_nm2'].sum():,.0f} nm²")
     if "thickness_nm" in table:
         sure = table[table["thickness_reliable"] == "yes"]
         if len(sure):
@@ -114,7 +116,7 @@ def png(image: np.ndarray) -> bytes:
 def _short(row: pd.Series) -> str:
     if row["closed"] == "closed":
         return f"{row['diameter_nm']:.0f} nm across"
-    return f"open, {row['area_nm2']:.0f} nm²"
+    return f"open, {row['area_nm2']:,.0f} nm²"
 
 
 def _table(title: str, frame: pd.DataFrame, meaning: Mapping[str, str], note: str) -> dict[str, Any]:
@@ -170,6 +172,7 @@ def _histogram(values: np.ndarray, areas: np.ndarray, label: str, text: str) -> 
     axes.hist(values[known].clip(low, high), bins=50, range=(low, high), weights=areas[known], color="#1f77b4")
     axes.set_xlabel(label)
     axes.set_ylabel("Area (nm²)")
+    axes.locator_params(axis="x", nbins=5)
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -10,6 +10,7 @@ from scipy.spatial import KDTree
 from etsam.measure.mesh import Mesh
 
 _AT_FACE = 1.5  # voxels from the tomogram's end within which an open edge is not the membrane's own
+_ROUND, _COVERED = 0.15, 0.2  # of the radius; of the sphere: an open membrane that is a shell all the same
 _TRUSTED = 0.1  # of the area, at least, over which curvature is averaged
 _BESIDE = 0.75  # edges beside the nearest vertex within which the plane there is what a point is near to
 
@@ -79,12 +80,14 @@ def shape_row(mesh: Mesh, values: VertexValues, voxel_nm: float, shape: tuple[in
     rim, at_border = _rim_lengths(mesh, shape)
     middle = np.average(mesh.vertices, axis=0, weights=mesh.vertex_areas)
     axes = principal_axes(mesh)
+    # most of a sphere says how large it is; a flat patch does not
+    is_shell = deviation <= _ROUND * radius and total >= _COVERED * 4 * np.pi * (radius * voxel_nm) ** 2
     row = {
         "closed": "closed" if closed else "open",
         "area_nm2": total,
         "volume_nm3": volume,
-        "diameter_nm": (6 * volume / np.pi) ** (1 / 3) if closed else 2 * radius * voxel_nm,
-        "diameter_from": "volume" if closed else "sphere fit",
+        "diameter_nm": (6 * volume / np.pi) ** (1 / 3) if closed else 2 * radius * voxel_nm if is_shell else np.nan,
+        "diameter_from": "volume" if closed else "sphere fit" if is_shell else "none",
         "sphere_radius_nm": radius * voxel_nm,
         "sphere_rms_nm": deviation * voxel_nm,
         **{f"axis_{number}_nm": float(axis) * voxel_nm for number, axis in enumerate(axes, 1)},
