@@ -112,7 +112,8 @@ def shrink(source: Path, target: Path, width: int | None = None) -> None:
         small = picture.convert("RGB")
         if width is not None and small.width > width:
             small = small.resize((width, round(small.height * width / small.width)), Image.Resampling.LANCZOS)
-        small.quantize(200).save(target, optimize=True)
+        # the octree keeps rare colours, such as those of legends
+        small.quantize(256, method=Image.Quantize.FASTOCTREE).save(target, optimize=True)
 
 
 def surface(axes: plt.Axes, mask: np.ndarray) -> None:
