@@ -9,8 +9,10 @@ import pytest
 import starfile
 import trimesh
 from membrane_shapes import shell, sphere
+from omegaconf import OmegaConf
 from scipy.ndimage import distance_transform_edt
 
+from etsam.cli.measure import after_prediction
 from etsam.errors import ConfigError, InputError, OutputError
 from etsam.measure import run as measure_run
 from etsam.measure.measure import MeasureSettings
@@ -225,3 +227,16 @@ def test_masks_are_found_in_a_folder_and_tomograms_by_name(tmp_path: Path) -> No
 def test_a_format_of_meshes_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="blend"):
         check_formats(["ply", "blend"])
+
+
+def test_after_a_prediction_the_cleaned_mask_is_measured_beside_it(tmp_path: Path, mask: np.ndarray) -> None:
+    tomogram = write(tmp_path / "cell.mrc", -mask.astype(np.float32))
+    write(tmp_path / "cell_etsam_predicted_mask.mrc", mask)
+    cleaned = mask.copy()
+    cleaned[:, :, 31:] = 0
+    write(tmp_path / "cell_etsam_predicted_post_processed_mask.mrc", cleaned)
+    settings = {"input": [str(tomogram)], "output_dir": str(tmp_path), "output_format": "mrc", "output_infix": ""}
+    after_prediction(OmegaConf.create(settings | {"overwrite": False, "resume": False}))
+    table = pd.read_csv(tmp_path / "cell_membranes.csv")
+    assert len(table) == 1
+    assert "thickness_nm" in table
