@@ -21,7 +21,7 @@ from conftest import write_mrc
 from omegaconf import OmegaConf
 
 from etsam.app import compose_config
-from etsam.cli.main import build_parser, postprocess_overrides, predict_overrides
+from etsam.cli.main import build_parser, evaluate_overrides, postprocess_overrides, predict_overrides
 from etsam.paths import resource_path
 from etsam.volume import read_volume
 
@@ -90,9 +90,11 @@ def check(words):
         assert composed(words).input
         return
     settings = [*rest, *getattr(args, "settings", [])]
-    if words[0] in ("train", "evaluate"):
-        if getattr(args, "list", None) is None:
-            compose_config(words[0], first_of_sweeps(settings))
+    if words[0] == "evaluate":
+        assert compose_config("evaluate", evaluate_overrides(args, settings)).data.manifest
+    elif words[0] == "train":
+        if args.list is None:
+            compose_config("train", first_of_sweeps(settings))
     elif words[0] == "finetune":
         compose_config("train", ["experiment=finetune", "start=nano_stage1", *settings])
     elif words[0] == "robustness":
