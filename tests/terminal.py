@@ -15,6 +15,8 @@ from contextlib import contextmanager
 
 import pyte
 
+from etsam.screen import console
+
 _ROWS = 50
 
 
@@ -89,4 +91,6 @@ def standard_error(terminal, monkeypatch):
         patch.setenv("TERM", "xterm-256color")
         patch.setattr(logging.root, "handlers", [])
         patch.setattr(sys, "stderr", stream)
+        console.cache_clear()  # rich asks only once whether anybody looks
         yield
+    console.cache_clear()

@@ -119,7 +119,7 @@ def test_strict_is_all_or_nothing(refused, twelve, locked):
 
 @pytest.mark.parametrize("name", ["drawn.mrc", "labels.mrc", "tilts.st", "good_EVN.mrc"])
 def test_named_singly_another_kind_of_file_is_an_error_that_force_overrides(predict, refused, twelve, name):
-    assert "force=true" in refused(f"in/{name}")
+    assert "force" in refused(f"in/{name}")
     if name != "labels.mrc":
         outcome = predict(f"in/{name}", "force=true", "write_preview=false")
         assert outcome.status == 0, outcome.stderr

@@ -68,7 +68,7 @@ def test_one_bar_a_tomogram_names_its_part_and_fits_the_line(terminal, monkeypat
     assert whole.startswith("all tomograms")
     assert "1 of 2" in whole
     assert whole.endswith("left")
-    assert tomogram.startswith("…")
+    assert tomogram.startswith("…" if terminal.columns == 80 else "TS_037")  # shortened where there is no room
     assert "corrected_rec.mrc "[-8:] in tomogram
     assert tomogram.endswith("stage 2 of 2, slice 19 of 100")
     assert terminal.screen() == []

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from conftest import write_mrc
 from omegaconf import OmegaConf
 
 from etsam.app import compose_config, types_without_target
@@ -92,7 +93,8 @@ def test_what_does_not_fit_is_named_as_it_was_written_with_what_is_allowed(progr
     assert allowed in line
 
 
-def test_a_command_ends_with_status_1_and_the_line(etsam):
+def test_a_command_ends_with_status_1_and_the_line(etsam, work):
+    write_mrc(work / "tomo.mrc")
     for command in (
         ("train", "name=x", "start=null", "optimizer.lr=fast"),
         ("predict", "tomo.mrc", "memory_budget_gb=abc"),

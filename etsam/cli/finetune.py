@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--weights", choices=list(_STARTS), default="nano", help="what to start from (nano)")
     parser.add_argument("--name", default="finetuned", help="of the runs, runs/NAME_stage1 and _stage2 (finetuned)")
     parser.add_argument(
-        "--old", type=Path, metavar="CSV", help="tomograms whose Dice must not fall; a fifth is replayed"
+        "--old", type=Path, metavar="CSV", help="tomograms whose Dice must not fall; every other clip is of them"
     )
     parser.set_defaults(takes_settings=True, stop_at_once=False)
 
@@ -63,7 +63,7 @@ def _trained(args: argparse.Namespace, experiment: str, stage: str, start: str, 
     settings = [f"experiment={experiment}", f"start={start}", f"name={quote(f'{args.name}_{stage}')}"]
     settings += [f"data.sources.own.manifest={quote(str(args.manifest))}", "ckpt_path=auto", *more]
     if args.old is not None:
-        settings += [f"+data.sources.old.manifest={quote(str(args.old))}", "+data.sources.old.weight=0.25"]
+        settings += [f"+data.sources.old.manifest={quote(str(args.old))}", "+data.sources.old.weight=1"]
     with config_error():
         cfg = compose_config("train", [*settings, *args.settings])
     return run(cfg)
