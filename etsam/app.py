@@ -119,9 +119,11 @@ def launch(main: Callable[[], Any], switch: str = "HYDRA_FULL_ERROR") -> None:
     os.environ[switch] = "1"  # makes Hydra raise what it would print otherwise
     try:
         main()
+        _tell_jobs()
     except KeyboardInterrupt:
         exit_with_error("interrupted before anything was written.", status=130)
     except JobError as error:
+        _tell_jobs()
         told = JobError.messages or [str(error)]  # jobs of a cluster failed in other processes
         exit_with_error(f"{len(told)} of the sweep's jobs failed, the others ran: {' | '.join(told)}")
     except (HydraException, OmegaConfBaseException) as error:
@@ -143,7 +145,11 @@ def reporting_errors(run: Callable[[DictConfig], _Result], cfg: DictConfig, *, s
     register_resolvers()
     try:
         with _stopped_by_sigterm() if stop_at_once else nullcontext():
-            return run(cfg)
+            result = run(cfg)
+        if _in_sweep():
+            score = getattr(result, "best_score", None)
+            _jobs.append((_job_settings(), "done" if score is None else f"best score {score:.4f}"))
+        return result
     except (KeyboardInterrupt, SystemExit) as stop:
         if not stop_at_once and isinstance(stop, SystemExit) and stop.code in (130, SIGTERM_STATUS):
             raise  # training has told how to go on
@@ -159,6 +165,7 @@ def reporting_errors(run: Callable[[DictConfig], _Result], cfg: DictConfig, *, s
         if _in_sweep():  # the other jobs go on
             log.error("this job failed: %s", explain(error))
             JobError.messages.append(explain(error))
+            _jobs.append((_job_settings(), f"failed: {explain(error)}"))
             raise JobError(explain(error)) from error
         exit_with_error(explain(error))
     finally:
@@ -177,6 +184,32 @@ class JobError(Exception):
     """
 
     messages: ClassVar[list[str]] = []
+
+
+_jobs: list[tuple[list[str], str]] = []
+"""Settings and outcome of each job of a sweep that ended in this process."""
+
+
+def _job_settings() -> list[str]:
+    from hydra.core.hydra_config import HydraConfig
+
+    return [str(override) for override in HydraConfig.get().overrides.task]
+
+
+def _tell_jobs() -> None:
+    """Table of a sweep: what differs between its jobs, and what each came to."""
+    if not _jobs:
+        return
+    common = set.intersection(*(set(settings) for settings, _ in _jobs))
+    named = [
+        " ".join(item for item in settings if item not in common and not item.startswith("name=")) or "the same"
+        for settings, _ in _jobs
+    ]
+    width = max(map(len, named))
+    log.info("%d job%s:", len(_jobs), "" if len(_jobs) == 1 else "s")
+    for name, (_, outcome) in zip(named, _jobs, strict=True):
+        log.info("  %-*s  %s", width, name, outcome)
+    _jobs.clear()
 
 
 def _in_sweep() -> bool:

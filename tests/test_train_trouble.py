@@ -144,6 +144,9 @@ def test_a_sweep_goes_on_after_a_job_that_fails_and_each_job_is_a_run_of_wandb(f
     done = subprocess.run(settings, cwd=folder, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 1
     assert "1 of the sweep's jobs failed" in done.stderr
+    table = done.stderr.partition(" jobs:")[2].splitlines()
+    assert sum("best score" in line for line in table) + sum("done" in line for line in table) == 2
+    assert sum(" failed: " in line for line in table) == 1
     for name in ("sw_8", "sw_9"):
         assert (folder / f"runs/{name}/checkpoints/last.ckpt").exists()
         assert len(list((folder / f"runs/{name}/wandb").rglob("run-*.wandb"))) == 1
