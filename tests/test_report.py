@@ -34,7 +34,7 @@ from etsam.evaluation.report.pictures import (
     truth_image,
 )
 from etsam.evaluation.report.report import write_report
-from etsam.evaluation.report.tables import build_tables, cells_of_scores, format_value
+from etsam.evaluation.report.tables import build_tables, cells_of_other_means, cells_of_scores, format_value
 
 pytestmark = pytest.mark.workshop
 NAMES = ["d1/t1", "d1/t2", "d2/t1", "d2/t9"]
@@ -480,3 +480,19 @@ def test_reports_do_not_import_wandb():
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "set()"
+
+
+def test_means_of_what_is_not_compared_say_of_how_many_tomograms_they_are(results):
+    given = [
+        replace(one, metrics=one.metrics | {"hausdorff95_angstrom": np.nan if number == 0 else 10.0 * number})
+        for number, one in enumerate(r for r in results if r.method == "nano" and not r.error)
+    ]
+    tables = build_tables(given)
+    (row,) = tables.comparison.means.query("metric == 'hausdorff95_angstrom'").itertuples()
+    expected = [10.0 * number for number in range(1, len(given))]
+    assert (row.n, row.mean) == (len(expected), np.mean(expected))
+    assert "hausdorff95_angstrom" not in set(tables.comparison.pairs["metric"])
+    heads, cells = cells_of_other_means(tables.comparison, len(given))
+    assert heads == ["Metric", "nano"]
+    (of_distance,) = [cell for name, cell in cells if "larger direction" in name]
+    assert of_distance == f"{np.mean(expected):.0f} ({len(expected)} of {len(given)})"

@@ -20,6 +20,7 @@ from etsam.evaluation.report.pictures import IGNORED_NOTE, LEGEND, SliceView, en
 from etsam.evaluation.report.tables import (
     ReportTables,
     cells_of_means,
+    cells_of_other_means,
     cells_of_pairs,
     cells_of_scores,
     failures,
@@ -197,6 +198,12 @@ def _summary(
     box = Headline(facts(results, settings, versions), badge(settings), findings(tables), directions(tables))
     parts: list[Part] = [box, *([Sentences(failed, failed)] if failed else [])]
     parts.append(Table(*cells_of_means(tables.comparison), _caption_of_means(tables)))
+    heads, rows = cells_of_other_means(tables.comparison, tables.frames["scores"]["tomogram"].nunique())
+    if rows:
+        caption = (
+            "Other means (in brackets: of how many tomograms; there is no distance where truth or prediction is empty)"
+        )
+        parts.append(Table(heads, rows, caption))
     return [*parts, Paragraph("To keep in mind", "h3"), Sentences(notes)] if notes else parts
 
 

@@ -12,6 +12,7 @@ from etsam.evaluation.report.tables import (
     ReportTables,
     build_tables,
     cells_of_means,
+    cells_of_other_means,
     cells_of_pairs,
     cells_of_scores,
     failures,
@@ -103,6 +104,9 @@ def markdown(title: str, tables: ReportTables) -> str:
     found = [f"- {plain_markdown(f'{method}: {sentences}')}" for method, sentences in findings(tables)]
     blocks = [f"# {plain_markdown(title)}", "\n".join(found)]
     blocks += ["## Means", markdown_table(*cells_of_means(tables.comparison))]
+    others = cells_of_other_means(tables.comparison, tables.frames["scores"]["tomogram"].nunique())
+    if others[1]:
+        blocks.append(markdown_table(*others))
     lines = [*failures(tables.frames["scores"]), *tables.comparison.notes]
     if lines:
         blocks.append("\n".join(f"- {plain_markdown(line)}" for line in lines))

@@ -239,6 +239,21 @@ def cells_of_means(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
+def cells_of_other_means(comparison: Comparison, tomograms: int) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells: a row a metric that is not compared, and how many tomograms its mean is of; no row if none is.
+
+    Distances are not defined where truth or prediction is empty. Left out without a word, a method that finds nothing
+    would improve by it.
+    """
+    names = [name for name in dict.fromkeys(comparison.means["metric"]) if name not in comparison.metrics]
+    rows = []
+    for name in names:
+        own = comparison.means[comparison.means["metric"] == name].set_index("method").loc[list(comparison.methods)]
+        cells = [f"{format_value(name, row.mean)} ({row.n} of {tomograms})" for row in own.itertuples()]
+        rows.append([METRIC_NAMES.get(name, name), *cells])
+    return ["Metric", *comparison.methods], rows
+
+
 def format_interval(low: float, high: float, metric: str = "") -> str:
     """`(0.650 to 0.865)`; nothing if there is none."""
     known = math.isfinite(low) and math.isfinite(high)
