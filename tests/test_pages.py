@@ -79,6 +79,7 @@ def composed(words):
 def first_of_sweeps(settings):
     """Settings of a sweep's first run."""
     plain = [setting for setting in settings if not setting.startswith(("--", "hydra"))]
+    plain = [re.sub(r"=(?:tag\(\w+,)?interval\(([^,]+),.*$", r"=\1", setting) for setting in plain]  # a searched space
     return [re.sub(r"^(\w[\w.]*=[^,\[\]{}']+),.*$", r"\1", setting) for setting in plain]
 
 
