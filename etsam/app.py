@@ -263,7 +263,7 @@ def explain(error: BaseException, overrides: Iterable[str] = ()) -> str:
     if "out of memory" in text.lower() or isinstance(error, MemoryError):
         return f"out of memory: {text[:200]} - use tile_batch_size=1, a smaller net, or tiles=auto tiles.size_voxels=N."
     if "--ntasks" in text:  # Lightning's advice for Slurm
-        return f"{text[:300]}"
+        return text[:300]
     if isinstance(error, OmegaConfBaseException) or type(error).__module__.startswith("hydra"):
         return _explain_config(error, str(error), list(overrides))
     if isinstance(error, OSError) and error.filename is not None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from training_runs import TINY, command, curve, folder, rows, train, whole  # noqa: F401
 
-from etsam.app import compose_config
+from etsam.app import compose_config, explain
 from etsam.errors import CheckpointError
 from etsam.network.checkpoint import nonfinite_tensors
 from etsam.training.reporting import RunLog
@@ -202,3 +202,9 @@ def test_a_run_in_python_gives_what_it_made(folder, monkeypatch, whole):
     assert result.trainer.global_step == 8
     assert result.dice_best == {"own": pytest.approx(result.best_score)}
     assert curve(folder, "python")[7] == pytest.approx(curve(folder, "whole")[7])
+
+
+def test_advice_for_slurm_is_told_and_called_no_defect():
+    told = explain(RuntimeError("You set `--ntasks=4` in your SLURM bash script. HINT: Use `--ntasks-per-node=4`"))
+    assert "--ntasks-per-node" in told
+    assert "defect" not in told
