@@ -5,7 +5,7 @@ import pytest
 from membrane_shapes import shell, sphere
 
 from etsam.measure.measure import measure
-from etsam.measure.thickness import COLUMNS, FULL_WIDTH, LEAFLETS, NONE
+from etsam.measure.thickness import COLUMNS, FULL_WIDTH, LEAFLETS, NONE, _local
 from etsam.sources.simulation.phantom import Bilayer, Membranes
 from etsam.sources.simulation.truth import measured_truth
 
@@ -54,6 +54,15 @@ def test_a_membrane_at_the_end_of_the_tomogram_has_no_thickness() -> None:
     row = measure(flat, 0.8, np.zeros(flat.shape, np.float32)).table.iloc[0]
     assert (row["thickness_method"], row["thickness_reliable"]) == (NONE, "no")
     assert np.isnan(row["thickness_nm"])
+
+
+@pytest.mark.parametrize("voxel", [2.0, 2.7, 4.3, 5.0])
+def test_leaflets_seen_by_voxels_larger_than_they_are_apart_are_nothing_to_rely_on(voxel: float) -> None:
+    positions = np.arange(-10, 10 + voxel / 4, voxel / 2)
+    profiles = np.random.default_rng(0).normal(size=(5, len(positions)))
+    local = _local(profiles, np.ones(5), positions, 0.1)
+    assert local.shape == (5,)
+    assert np.isnan(local).all() or (local[~np.isnan(local)] > 0).all()
 
 
 def test_without_a_tomogram_there_is_no_column_of_thickness() -> None:

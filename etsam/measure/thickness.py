@@ -328,13 +328,17 @@ def _local(means: np.ndarray, counts: np.ndarray, positions: np.ndarray, middle:
     smooth = gaussian_filter1d(means, 1.5, axis=1)
     reach = _PEAKS_NM[1] / 2
     found, heights = [], []
-    for sign in (-1, 1):
-        side = np.flatnonzero((sign * (positions - middle) > 0.4) & (np.abs(positions - middle) <= reach))
+    off = positions - middle
+    half = max(0.4, 0.51 * float(positions[1] - positions[0]))  # coarse profiles have a sample in the middle, too
+    sides = [np.flatnonzero((sign * off > half) & (np.abs(off) <= reach)) for sign in (-1, 1)]
+    if not all(side.size for side in sides):  # the voxels are larger than the space between leaflets
+        return np.full(len(means), np.nan)
+    for side in sides:
         at = smooth[:, side].argmax(axis=1)
         edge = (at == 0) | (at == len(side) - 1)
         heights.append(smooth[np.arange(len(smooth)), side[at]])
         found.append(np.where(edge, np.nan, positions[side[at]]))
-    between = np.abs(positions - middle) <= 0.4
+    between = np.abs(off) <= half
     dip = np.minimum(*heights) - smooth[:, between].min(axis=1)
     good = (dip > 0) & (counts > 0)
     return np.where(good, found[1] - found[0], np.nan)
