@@ -336,7 +336,7 @@ class PredictionWriter(BasePredictionWriter):
         replace = self.overwrite or self.resume  # what resume finds incomplete is made anew
         depth = volume.shape[0]
         sections, before = MaskSections(prediction.grey), Coverage(volume.shape)
-        coverage = Coverage(volume.shape)
+        coverage = Coverage(volume.shape) if self.steps else before
         in_making = [one.begin(prediction, names, bool(self.steps)) for one in self.companions]
         names.folder.mkdir(parents=True, exist_ok=True)
 
@@ -368,12 +368,16 @@ class PredictionWriter(BasePredictionWriter):
                         progress("post-processing", z + 1, depth)
             if self.write_instances:
                 labels, instances = InstanceLabels()(final), writer(names.instances, np.uint16)
+                pieces = 0  # the numbers are without gaps
                 for z in range(depth):
-                    instances[z] = labels[z]
-            pieces = StreamedComponents(final, InstanceLabels.connectivity).count
+                    instances[z] = plane = labels[z]
+                    pieces = max(pieces, int(plane.max()))
+            else:
+                pieces = StreamedComponents(final, InstanceLabels.connectivity).count
             for z in range(depth):
                 plane = final[z]
-                coverage.add(z, plane)
+                if self.steps:
+                    coverage.add(z, plane)
                 sections.add(z, plane)
                 for one in in_making:
                     one.add_mask(z, plane)
