@@ -238,7 +238,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 
 def explain(error: BaseException, overrides: Iterable[str] = ()) -> str:
-    """What to tell a person, a line for each fault; errors inside Hydra's instantiation are traced to their cause.
+    """Message for a person, a line for each fault; errors inside Hydra's instantiation are traced to their cause.
 
     Parameters
     ----------

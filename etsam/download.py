@@ -678,7 +678,7 @@ def _faults_told(url: str, stop: Stop) -> Iterator[None]:
 
 
 def _is_unresolved(error: BaseException) -> bool:
-    """Whether an error of requests comes from a name that does not resolve."""
+    """True if an error of requests comes from a name that does not resolve."""
     from urllib3.exceptions import NameResolutionError
 
     inner: Any = error

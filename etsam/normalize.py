@@ -75,7 +75,7 @@ class Statistics:
 
     @property
     def contrast_is_clear(self) -> bool:
-        """Whether `skewness` is further from 0 than chance makes it, and than tomograms without membranes have."""
+        """True if `skewness` is further from 0 than chance makes it, and than tomograms without membranes have."""
         by_chance = math.sqrt(6 * BLOCK**2 / self.voxels)  # deviation of the skewness of so many normal values
         return abs(self.skewness) >= max(_UNCLEAR_SKEWNESS, 3 * by_chance)  # NaN is unclear, too
 

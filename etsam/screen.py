@@ -35,7 +35,7 @@ def console() -> Console:
 
 
 def is_terminal() -> bool:
-    """Whether a person may be looking: standard error is a terminal."""
+    """True if a person may be looking: standard error is a terminal."""
     return console().is_terminal
 
 

@@ -90,7 +90,7 @@ class InFlags:
 
 
 def unknown_word(word: str, parser: argparse.ArgumentParser, settings: Sequence[str] = (), after: str = "") -> str:
-    """What to say of an argument that a command does not know.
+    """Answer to an argument that a command does not know.
 
     Parameters
     ----------

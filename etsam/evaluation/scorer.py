@@ -234,7 +234,7 @@ class _Making:
             self.masks[:, z] = [mask[:, index] for mask in masks]
 
     def picture(self, sizes: Mapping[str, float | None]) -> SlicePicture:
-        """What was made; `sizes` are those of a voxel by axis, Å."""
+        """Picture of the slice that was collected; `sizes` are those of a voxel by axis, Å."""
         truth, prediction, known = self.masks
         shown = truth.astype(np.uint8)
         shown[~known] = IGNORE

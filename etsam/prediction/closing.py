@@ -33,7 +33,7 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Closing:
-    """What is told of a tomogram that is done.
+    """Facts that are told of a tomogram that is done.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ class Closing:
 def viewing_hints(
     tomogram: Location, mask: Path, *, script: Path | None = None, logits: Path | None = None
 ) -> list[str]:
-    """What may be typed next: to look at a mask over its tomogram, and to move its threshold.
+    """Commands that may be typed next: to look at a mask over its tomogram, and to move its threshold.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What other programs show of a mask: files beside it, made by workshops that the core does not know."""
+"""Files beside a mask that people or other programs look at, made by workshops that the core does not know."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,7 +32,7 @@ class Companion(Protocol):
 
     @property
     def enabled(self) -> bool:
-        """Whether it is written."""
+        """True if it is written."""
         ...
 
     def path(self, names: OutputNames) -> Path:

@@ -46,7 +46,7 @@ class Noted:
 
     @property
     def contrast_is_guessed(self) -> bool:
-        """Whether it was found out, and by little."""
+        """True if the contrast was found out, and by little."""
         guessed = isinstance(self.method, Robust) and self.method.membranes == "auto"
         return guessed and self.statistics is not None and not self.statistics.contrast_is_clear
 
@@ -83,13 +83,13 @@ class Coverage:
 
     @property
     def only_at_border(self) -> bool:
-        """Whether what there is of membrane lies within a 20th of a side from a face, or nearly all of it."""
+        """True if what there is of membrane lies within a 20th of a side from a face, or nearly all of it."""
         return self.membrane > 0 and self.inside <= (1 - _AT_BORDER_SHARE) * self.membrane
 
 
 @dataclass(frozen=True)
 class Mask:
-    """What is known of a mask that is judged.
+    """Facts about a mask that is judged.
 
     Attributes
     ----------

@@ -40,7 +40,7 @@ class _Part:
 
 @dataclass
 class Forecast:
-    """What is known of a job while it runs; times are those of any clock, in seconds.
+    """Progress of a job while it runs; times are those of any clock, in seconds.
 
     Attributes
     ----------

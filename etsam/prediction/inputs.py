@@ -26,7 +26,7 @@ _WARP_FOLDER = "reconstruction"  # of a Warp processing folder: where the tomogr
 
 @dataclass
 class Gathered:
-    """What names that a user gave stand for.
+    """Files that the names which a user gave stand for.
 
     Attributes
     ----------

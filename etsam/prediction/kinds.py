@@ -1,4 +1,4 @@
-"""What a file is before it is segmented: a tomogram, or something else that lies beside tomograms."""
+"""Kinds of files that are met before segmentation: a tomogram, or something else that lies beside tomograms."""
 
 import os
 import re

@@ -161,7 +161,7 @@ class MaskSections:
 
 @dataclass(frozen=True)
 class Caption:
-    """What the heading of a preview says.
+    """Heading of a preview.
 
     Attributes
     ----------

@@ -93,7 +93,7 @@ class BackgroundRun:
 
     @property
     def running(self) -> bool:
-        """Whether the process is at work."""
+        """True while the process is at work."""
         return self._process is not None and self._process.poll() is None
 
     def progress(self) -> Progress:

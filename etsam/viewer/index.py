@@ -1,4 +1,4 @@
-"""What shows a folder of masks as a whole: `index.html`, one row a tomogram, worst first, as far as records tell."""
+"""Overview of a folder of masks: `index.html`, one row a tomogram, worst first, as far as records tell."""
 
 import base64
 import io

@@ -261,7 +261,7 @@ def _imod_flags(raw: bytes, order: str) -> int | None:
 def _meaning_of_bytes(
     fields: Any, imod_flags: int | None, look: Callable[[], np.ndarray] | None
 ) -> tuple[bool, int, str]:
-    """Whether bytes are unsigned, what is to be added to them, and what is to be said of it.
+    """Reading of bytes: if they are unsigned, what is to be added to them, and what is to be said of it.
 
     MRC2014 has signed bytes only, but IMOD wrote unsigned ones before 4.2.23 (its mrc_format.txt), others too. Since
     then it stores 0 to 255 as -128 to 127, and its flags say so.

@@ -84,7 +84,7 @@ PUBLISHED = _ETSAM_V1
 
 
 def is_embedded(file_name: str) -> bool:
-    """Whether a file of this name comes with the program: weights that show what it does, and are no match for real."""
+    """True if a file of this name comes with the program: weights that show what it does, and are no match for real."""
     return any(file_name in weights.files for weights in REGISTRY.values() if not weights.page)
 
 

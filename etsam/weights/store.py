@@ -167,7 +167,7 @@ def fetch_weights(
 
 
 def _by_hand(weights: NamedWeights, missing: Sequence[str]) -> EtsamError:
-    """What to do without network."""
+    """Advice for a machine without network."""
     return DownloadError.of(
         f"{weights.name} cannot be downloaded without network; fetch these files on another machine, put them into "
         f"{weights_folder()}, then run `etsam weights verify {weights.name}`",
