@@ -1,4 +1,4 @@
-"""What the entry scripts share: config resolvers, logging, and the way errors reach a person."""
+"""Shared ground of the entry scripts: config resolvers, logging, and the way errors reach a person."""
 
 import difflib
 import logging
@@ -36,7 +36,7 @@ _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
 def is_first_process() -> bool:
-    """Whether this process speaks for all: checks inputs and logs. Known before anything heavy is imported."""
+    """True if this process speaks for all: checks inputs and logs. Known before anything heavy is imported."""
     name = next((name for name in _RANK_VARIABLES if name in os.environ), None)
     if name == "LOCAL_RANK" and os.environ.get("NODE_RANK", "0") != "0":
         return False

@@ -1,4 +1,4 @@
-"""How far a mask agrees with the truth, in numbers of voxels: what validation and evaluation both count."""
+"""Agreement of a mask with the truth, in numbers of voxels: what validation and evaluation both count."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Where the files that belong to the program lie, in the installed package or beside it in a checkout; checksums."""
+"""Places of the files that belong to the program, in the installed package or beside it in a checkout; checksums."""
 
 import hashlib
 from functools import lru_cache

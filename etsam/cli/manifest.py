@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _wants_project(args: argparse.Namespace) -> bool:
-    """Which of the two sources; raises `ConfigError` if that is not clear, or half of it."""
+    """Source that is meant, of the two; raises `ConfigError` if that is not clear, or half of it."""
     from etsam.errors import ConfigError
 
     groups = {

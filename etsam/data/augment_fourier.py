@@ -71,7 +71,7 @@ class MissingWedge(Augmentation):
 def wedge(
     shape: Sequence[int], max_tilt_degrees: float, axis_degrees: float, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Where a tilt series measures: the complement of the missing wedge.
+    """Frequencies that a tilt series measures: the complement of the missing wedge.
 
     Parameters
     ----------

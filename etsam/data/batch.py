@@ -1,4 +1,4 @@
-"""What the loader hands over: clips and batches of clips."""
+"""Clips and batches of clips, as the loader hands them over."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What a check of tomograms and masks gives: facts about each sample, and findings with advice."""
+"""Checks of tomograms and masks: facts about each sample, and findings with advice."""
 
 import difflib
 import itertools

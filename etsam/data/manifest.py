@@ -59,7 +59,7 @@ class Sample:
 
     @property
     def without_membrane(self) -> bool:
-        """Whether the column `without_membrane` says yes: the mask is empty because there is nothing to mark."""
+        """True if the column `without_membrane` says yes: the mask is empty because there is nothing to mark."""
         return dict(self.extra).get("without_membrane", "").strip().lower() in ("yes", "true", "1")
 
 

@@ -61,7 +61,7 @@ masks, at most 0.08 under masks of other tomograms."""
 
 @dataclass(frozen=True)
 class PairMeasurement:
-    """What one pass over a tomogram and its mask tells.
+    """Fit of a mask to its tomogram, from one pass over both.
 
     Attributes
     ----------

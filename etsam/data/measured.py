@@ -1,4 +1,4 @@
-"""What a whole file has to be read for, once: grey-value statistics of a tomogram, contents of a mask."""
+"""Measurements for which a whole file has to be read, once: grey-value statistics of a tomogram, contents of a mask."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""Which clips an epoch has, in which order, on which process, and where a resumed run goes on."""
+"""Clips of an epoch: their order, their process, and where a resumed run goes on."""
 
 import logging
 from collections.abc import Iterator, Sequence

@@ -1,1 +1,1 @@
-"""How good masks are: scores of tomograms, comparisons of methods, and the report of both."""
+"""Quality of masks: scores of tomograms, comparisons of methods, and the report of both."""

@@ -50,7 +50,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Measurement:
-    """How a process went.
+    """Course of a process.
 
     Attributes
     ----------

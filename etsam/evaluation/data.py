@@ -1,4 +1,4 @@
-"""Which tomograms are evaluated, and by which predictions."""
+"""Tomograms that are evaluated, and their predictions."""
 
 import logging
 import os

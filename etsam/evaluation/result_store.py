@@ -58,7 +58,7 @@ class ResultStore:
         return self.folder / quote(method, safe=" ") / f"{'__'.join(map(_plain, tomogram.split('/', 1)))}.json"
 
     def complete(self, method: str, tomogram: str, inputs: Sequence[str]) -> bool:
-        """Whether a result is there, without error, made with the same settings from the same files.
+        """True if a result is there, without error, made with the same settings from the same files.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Where logits of tiles wait between the stages: in memory, or in an unnamed file beside the outputs."""
+"""Store of logits of tiles between the stages: in memory, or in an unnamed file beside the outputs."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""How much memory a prediction takes, and how many slices and tiles can go through a network together."""
+"""Plan of the memory of a prediction: how many slices and tiles can go through a network together."""
 
 import logging
 from collections.abc import Sequence

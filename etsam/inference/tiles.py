@@ -42,7 +42,7 @@ class Tile:
 
 
 class Tiling(Protocol):
-    """How slices are cut.
+    """Rule by which slices are cut.
 
     `fuse_per_tile`: whether the stage-1 logits of each tile are scaled by the tile's own extremes (published split) or
     by those of the whole volume (no seams).

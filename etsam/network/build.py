@@ -179,7 +179,7 @@ def _adapted(network: Any, channels: int, state: dict[str, Tensor]) -> dict[str,
 
 
 def input_slices(net: Mapping[str, Any]) -> int:
-    """How many slices the network of a config sees at a time; `ConfigError` if that is no odd number up to 15."""
+    """Number of slices that the network of a config sees at a time; `ConfigError` if that is no odd number up to 15."""
     seen = net.get("input_slices", 1)
     if not isinstance(seen, int) or seen % 2 == 0 or not 0 < seen <= _MOST_INPUT_SLICES:
         raise ConfigError(
@@ -194,7 +194,7 @@ def tile_voxels(net: Mapping[str, Any]) -> int:
 
 
 def memory_slices(net: Mapping[str, Any], network: "SAM2Base") -> int:
-    """How many slices a network attends to besides prompted ones; `ConfigError` if it was not made for so many."""
+    """Number of slices attended to besides prompted ones; `ConfigError` if the network was not made for so many."""
     most = int(network.num_maskmem) - 1
     asked = net.get("memory_slices")
     if asked is None:

@@ -93,7 +93,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _calls(path: Path) -> bool:
-    """Whether a whole plain pickle names functions or classes; read, not executed."""
+    """True if a whole plain pickle names functions or classes; read, not executed."""
     try:
         with open(path, "rb") as file:
             names = {operation.name for operation, _, _ in pickletools.genops(file)}

@@ -1,4 +1,4 @@
-"""What a slice attends to: memories and pointers of other slices, as tokens with positions, by the rules of SAM2.
+"""Tokens that a slice attends to: memories and pointers of other slices, with positions, by the rules of SAM2.
 
 SAM2's own method does the same in more than a hundred steps a slice, few of which compute anything, and on a GPU a
 slice waits for the CPU that asks for them. Here there are a dozen, and positions are separate functions, so that
@@ -22,7 +22,7 @@ States = Mapping[int, SliceState]
 
 @dataclass(frozen=True)
 class MemoryTokens:
-    """What memory attention is given.
+    """Input of memory attention.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What the tracker hands over and keeps: features, decoded masks, states of slices, the memory bank.
+"""States that the tracker hands over and keeps: features, decoded masks, states of slices, the memory bank.
 
 Axes: B tiles or clips, C channels of the network (d_model), M channels of a memory, S image side; all slices square.
 With a network at voxel resolution, (H, W) takes the place of S x S and of S/4 x S/4, and (H/16, W/16) that of the rest.
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SliceFeatures:
-    """What the image encoder gives for one slice position of B tiles, finest level first.
+    """Features of the image encoder for one slice position of B tiles, finest level first.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Clicks:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What the network says of one slice, before it is remembered; K = 1 or 3 candidate masks.
+    """Answer of the network for one slice, before it is remembered; K = 1 or 3 candidate masks.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class SliceState:
-    """What is remembered of one slice.
+    """Memory of one slice.
 
     Attributes
     ----------

@@ -108,7 +108,7 @@ class SliceTracker(nn.Module):
 
     @property
     def weight_bytes(self) -> int:
-        """What the parameters take."""
+        """Memory of the parameters."""
         return sum(parameter.nbytes for parameter in self.parameters())
 
     def new_memory(self, num_slices: int) -> MemoryBank:
@@ -222,7 +222,7 @@ class SliceTracker(nn.Module):
         clicks: Clicks | None = None,
         reverse: bool = False,
     ) -> Decoded:
-        """What the network says of slice `z`; nothing is remembered, and gradients flow where they are enabled.
+        """Answer of the network for slice `z`; nothing is remembered, and gradients flow where they are enabled.
 
         Parameters
         ----------

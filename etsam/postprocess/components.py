@@ -259,7 +259,7 @@ class StreamedComponents:
 def _contacts(
     below: tuple[np.ndarray, np.ndarray], above: tuple[np.ndarray, np.ndarray], steps: tuple[tuple[int, int], ...]
 ) -> np.ndarray:
-    """Which 2D components of a slice touch which of the next one.
+    """Pairs of 2D components, of a slice and of the next one, that touch.
 
     Where a run of one slice lies over a run of the other, their overlap starts where one of the two starts. So it is
     enough to look at what lies over the start of each run, in both directions.

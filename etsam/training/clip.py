@@ -22,7 +22,7 @@ __all__ = ["ClipPlan", "PromptSampler", "SliceOutput", "encode_clip", "forward_c
 
 @dataclass(frozen=True)
 class SliceOutput:
-    """What the network says of one slice of B clips, step by step: before and after each correction click.
+    """Answers of the network for one slice of B clips, step by step: before and after each correction click.
 
     Attributes
     ----------

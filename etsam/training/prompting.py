@@ -1,4 +1,4 @@
-"""What a clip is prompted with in training: the plan of one batch, and the clicks that a simulated annotator gives.
+"""Prompts of a clip in training: the plan of one batch, and the clicks that a simulated annotator gives.
 
 Two families of prompts. `mask`, `box` and `click` come from the truth, as SAM2 trains. `grid_zero` and `zero` are what
 inference gives on slice 0; there the output of slice 0 is the prompt and not a prediction, so that slice has no loss,
@@ -28,7 +28,7 @@ FIXED_KINDS: tuple[PromptKind, ...] = ("grid_zero", "zero")
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """How one batch of clips is prompted; all clips of the batch alike.
+    """Plan of the prompts of one batch; all clips of the batch alike.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What a run tells while it runs: plain lines where there is no terminal, one CSV file, one curve of W&B."""
+"""Reports of a run while it runs: plain lines where there is no terminal, one CSV file, one curve of W&B."""
 
 import csv
 import logging

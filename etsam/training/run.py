@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run of training made.
+    """Outcome of a run of training.
 
     Attributes
     ----------

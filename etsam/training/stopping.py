@@ -110,7 +110,7 @@ class LastCheckpoint(Checkpoint):
         self._stop()
 
     def _shall_stop(self, trainer: Trainer) -> bool:
-        """Whether any process was told to, or has run out of time."""
+        """True if any process was told to, or has run out of time."""
         if self._told is None and self._max_time is not None:
             started = psutil.Process().create_time()
             if time.time() - started > self._max_time.total_seconds():

@@ -1,4 +1,4 @@
-"""Where a volume holds an image: without constant slices, a constant rim, and areas filled with one value.
+"""Part of a volume that holds an image: without constant slices, a constant rim, and areas filled with one value.
 
 Programs pad: tomograms of one series get the same size, tilt series are shifted and rotated, empty slices are left at
 both ends. The value they put there says nothing of the specimen, and noise never repeats one value over an area.
@@ -118,7 +118,7 @@ class ContentSearch:
 
     @property
     def content(self) -> Content:
-        """What was found; the whole volume if no slice holds an image, or nothing but lines would be left of it."""
+        """Content; the whole volume if no slice holds an image, or nothing but lines would be left of it."""
         top, bottom, left, right = self._rim
         height, width = self.shape[1:]
         rows, columns = (top, height - bottom), (left, width - right)

@@ -1,4 +1,4 @@
-"""Where a volume is: a file, a Zarr folder or a URL, told apart by name, and what can be said of it unread."""
+"""Location of a volume: a file, a Zarr folder or a URL, told apart by name, and what can be said of it unread."""
 
 import hashlib
 import os
@@ -14,10 +14,10 @@ from etsam.paths import sha256
 PLAIN_SUFFIXES = (".mrc", ".rec", ".map", ".mrcs", ".st", ".ali", ".ccp4")
 PACKED_SUFFIXES = (".gz", ".bz2")
 TOMOGRAM_SUFFIXES = tuple(plain + packed for packed in ("", *PACKED_SUFFIXES) for plain in PLAIN_SUFFIXES)
-"""What names of MRC tomograms end in, in lower case; upper case is understood, too."""
+"""Endings of names of MRC tomograms, in lower case; upper case is understood, too."""
 
 ZARR_SUFFIXES = (".ome.zarr", ".zarr")
-"""What names of OME-Zarr folders usually end in, the longer one first."""
+"""Usual endings of names of OME-Zarr folders, the longer one first."""
 
 _ZARR_ENTRIES = (".zgroup", ".zarray", ".zattrs", "zarr.json")  # Zarr 2 and 3 specifications
 _END_BYTES = 1 << 20  # of head and tail that are looked at to know a file again
@@ -71,7 +71,7 @@ def locate(given: str | os.PathLike[str], folder: Path | None = None) -> Locatio
 
 
 def is_zarr(location: Location) -> bool:
-    """Whether this is read as OME-Zarr: every URL, a Zarr folder, and what would lie in one (a level)."""
+    """True if this is read as OME-Zarr: every URL, a Zarr folder, and what would lie in one (a level)."""
     if isinstance(location, Url):
         return True
     return _is_zarr_folder(location) or (not os.path.lexists(location) and _is_zarr_folder(location.parent))
@@ -83,7 +83,7 @@ def _is_zarr_folder(path: Path) -> bool:
 
 
 def exists(location: Location) -> bool:
-    """Whether it is there; URLs are taken to be, until they are opened."""
+    """True if it is there; URLs are taken to be, until they are opened."""
     return isinstance(location, Url) or os.path.exists(location)
 
 

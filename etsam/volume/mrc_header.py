@@ -1,4 +1,4 @@
-"""What the 1024 bytes at the start of an MRC file say, also when a program wrote them carelessly.
+"""Header of an MRC file: what its 1024 bytes say, also when a program wrote them carelessly.
 
 Layout: MRC2014 (Cheng et al., J. Struct. Biol. 192 (2015) 146, https://www.ccpem.ac.uk/mrc_format/mrc2014.php), by
 way of `mrcfile.dtypes.HEADER_DTYPE`. What IMOD adds: https://bio3d.colorado.edu/imod/doc/mrc_format.txt.
@@ -68,7 +68,7 @@ class MrcHeader:
     data_offset: int
     """Bytes before the data: 1024 + nsymbt."""
     added: int
-    """What is added to stored values: 128 to IMOD's signed bytes, which stand for 0 to 255; else 0."""
+    """Offset that is added to stored values: 128 to IMOD's signed bytes, which stand for 0 to 255; else 0."""
     voxel_size_angstrom: tuple[float, float, float] | None
     """(z, y, x) in Å; None if the file does not say."""
     origin_angstrom: tuple[float, float, float]
@@ -80,7 +80,7 @@ class MrcHeader:
     labels: tuple[str, ...] = ()
     """At most ten lines of history, 80 characters each, as written by the programs before us."""
     header_warnings: tuple[str, ...] = ()
-    """What was wrong or had to be guessed, one phrase each; empty for a good file."""
+    """Remarks on what was wrong or had to be guessed, one phrase each; empty for a good file."""
 
     @property
     def transpose(self) -> tuple[int, int, int]:
@@ -97,7 +97,7 @@ class MrcHeader:
 
 
 def looks_like_mrc(raw: bytes) -> bool:
-    """Whether these bytes can be the header of an MRC file, in either byte order.
+    """True if these bytes can be the header of an MRC file, in either byte order.
 
     Parameters
     ----------

@@ -76,7 +76,7 @@ def multiscale_of(attributes: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def read_level(multiscale: Mapping[str, Any], wanted: str | None, where: str) -> Level:
-    """What an image says of one of its levels.
+    """Level of an image, as its metadata say.
 
     Units are converted to Å. A unit that nobody knows gives no voxel size, and a remark. A missing unit is a gap in the
     metadata: the number is taken as Å if it can be a tomogram's (0.1 to 1000, and not 1 at full resolution, which is

@@ -1,4 +1,4 @@
-"""What every writer of volumes checks, whatever the format: shapes, slice numbers, values that do not fit."""
+"""Checks of every writer of volumes, whatever the format: shapes, slice numbers, values that do not fit."""
 
 import operator
 from collections.abc import Sequence

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """Where the voxels of a volume come from; one class a format. Pickled with its volume."""
+    """Source of the voxels of a volume; one class a format. Pickled with its volume."""
 
     shape: tuple[int, int, int]
     dtype: np.dtype
@@ -28,7 +28,7 @@ class Source(Protocol):
     origin_angstrom: tuple[float, float, float]
     start: tuple[int, int, int]
     remarks: tuple[str, ...]
-    """What is odd about the file, for the log."""
+    """Remarks on what is odd about the file, for the log."""
 
     def plane(self, z: int) -> np.ndarray:
         """Slice `z`, 0 <= z < Z, (Y, X): a new array of `dtype`, in the machine's byte order."""

@@ -277,7 +277,7 @@ def _explained(location: Location, where: str) -> Iterator[None]:
 
 
 def _is_transport(error: BaseException) -> bool:
-    """Whether the disk or the network is at fault, not the content."""
+    """True if the disk or the network is at fault, not the content."""
     network = type(error).__module__.startswith(("aiohttp.", "botocore.", "aiobotocore."))
     # OSErrors of the system have a number; bz2 and gzip raise some without one for what they cannot decode
     system = isinstance(error, OSError) and error.errno is not None

@@ -89,7 +89,7 @@ def is_embedded(file_name: str) -> bool:
 
 
 def weights_folder() -> Path:
-    """Where downloaded weights go: ETSAM_CHECKPOINT_DIR, or `etsam` in the user's cache (XDG base directories)."""
+    """Folder of downloaded weights: ETSAM_CHECKPOINT_DIR, or `etsam` in the user's cache (XDG base directories)."""
     given = os.environ.get("ETSAM_CHECKPOINT_DIR", "")
     if given:
         return Path(given).expanduser()
@@ -98,7 +98,7 @@ def weights_folder() -> Path:
 
 
 def _places(file_name: str) -> list[Path]:
-    """Where a file that is known by name may lie, the first that has it wins."""
+    """Places of a file that is known by name; the first that has it wins."""
     folders = [Path("checkpoints"), weights_folder()]
     return [*(folder / file_name for folder in folders), *resource_paths("checkpoints", file_name)]
 

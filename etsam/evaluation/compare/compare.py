@@ -31,7 +31,7 @@ _TESTS = ("t_p", "wilcoxon_p")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; tables as pandas data frames.
+    """Comparison of methods; tables as pandas data frames.
 
     Attributes
     ----------

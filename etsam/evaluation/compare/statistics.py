@@ -17,7 +17,7 @@ _SAME = 1e-12  # spread of values that differ by rounding only
 
 @dataclass(frozen=True)
 class PairedTests:
-    """What the differences a - b of paired scores say.
+    """Statistics of the differences a - b of paired scores.
 
     Attributes
     ----------

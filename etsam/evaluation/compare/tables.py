@@ -31,7 +31,7 @@ METRIC_NAMES = {
     "betti1_error": "Betti-1 error",
     "betti2_error": "Betti-2 error",
 }
-"""How they are written for people."""
+"""Words for them that people read."""
 
 PUBLISHED = ("ETSAM stage 2", "ETSAM stage 1", "MemBrain-seg", "TARDIS")
 """Methods of `published_scores`."""

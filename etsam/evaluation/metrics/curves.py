@@ -1,4 +1,4 @@
-"""What a sweep of the threshold says: Dice at every threshold, the best ones, precision against recall."""
+"""Sweep of the threshold: Dice at every threshold, the best ones, precision against recall."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Which way a surface faces, voxel by voxel, and how well each direction is found."""
+"""Normals of a surface, voxel by voxel, and the recall of each direction."""
 
 import itertools
 from collections.abc import Callable, Iterator

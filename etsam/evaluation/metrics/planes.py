@@ -11,7 +11,7 @@ PLANES = {"xy": "z", "xz": "y", "yz": "x"}
 
 
 MOST_MEMBRANE, MOST_ERRORS = "most membrane", "most errors"
-"""Why a slice is shown."""
+"""Reason for which a slice is shown."""
 
 
 class Shown(NamedTuple):

@@ -16,7 +16,7 @@ _COLUMNS = (("z_voxel", "y_voxel", "x_voxel"), ("z", "y", "x"))
 
 @dataclass(frozen=True)
 class PointScores:
-    """How a mask and points agree.
+    """Agreement of a mask with points.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What an evaluation finds, as the tables, tests and pictures of the report take it."""
+"""Results of an evaluation, as the tables, tests and pictures of the report take them."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple

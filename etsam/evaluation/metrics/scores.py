@@ -46,7 +46,7 @@ from etsam.threads import worker_count
 from etsam.volume import Slices
 
 METRICS = ("curve", "planes", "surface", "inclination", "cldice", "betti")
-"""What can be asked for beside the overlap scores, which are always computed."""
+"""Scores that can be asked for beside those of overlap, which are always computed."""
 
 DEFAULT_TOLERANCE_VOXELS = 2.0
 """Tolerance of surface Dice without a setting, in units of the largest voxel side."""
@@ -123,7 +123,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Scores:
-    """What `Metrics` finds; see `TomogramResult` for the fields it shares, and the module for names and definitions.
+    """Scores that `Metrics` finds; fields that it shares are those of `TomogramResult`, names those of the module.
 
     Attributes
     ----------
@@ -144,7 +144,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Which scores are computed, and how.
+    """Choice of the scores, and how they are computed.
 
     Attributes
     ----------

@@ -250,7 +250,7 @@ def _chunks(voxels: SurfaceVoxels, first: int, last: int) -> Iterator[tuple[int,
 
 
 def within(distances: np.ndarray, tolerance: float) -> np.ndarray:
-    """Where a distance is no more than the tolerance, but for rounding; bool."""
+    """Mask of the distances within the tolerance, but for rounding; bool."""
     return distances <= tolerance * _ROUNDING
 
 

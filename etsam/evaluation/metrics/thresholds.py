@@ -1,4 +1,4 @@
-"""What a thousand thresholds call membrane, counted from two histograms of the logits; `curves` makes scores of it."""
+"""Voxels above a thousand thresholds, counted from two histograms of the logits; `curves` makes scores of them."""
 
 import numpy as np
 import torch

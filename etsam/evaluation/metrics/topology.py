@@ -1,4 +1,4 @@
-"""Whether membranes are whole: centre lines of their cuts (clDice), and numbers of parts, tunnels and cavities."""
+"""Wholeness of membranes: centre lines of their cuts (clDice), and numbers of parts, tunnels and cavities."""
 
 from collections.abc import Callable, Iterator
 

@@ -46,12 +46,12 @@ class PublishedRow:
 
     @property
     def on_portal(self) -> bool:
-        """Whether the tomogram is on the CryoET Data Portal, whose ids are numbers."""
+        """True if the tomogram is on the CryoET Data Portal, whose ids are numbers."""
         return self.dataset_id.isdigit()
 
     @property
     def has_mask(self) -> bool:
-        """Whether a mask was published."""
+        """True if a mask was published."""
         return self.split != _NO_GROUND_TRUTH
 
 

@@ -1,4 +1,4 @@
-"""Where each file of the published data set lies: on the CryoET Data Portal or in Harvard Dataverse.
+"""Plan of the published data set: the place of each file on the CryoET Data Portal or in Harvard Dataverse.
 
 Files go to `DATASET/RUN/tomogram` and `DATASET/RUN/target_mask`, as the published scripts put them.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KINDS = ("tomograms", "masks")
-"""What can be collected."""
+"""Kinds of files that can be collected."""
 FORMATS = ("mrc", "zarr")
 """Formats in which the portal has tomograms."""
 
@@ -91,7 +91,7 @@ class Wanted:
 
 
 def zarr_part(target: Path) -> Path:
-    """Where an OME-Zarr folder grows until it is complete."""
+    """Folder in which an OME-Zarr volume grows until it is complete."""
     return target.with_name(f"{target.name}.part")
 
 

@@ -20,7 +20,7 @@ VOXEL_SIZE_TOLERANCE = 0.01
 """Relative; lists and portal round differently, binning differs by much more."""
 
 IF_SEVERAL = ("error", "default", "first")
-"""What to do when voxel size and shape leave several tomograms: refuse; take the one that the portal shows; take the
+"""Choice when voxel size and shape leave several tomograms: refuse; take the one that the portal shows; take the
 first that it lists, as the published scripts do."""
 
 

@@ -25,7 +25,7 @@ _MRC_DTYPES = {name: name for name in ("int8", "int16", "uint16", "float16")} | 
 
 @dataclass(frozen=True)
 class SegmentationName:
-    """Which segmentation of a run: object name, and user and session if there are several."""
+    """Name of a segmentation of a run: object name, and user and session if there are several."""
 
     name: str
     user_id: str | None = None

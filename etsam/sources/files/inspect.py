@@ -1,4 +1,4 @@
-"""What one file is, what is odd about it, and which settings suit it, from its header and one pass over its slices."""
+"""Portrait of a file: kind, oddities, settings that suit it; from its header and one pass over its slices."""
 
 import math
 import os
@@ -20,14 +20,14 @@ from etsam.weights.registry import REGISTRY
 
 PERCENTS = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
 TYPICAL_VOXEL_ANGSTROM = (4.0, 50.0)
-"""What tomograms that are segmented usually have; outside it is worth a second look."""
+"""Range of tomograms that are segmented; outside it is worth a second look."""
 
 _HISTOGRAM_BINS = 100
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of a file; everything of three parts is ordered (z, y, x).
+    """Facts of a file; everything of three parts is ordered (z, y, x).
 
     Attributes
     ----------

@@ -24,7 +24,7 @@ _OLDER_KEYS = ("membranes_list", "proteins_list", "voi_vsize", "tilt_angs")  # o
 
 @dataclass(frozen=True)
 class Acquisition:
-    """How the microscope sees a sample: PolNet's `.tem` file.
+    """Microscope that sees a sample: PolNet's `.tem` file.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Where PolNet, its models and IMOD are on this machine."""
+"""Installations of PolNet, its models and IMOD on this machine."""
 
 import json
 import os
@@ -24,7 +24,7 @@ _INSTALL = (
 
 @dataclass(frozen=True)
 class Installation:
-    """Where PolNet is: the Python that has it, its version, and the folder of its package."""
+    """Installation of PolNet: the Python that has it, its version, and the folder of its package."""
 
     python: str
     version: str

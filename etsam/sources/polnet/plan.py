@@ -146,7 +146,7 @@ def only_run(output_dir: Path) -> Iterator[None]:
 
 
 def workers_that_fit(jobs: Sequence[Job]) -> int:
-    """How many samples can be made at once: as many as there are cores, and as the free memory allows."""
+    """Number of samples that can be made at once: as many as there are cores, and as the free memory allows."""
     voxels = max((math.prod(job.settings["sample"]["shape"]) for job in jobs), default=1)
     by_memory = psutil.virtual_memory().available // (voxels * _BYTES_PER_VOXEL + _BYTES_PER_PROCESS)
     return int(max(1, min(os.cpu_count() or 1, by_memory)))

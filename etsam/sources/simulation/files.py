@@ -107,7 +107,7 @@ def path_of(stem: Path, role: str) -> Path:
 
 
 def plain_settings(simulator: Simulator) -> dict[str, Any]:
-    """What decides a tomogram, as JSON gives it back."""
+    """Settings that decide a tomogram, as JSON gives them back."""
     settings = asdict(simulator)
     del settings["device"]
     found: dict[str, Any] = json.loads(json.dumps(settings))

@@ -18,7 +18,7 @@ from etsam.sources.simulation.simulator import SimulatedTomogram, Simulator
 from etsam.sources.simulation.specimen import Specimen, resample
 
 FACTORS = ("snr", "max_tilt_degrees", "voxel_size_angstrom", "thickness_angstrom", "contrast")
-"""What can be varied: the fields of `Conditions`."""
+"""Conditions that can be varied: the fields of `Conditions`."""
 
 CONTRASTS = ("dark", "bright")
 BASELINE = "baseline"
@@ -119,7 +119,7 @@ class PairedSimulator:
         return min(point.voxel_size_angstrom for point in self.points.values())
 
     def settings(self, point: str) -> dict[str, Any]:
-        """What decides the tomograms of a point, plain values."""
+        """Settings that decide the tomograms of a point, plain values."""
         found = plain_settings(self.simulator_of(self.points[point]))
         return found | {"drawn_at_angstrom": self.grid_angstrom}
 

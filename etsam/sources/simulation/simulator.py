@@ -1,4 +1,4 @@
-"""What people do to a reconstruction before they look at it, and how they store it."""
+"""Simulated tomogram: a reconstruction, what people do to it before they look at it, and how they store it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -247,7 +247,7 @@ class Simulator:
 
 
 def contrast(made: SimulatedTomogram) -> float:
-    """How far membranes differ in the mean from all else, in standard deviations of the tomogram."""
+    """Difference of membranes from all else in the mean, in standard deviations of the tomogram."""
     values, membrane = made.tomogram.astype(np.float32), made.mask == 1
     return abs(float(values[membrane].mean() - values[~membrane].mean())) / max(float(values.std()), 1e-12)
 

@@ -1,4 +1,4 @@
-"""What lies in a simulated tomogram, drawn at random: membranes, what sits on them, and what is none."""
+"""Specimen of a simulated tomogram, drawn at random: membranes, what sits on them, and what is none."""
 
 from dataclasses import dataclass
 
