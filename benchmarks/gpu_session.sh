@@ -66,9 +66,9 @@ case " $parts " in *" whole "* | *" nano "*) made ;; esac
 part whole 150 bash -c 'predict whole "$@"' _ trainer.precision=$precision "${small[@]}"
 part nano 100 bash -c 'predict nano "$@"' _ trainer.precision=$precision
 case " $parts " in *" training "*)
-  [ -e "$out/data/manifest.csv" ] || python -m etsam data simulate --n 2 --shape 32,128,128 --voxel-size 10 --val-fraction 0 --output-dir "$out/data" > "$out/data.log" 2>&1
+  [ -e "$out/data/manifest.csv" ] || python -m etsam data simulate --n 2 --shape 32,128,128 --voxel-size 10 --val-fraction 0.5 --output-dir "$out/data" > "$out/data.log" 2>&1
 esac
-part training 150 python train.py experiment=stage1 name=gpu output_dir="$out/training" trainer.max_steps=$steps trainer.log_every_n_steps=5 \
+part training 150 python train.py experiment=stage1 normalize=robust name=gpu output_dir="$out/training" trainer.max_steps=$steps trainer.log_every_n_steps=5 \
   trainer.precision=$([ $device = cuda ] && echo bf16-mixed || echo 32-true) data.sources.own.manifest="$out/data/manifest.csv" overwrite=true "${training[@]}"
 rm -f "$out/made.mrc"
 rm -rf "$out/whole" "$out/training/checkpoints"
