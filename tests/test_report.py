@@ -20,13 +20,11 @@ from etsam.evaluation.compare.tables import parse_source, published_scores, read
 from etsam.evaluation.metrics.curves import Sweep
 from etsam.evaluation.metrics.results import InclinationRow, SlicePicture, TomogramResult
 from etsam.evaluation.organisms import short_species
+from etsam.evaluation.report.colours import FOUND, MISSED, WRONG
 from etsam.evaluation.report.figures import labels, useful_range
 from etsam.evaluation.report.headline import findings
 from etsam.evaluation.report.page import PICTURE_BUDGET_BYTES, page
 from etsam.evaluation.report.pictures import (
-    FOUND,
-    MISSED,
-    WRONG,
     encoder,
     errors_image,
     images_with_bars,

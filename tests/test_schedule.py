@@ -10,8 +10,9 @@ from test_datamodule import QUIET, module, source
 
 from etsam.errors import ConfigError
 from etsam.inference import prompts
-from etsam.training.module import OptimizerSettings, RangeTest, StageTraining
+from etsam.training.module import OptimizerSettings, StageTraining
 from etsam.training.reporting import suggested_rate
+from etsam.training.schedule import RangeTest
 from etsam.training.validation import Validator
 
 pytestmark = pytest.mark.filterwarnings(*QUIET)

@@ -19,8 +19,9 @@ from etsam.inference.two_stage import Stage, TwoStage, run_stage, stage2_input
 from etsam.labels import stat_counts
 from etsam.normalize import MinMaxPositive, Robust, normalize
 from etsam.training.callbacks import comparison_picture
-from etsam.training.module import CosineToFraction, OptimizerSettings, StageTraining
+from etsam.training.module import OptimizerSettings, StageTraining
 from etsam.training.optimizer import freeze_encoder, parameter_groups
+from etsam.training.schedule import CosineToFraction
 from etsam.training.stage1_cache import Stage1Logits
 from etsam.training.validation import ValidationResult, Validator
 from etsam.volume import MrcWriter, read_volume

@@ -26,6 +26,7 @@ from etsam.network.tracker import SliceTracker
 from etsam.training.clip import PromptSampler, forward_clip
 from etsam.training.losses import MaskLosses
 from etsam.training.optimizer import MuonAdamW, freeze_encoder, parameter_groups
+from etsam.training.schedule import CosineToFraction, RangeTest
 from etsam.training.validation import ValidationResult, Validator
 
 _SCORES = ("dice", "iou", "precision", "recall")
@@ -361,31 +362,6 @@ class StageTraining(LightningModule):
 def dice_by_source(means: Mapping[str, float]) -> dict[str, float]:
     """Dice of each source, of scores by name."""
     return {name.removeprefix("dice_"): value for name, value in means.items() if name.startswith("dice_")}
-
-
-class CosineToFraction:
-    """Factor of the learning rate: linear warm-up, then half a cosine from 1 to `fraction` at step `total`."""
-
-    def __init__(self, total: int, fraction: float, warmup: int = 0) -> None:
-        self.total, self.fraction, self.warmup = max(total, 1), fraction, warmup
-
-    def __call__(self, step: int) -> float:
-        """Factor at optimiser step `step`."""
-        if step < self.warmup:
-            return (step + 1) / (self.warmup + 1)
-        done = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
-        return float(self.fraction + (1 - self.fraction) * 0.5 * (1 + np.cos(np.pi * done)))
-
-
-class RangeTest:
-    """Factor of the learning rate that rises exponentially from 0.001 to 10 at step `total` (Smith 2017, CLR)."""
-
-    def __init__(self, total: int) -> None:
-        self.total = max(total, 1)
-
-    def __call__(self, step: int) -> float:
-        """Factor at optimiser step `step`."""
-        return float(1e-3 * 1e4 ** (step / self.total))
 
 
 def _mix(*numbers: int) -> int:

@@ -12,14 +12,13 @@ from etsam.evaluation.compare.tables import METRIC_NAMES, METRICS
 from etsam.evaluation.metrics.curves import Sweep, precision_recall
 from etsam.evaluation.metrics.results import TomogramResult
 from etsam.evaluation.organisms import organisms, short_species
+from etsam.evaluation.report.colours import METHODS
 from etsam.pictures import short_left
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito 2008: told apart with every kind of colour vision. Their yellow is too pale for lines on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX*"
 _DASHES = ("-", "--", "-.", ":")
 _WIDTH_INCHES = 4.0  # 384 CSS pixels: text of 10 points stays readable when a phone shows it at 360
@@ -49,9 +48,9 @@ class Figures:
     def __init__(self, methods: Sequence[str]) -> None:
         self.look: Mapping[str, dict[str, Any]] = {
             method: {
-                "color": COLOURS[i % len(COLOURS)],
+                "color": METHODS[i % len(METHODS)],
                 "marker": _MARKERS[i % len(_MARKERS)],
-                "linestyle": _DASHES[(i // len(COLOURS) + i) % len(_DASHES)],
+                "linestyle": _DASHES[(i // len(METHODS) + i) % len(_DASHES)],
             }
             for i, method in enumerate(methods)
         }

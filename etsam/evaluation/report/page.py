@@ -14,9 +14,10 @@ from etsam.evaluation.compare.statistics import MIN_TOMOGRAMS
 from etsam.evaluation.compare.tables import METRIC_NAMES
 from etsam.evaluation.metrics.results import TomogramResult
 from etsam.evaluation.organisms import organisms
+from etsam.evaluation.report.colours import LEGEND
 from etsam.evaluation.report.figures import Figures, points_of, svg_text
 from etsam.evaluation.report.headline import badge, directions, facts, findings
-from etsam.evaluation.report.pictures import IGNORED_NOTE, LEGEND, SliceView, encoder, slice_views
+from etsam.evaluation.report.pictures import IGNORED_NOTE, SliceView, encoder, slice_views
 from etsam.evaluation.report.tables import (
     ReportTables,
     cells_of_means,

@@ -10,16 +10,9 @@ import numpy as np
 from PIL import Image
 
 from etsam.evaluation.metrics.results import SlicePicture, TomogramResult
+from etsam.evaluation.report.colours import FOUND, MISSED, TRUTH, WRONG
 from etsam.pictures import ScaleBar, resized, scale_bar, tinted, with_scale_bar
 
-# Okabe & Ito 2008
-FOUND, WRONG, MISSED, TRUTH = "#009E73", "#D55E00", "#56B4E9", "#F0E442"
-LEGEND = (
-    (TRUTH, "truth: membrane as annotated"),
-    (FOUND, "found: prediction and truth agree"),
-    (WRONG, "wrong: predicted, but not membrane"),
-    (MISSED, "missed: membrane that was not predicted"),
-)
 IGNORED_NOTE = "Stripes: not annotated, not counted."
 _OPACITY = 0.6
 _IGNORE = 255

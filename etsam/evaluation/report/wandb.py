@@ -10,11 +10,11 @@ import pandas as pd
 
 from etsam.errors import ConfigError
 from etsam.evaluation.metrics.results import TomogramResult
+from etsam.evaluation.report.colours import LEGEND, NAMES
 from etsam.evaluation.report.figures import Figures, png_bytes, points_of
-from etsam.evaluation.report.pictures import LEGEND, images_with_bars, slice_views
+from etsam.evaluation.report.pictures import images_with_bars, slice_views
 from etsam.evaluation.report.tables import ReportTables, build_tables, inclination_by_method
 
-_COLOUR_NAMES = ("yellow", "green", "orange", "blue")  # of LEGEND
 MAX_SLICES = 60  # of all tomograms; each is one picture for each method
 
 
@@ -93,7 +93,7 @@ def _log(run: Any, wandb: Any, tables: ReportTables, results: Sequence[TomogramR
         f"tables/{name}": wandb.Table(dataframe=_plain(table)) for name, table in tables.frames.items() if len(table)
     }
     content |= {f"curves/{name}": _picture(wandb, png, name) for name, png in _curves(tables, results).items()}
-    legend = "; ".join(f"{name} {text}" for name, (_, text) in zip(_COLOUR_NAMES, LEGEND, strict=True))
+    legend = "; ".join(f"{NAMES[colour]} {text}" for colour, text in LEGEND)
     for view in slice_views(results)[:MAX_SLICES]:
         images = [wandb.Image(image, caption=f"{title}. {legend}") for title, image in images_with_bars(view)]
         content[f"slices/{view.tomogram}/{view.axis}{view.index}"] = images
