@@ -49,7 +49,7 @@ def run(tracker, volume, tiles=None, folder=None, batching=Batching(), **setting
     """Logits that `propagate` leaves, (Z, tiles, Y, X) of the tiles' common shape."""
     depth, height, width = volume.shape
     tiles = tiles or [Tile(0, height, 0, width)]
-    store = store_for(tracker, tiles, depth, folder)
+    store = store_for(tracker.logit_format, tiles, depth, folder)
     masks = [prompts.grid_zero((depth, *tile.shape), interval=20) for tile in tiles]
     propagate(tracker, volume, masks, tiles, store, PropagationSettings(**settings), batching)
     return np.stack([np.asarray(store[z], np.float32) for z in range(depth)])
@@ -123,15 +123,15 @@ def test_image_sides_are_multiples_of_sixteen_and_no_smaller_than_a_window(track
     assert tracker.tile_step == STEP
     assert tracker.image_shape((135, 201)) == (144, 208)
     assert tracker.image_shape((1, 64)) == (LEAST, 64)
-    assert tracker.logit_shape((135, 201)) == (135, 201)
+    assert tracker.logit_format.shape((135, 201)) == (135, 201)
 
 
 def test_nothing_is_magnified_and_stock_networks_keep_their_square():
     stock = random_tracker()
     assert stock.tile_step is None
     assert stock.image_shape((135, 201)) == (64, 64)
-    assert stock.logit_shape((135, 201)) == (16, 16)
-    assert stock.logit_dtype is np.float32
+    assert stock.logit_format.shape((135, 201)) == (16, 16)
+    assert stock.logit_format.dtype is np.float32
 
 
 # ------------------------------------------------------------------ tiles
@@ -197,7 +197,7 @@ def test_tiles_of_different_shapes_are_each_what_they_are_alone(untrained, volum
 
 
 def _store(tracker, volume, tiles, **settings):
-    store = store_for(tracker, tiles, len(volume))
+    store = store_for(tracker.logit_format, tiles, len(volume))
     masks = [prompts.zero((len(volume), *tile.shape)) for tile in tiles]
     propagate(tracker, volume, masks, tiles, store, PropagationSettings(**settings))
     return store
@@ -230,10 +230,10 @@ def test_views_are_the_mean_of_mirrored_runs(untrained, volume, tiles):
 def test_a_file_keeps_what_memory_keeps_in_half_the_bytes_of_float32(tracker, volume, tmp_path):
     in_memory, in_file = run(tracker, volume), run(tracker, volume, folder=tmp_path)
     np.testing.assert_array_equal(in_file, in_memory)
-    store = open_store((2, 1, 70, 93), None, tracker.logit_dtype)
+    store = open_store((2, 1, 70, 93), None, tracker.logit_format.dtype)
     assert store[0].nbytes == 2 * 70 * 93
     exact = np.linspace(-8, 8, 2001, dtype=np.float32)
-    assert np.abs(exact.astype(tracker.logit_dtype) - exact).max() <= HALF
+    assert np.abs(exact.astype(tracker.logit_format.dtype) - exact).max() <= HALF
 
 
 # ------------------------------------------------------------------ the trunk, and what is added to it
@@ -452,7 +452,7 @@ def test_an_image_of_another_size_is_no_image_of_the_trunk(tracker):
 
 
 def test_stage_one_of_the_method_is_prompted_by_a_grid_over_the_slice_alone(tracker, volume):
-    store = store_for(tracker, [Tile(0, 70, 0, 93)], 7)
+    store = store_for(tracker.logit_format, [Tile(0, 70, 0, 93)], 7)
     prompt = partial(prompts.grid_zero, interval=20)
     tiles, settings = [Tile(0, 70, 0, 93)], PropagationSettings(resegment_prompted=False)
     propagate(tracker, volume, [prompt(SHAPE)], tiles, store, settings)

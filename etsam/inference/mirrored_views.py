@@ -53,5 +53,15 @@ def average(logits: Tensor, views: Sequence[View]) -> Tensor:
     """
     if len(views) == 1:
         return logits
+    return _by_view(logits, views).mean(dim=0)
+
+
+def deviation(logits: Tensor, views: Sequence[View]) -> Tensor:
+    """Standard deviation over the views of each tile, of clamped logits; arguments and shape as of `average`."""
+    return _by_view(logits, views).std(dim=0, correction=0)
+
+
+def _by_view(logits: Tensor, views: Sequence[View]) -> Tensor:
+    """Clamped logits (views, tiles, Y, X), not mirrored."""
     by_view = logits.clamp(-BLEND_LIMIT, BLEND_LIMIT).unflatten(0, (-1, len(views)))
-    return torch.stack([flip(by_view[:, number], view) for number, view in enumerate(views)]).mean(dim=0)
+    return torch.stack([flip(by_view[:, number], view) for number, view in enumerate(views)])

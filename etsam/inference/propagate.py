@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from etsam.inference.directions import Propagation, check_direction
 from etsam.inference.encode_ahead import READ_AHEAD, EncodeBatch, EncodedAhead, SlicesAhead
 from etsam.inference.logit_store import LogitStore
 from etsam.inference.memory_plan import Batching
-from etsam.inference.mirrored_views import View, average, flip, mirrored_views
+from etsam.inference.mirrored_views import View, average, deviation, flip, mirrored_views
 from etsam.inference.parallel_tiles import run_tiles_in_parallel
 from etsam.inference.slice_stride import check_stride, segmented_slices
 from etsam.inference.tiles import Tile, common_shape
@@ -43,19 +44,26 @@ class PropagationSettings:
         Mirrored views of each tile that are averaged: 1 (as published), 2 or 4.
     slice_stride
         1: every slice is segmented (as published); up to 10: one of so many and the last (slice_stride.py).
+    propagation
+        `forward` (as published), `backward`, or `bidirectional` for the mean of both (directions.py).
+    start_slice
+        Slice from which both directions start, each with a memory of its own; None: from the first, or the last.
 
     Raises
     ------
     ConfigError
-        If a number is out of range.
+        If a number is out of range, or there is no such direction.
     """
 
     resegment_prompted: bool = True
     views: int = 1
     slice_stride: int = 1
+    propagation: Propagation = "forward"
+    start_slice: int | None = None
 
     def __post_init__(self) -> None:
         mirrored_views(self.views)  # refuses other numbers
+        check_direction(self.propagation, self.start_slice)
         check_stride(self.slice_stride)
 
 
@@ -136,8 +144,9 @@ def propagate(
     settings: PropagationSettings = PropagationSettings(),
     batching: Batching = Batching(),
     progress: Callable[[int, int], None] | None = None,
+    spread: LogitStore | None = None,
 ) -> None:
-    """Logits of one stage over a volume, all tiles side by side, so that each slice is read once.
+    """Logits of one pass of one stage over a volume, all tiles side by side, so that each slice is read once.
 
     A slice is read a second time if it, or one that is seen with it, is prompted and not among the first.
 
@@ -156,18 +165,20 @@ def propagate(
         Gets the logits of the slices that are segmented, (slices, tiles, S/4, S/4), or the tiles' common (Y, X) for
         S/4 twice.
     settings
-        With a stride, the network takes the slices that are segmented for neighbours.
+        With a stride, the network takes the slices that are segmented for neighbours. Directions are not for here.
     batching
         Sizes; None among them counts as 1, a budget is not looked at.
     progress
         Called with (slices done, slices that are segmented).
+    spread
+        Gets the standard deviation of the views, shaped as `out`; None: nobody asks.
     """
     seen = mirrored_views(settings.views)
     shape = common_shape(tiles)
     # continued before views are flipped, so that all of them see the same
     size = None if tracker.tile_step is None else tracker.image_shape(shape)
     inputs = [_Input(tile, view, masks, size) for tile, masks in zip(tiles, prompts, strict=True) for view in seen]
-    height, width = tracker.logit_shape(shape)
+    height, width = tracker.logit_format.shape(shape)
     encode_batch = EncodeBatch(batching.encode_batch_size or 1)
     kept = tracker.input_slices + encode_batch.size - 1
     ahead = 0 if tracker.mean.device.type == "cpu" else READ_AHEAD
@@ -177,18 +188,20 @@ def propagate(
     pinned = _waiting_longest(tracker, seen_with, prompts[0]) if settings.resegment_prompted else ()
     with SlicesAhead(slices, kept, ahead, needed, pinned) as planes, faster(tracker), graphed(tracker):
         runs = _runs(tracker, planes, seen_with, inputs, settings, batching, encode_batch)
-        under_way: deque[tuple[int, Callable[[], Tensor]]] = deque()
+        under_way: deque[tuple[LogitStore, int, Callable[[], Tensor]]] = deque()
         with closing(run_tiles_in_parallel(runs, batching.tile_workers or 1)) as steps:
             for done, states in enumerate(steps, start=1):
                 z = states[0][0]  # the runs go through the slices in the same order
-                logits = average(torch.cat([state.low_res_logits for _, state in states])[:, 0].float(), seen)
-                under_way.append((z, download(logits[:, :height, :width])))
-                if len(under_way) > ahead:  # late, so that a GPU has the next ones to work at
-                    _put(out, *under_way.popleft())
+                of_views = torch.cat([state.low_res_logits for _, state in states])[:, 0].float()
+                under_way.append((out, z, download(average(of_views, seen)[:, :height, :width])))
+                if spread is not None:
+                    under_way.append((spread, z, download(deviation(of_views, seen)[:, :height, :width])))
+                while len(under_way) > ahead:  # late, so that a GPU has the next ones to work at
+                    _put(*under_way.popleft())
                 if progress is not None:
                     progress(done, len(seen_with))
         for one in under_way:
-            _put(out, *one)
+            _put(*one)
 
 
 def _waiting_longest(tracker: SliceTracker, seen_with: Sequence[Sequence[int]], prompted: Collection[int]) -> list[int]:

@@ -21,7 +21,7 @@ from etsam.errors import ConfigError
 from etsam.network.checkpoint import load_weights
 from etsam.network.fast.window_order import WindowOrder
 from etsam.network.images import IMAGENET_MEAN, IMAGENET_STD, RGB
-from etsam.network.tracker import SliceTracker
+from etsam.network.tracker import LogitFormat, SliceTracker
 from etsam.weights.registry import StageWeights
 
 if TYPE_CHECKING:
@@ -191,6 +191,11 @@ def input_slices(net: Mapping[str, Any]) -> int:
 def tile_voxels(net: Mapping[str, Any]) -> int:
     """Side of a tile that the network of a config is made for, voxels: its image side, unless the config says less."""
     return int(net.get("tile_voxels") or net["image_size"])
+
+
+def logit_format(net: Mapping[str, Any]) -> LogitFormat:
+    """Size and precision of the logits that the network of a config gives."""
+    return LogitFormat(int(net["image_size"]), net.get("tile_step"))
 
 
 def memory_slices(net: Mapping[str, Any], network: "SAM2Base") -> int:

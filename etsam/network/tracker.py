@@ -9,6 +9,7 @@ take images of any size in steps of `tile_step`, and give a logit for every voxe
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +33,31 @@ from etsam.network.state import Clicks, Decoded, MemoryBank, SliceFeatures, Slic
 
 LOW_RES_STRIDE = 4  # the logits of SAM2's mask decoder have a quarter of the image side
 MEMORY_DTYPE = torch.bfloat16  # SAM2's predictor rounds memory features to it, whatever the precision of the rest
+
+
+@dataclass(frozen=True)
+class LogitFormat:
+    """Size and precision of the logits that are kept of a network's tiles, known before it is built.
+
+    Attributes
+    ----------
+    side
+        Side S of the square image that it sees, pixels.
+    tile_step
+        Step of image sides of a network at voxel resolution; None: one side only.
+    """
+
+    side: int
+    tile_step: int | None
+
+    def shape(self, tile: tuple[int, int]) -> tuple[int, int]:
+        """Sides of the logits of tiles of (Y, X) voxels: S/4 twice, or (Y, X) itself."""
+        return tile if self.tile_step else (self.side // LOW_RES_STRIDE, self.side // LOW_RES_STRIDE)
+
+    @property
+    def dtype(self) -> type[np.floating]:
+        """Precision: float32, or float16 where they are many, at most 0.004 off below 8."""
+        return np.float16 if self.tile_step else np.float32
 
 
 class SliceTracker(nn.Module):
@@ -97,14 +123,10 @@ class SliceTracker(nn.Module):
         least = self.network.least_side
         return next_multiple(shape[0], self.tile_step, least), next_multiple(shape[1], self.tile_step, least)
 
-    def logit_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """Sides of the logits that are kept of tiles of (Y, X) voxels: S/4 twice, or (Y, X) itself."""
-        return shape if self.tile_step else (self.low_res_side, self.low_res_side)
-
     @property
-    def logit_dtype(self) -> type[np.floating]:
-        """Precision of kept logits: float32, or float16 where they are many, at most 0.004 off below 8."""
-        return np.float16 if self.tile_step else np.float32
+    def logit_format(self) -> LogitFormat:
+        """Size and precision of the logits that are kept."""
+        return LogitFormat(self.side, self.tile_step)
 
     @property
     def weight_bytes(self) -> int:

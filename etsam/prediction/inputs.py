@@ -193,6 +193,8 @@ class Tomograms(LightningDataModule):
         True unless a single file was named: then one that turns out to be a mask is no error.
     missing
         What `check` found not usable, and what is passed over.
+    voxel_sizes
+        Tomogram that `check` has opened -> (z, y, x) in Å, None if its header does not say.
     faults
         Why what `check` found not usable is so.
     subfolders
@@ -219,6 +221,7 @@ class Tomograms(LightningDataModule):
         self.force, self.strict = force, strict
         self.missing = [Missing.of(path, "passed over", no_tomogram(kind)) for path, kind in self.passed_over.items()]
         self.faults: list[str] = []
+        self.voxel_sizes: dict[Location, tuple[float, float, float] | None] = {}
         self._todo = self.paths
         self.subfolders = _subfolders(self.paths) if output_subfolders else {}
         self._refuse_collisions(Path(output_dir))
@@ -262,7 +265,8 @@ class Tomograms(LightningDataModule):
                     del shapes[path]
                     self.missing.append(Missing.of(path, "passed over", no_tomogram(kind)))
                     continue
-                shapes[path] = read_volume(path, warn=False).shape
+                volume = read_volume(path, warn=False)
+                shapes[path], self.voxel_sizes[path] = volume.shape, volume.voxel_size_angstrom
             except InputError as error:
                 faults.append(str(error))
                 self.missing.append(Missing.of(path, "not usable", error))

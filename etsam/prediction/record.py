@@ -143,6 +143,12 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     keys = ["net", "normalize", "nonfinite", "tiles", "postprocess", "resegment_prompted", "views", "slice_stride"]
     keys += ["target_voxel_size"]
     settings = {key: plain_settings(cfg[key]) for key in keys}
+    # not in records of version 0.1, of which `resume` shall keep what is as by default
+    since = {"propagation": "forward", "start_slice": None, "axes": ["z"]}
+    chosen = {key: plain_settings(cfg[key]) for key in since}
+    settings |= {key: value for key, value in chosen.items() if value != since[key]}
+    if len(cfg.axes) > 1:
+        settings["axis_weights"] = plain_settings(cfg.weights.axis_weights)
     settings["precision"] = cfg.trainer.precision
     settings["weights"] = {}
     for stage in ("stage1", "stage2"):

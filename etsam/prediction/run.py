@@ -4,6 +4,7 @@ import logging
 import math
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -54,7 +55,10 @@ def run(cfg: DictConfig) -> list[Path]:
         writer.missing += inputs.missing
         writer.failures += inputs.faults
         voxels = {path: math.prod(shape or (0,)) for path, shape in shapes.items()}
-        todo = writer.check(voxels, {path: scratch_bytes(cfg, shape) for path, shape in shapes.items()})
+        sizes = inputs.voxel_sizes
+        todo = writer.check(
+            voxels, {path: scratch_bytes(cfg, shape, sizes.get(path)) for path, shape in shapes.items()}
+        )
         inputs.only(todo)
     working("loading the networks ...")
     segmenter = instantiate(cfg.segmenter, _partial_=True)(progress=bars.update)
@@ -78,8 +82,12 @@ def run(cfg: DictConfig) -> list[Path]:
     return list(writer.written)
 
 
-def scratch_bytes(cfg: DictConfig, shape: tuple[int, int, int] | None) -> int:
-    """Bytes of low-resolution logits that wait on the output folder's disk while a tomogram is at work.
+def scratch_bytes(
+    cfg: DictConfig,
+    shape: tuple[int, int, int] | None,
+    voxel_size_angstrom: tuple[float, float, float] | None = None,
+) -> int:
+    """Bytes of logits and turned volumes that wait on the output folder's disk while a tomogram is at work.
 
     Parameters
     ----------
@@ -87,25 +95,34 @@ def scratch_bytes(cfg: DictConfig, shape: tuple[int, int, int] | None) -> int:
         configs/predict.yaml, composed; the networks need not have been built.
     shape
         (Z, Y, X); None, unknown: 0.
+    voxel_size_angstrom
+        (z, y, x), Å; None if unknown.
+
+    Raises
+    ------
+    ConfigError
+        If the settings of directions and axes are not allowed, or do not fit this tomogram.
     """
     from hydra.utils import instantiate
 
-    from etsam.inference.slice_stride import check_stride, segmented_slices
-    from etsam.inference.tiles import common_shape
-    from etsam.network.build import tile_voxels
-    from etsam.network.tracker import LOW_RES_STRIDE
+    from etsam.inference.directions import passes
+    from etsam.inference.rescale import rescaled_shape
+    from etsam.inference.two_stage import scratch_bytes
+    from etsam.network.build import logit_format, tile_voxels
 
     if shape is None or cfg.segmenter.scratch_folder != cfg.output_dir:
         return 0
     nets = [cfg[stage].tracker.net for stage in ("stage1", "stage2")]
-    depth, height, width = shape
-    step = nets[0].get("tile_step")
-    tiles = instantiate(cfg.tiles).plan(height, width, min(tile_voxels(net) for net in nets), step)
-    slices = len(segmented_slices(depth, check_stride(cfg.slice_stride)))
-    if step is not None:  # logits of every voxel, 16 bits
-        tile_height, tile_width = common_shape(tiles)
-        return len(nets) * 2 * slices * len(tiles) * tile_height * tile_width
-    return sum(4 * slices * len(tiles) * (int(net.image_size) // LOW_RES_STRIDE) ** 2 for net in nets)
+    size, target = (cfg.voxel_size,) * 3 if cfg.voxel_size else voxel_size_angstrom, cfg.target_voxel_size
+    settings = instantiate(cfg.segmenter.two_stage.settings)
+    passes(shape[0], start_slice=settings.start_slice)  # refuses it by the number that was typed
+    if target is not None and size is not None:
+        seen = rescaled_shape(shape, size, target)
+        if settings.start_slice is not None:
+            settings = replace(settings, start_slice=settings.start_slice * seen[0] // shape[0])
+        shape = seen
+    side = min(tile_voxels(net) for net in nets)
+    return scratch_bytes([logit_format(net) for net in nets], side, instantiate(cfg.tiles), shape, settings, cfg.axes)
 
 
 def tell_weights(cfg: DictConfig) -> None:

@@ -20,6 +20,7 @@ import torch
 from lightning import LightningModule
 
 from etsam.errors import ConfigError, InputError
+from etsam.inference.directions import passes
 from etsam.inference.rescale import rescaled, rescaled_shape, scale_advice
 from etsam.inference.two_stage import TwoStage
 from etsam.network.fast.heap import retain_freed_memory
@@ -34,6 +35,8 @@ from etsam.volume.location import display_name, fingerprint_of
 from etsam.volume.mrc_header import VOXEL_SIZES_ANGSTROM
 
 log = logging.getLogger(__name__)
+
+_CUBIC = 1.05  # longest by shortest side of a voxel up to which nobody sees it stretched; our choice
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, slices done, slices in all)."""
@@ -222,7 +225,12 @@ class Segmenter(LightningModule):
         _tell_padding(fitted, volume)
         inner = fitted.inner(volume)
         scaled = self._as_seen(volume, inner)
-        out = self.two_stage(scaled, scratch_folder=scratch_folder or self.scratch_folder, progress=report)
+        out = self.two_stage(
+            scaled,
+            scratch_folder=scratch_folder or self.scratch_folder,
+            progress=report,
+            start_slice=self._start_as_seen(fitted, volume.shape[0], scaled.shape[0]),
+        )
         stage1_logits, logits = (
             logits if scaled is inner else rescaled(logits, inner.shape) for logits in (out.stage1_logits, out.logits)
         )
@@ -241,10 +249,21 @@ class Segmenter(LightningModule):
             samples=samples,
         )
 
+    def _start_as_seen(self, fitted: Fitted, depth: int, depth_seen: int) -> int | None:
+        """The start slice, which is one of the tomogram, as one of those that the networks see."""
+        start = self.two_stage.settings.start_slice
+        if start is None:
+            return None
+        passes(depth, start_slice=start)  # refuses it by the number that was typed
+        kept = range(depth) if fitted.content is None else fitted.content.kept
+        place = min(range(len(kept)), key=lambda number: abs(kept[number] - start))
+        return place * depth_seen // len(kept)
+
     def _as_seen(self, volume: Volume, normalized: Slices) -> Slices:
         """Slices at the voxel size that the networks are to see."""
         size = volume.voxel_size_angstrom
         if self.target_voxel_size is None:
+            self._tell_stretched(volume)
             advice = scale_advice(size, self.voxel_sizes)
             if advice:
                 log.warning("%s: %s", display_name(volume.path) if volume.path else "array", advice)
@@ -257,6 +276,18 @@ class Segmenter(LightningModule):
         shape = rescaled_shape(normalized.shape, size, self.target_voxel_size)
         log.info("seen at %g Å: %d x %d x %d voxels", self.target_voxel_size, *shape)
         return rescaled(normalized, shape)
+
+    def _tell_stretched(self, volume: Volume) -> None:
+        size = volume.voxel_size_angstrom
+        if size is None or self.two_stage.axes == ("z",) or max(size) <= _CUBIC * min(size):
+            return
+        log.warning(
+            "%s: voxels of %s Å (z, y, x) are not cubic, so that slices across y and x look stretched; "
+            "target_voxel_size=%g makes them cubic",
+            volume.path or "array",
+            " x ".join(f"{side:.3g}" for side in size),
+            max(size),
+        )
 
 
 def _tell_padding(fitted: Fitted, volume: Volume) -> None:

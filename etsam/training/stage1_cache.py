@@ -20,7 +20,7 @@ import torch
 from etsam.errors import ConfigError
 from etsam.inference.propagate import PropagationSettings
 from etsam.inference.tiles import Overlapping, Stitched, Tiling
-from etsam.inference.two_stage import DEFAULT_THRESHOLD, Stage, Stage2Input, run_stage, stage2_input, store_for
+from etsam.inference.two_stage import DEFAULT_THRESHOLD, Stage, Stage2Input, run_pass, stage2_input, store_for
 from etsam.normalize import Normalization
 from etsam.training.validation import Annotated
 from etsam.volume import Slices, atomic_path, locate, strip_suffix
@@ -141,9 +141,9 @@ class Stage1Logits:
         for done, (sample, normalized) in enumerate(missing, start=1):
             depth, height, width = normalized.shape
             tiles = self._tiling.plan(height, width, self._tile_voxels, self._tile_step)
-            store = store_for(stage.tracker, tiles, depth)
+            store = store_for(stage.tracker.logit_format, tiles, depth)
             with self._autocast(stage.tracker.mean.device.type):
-                run_stage(stage, normalized, tiles, store=store, settings=PropagationSettings(self._resegment))
+                run_pass(stage, normalized, tiles, store=store, settings=PropagationSettings(self._resegment))
             with atomic_path(self.path(sample), overwrite=True) as part, part.open("wb") as file:
                 np.save(file, np.asarray(store).astype(STORED_DTYPE))
             log.info("stage-1 logits %d of %d: %s", done, len(missing), display_name(locate(sample.tomogram)))
