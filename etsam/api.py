@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,23 @@ if TYPE_CHECKING:
     from etsam.volume import Slices, Volume
 
 _COMMAND_LINE = (
-    *("input", "output_dir", "overwrite", "resume", "debug", "write_logits", "write_instances", "write_preview"),
+    *(
+        "input",
+        "also",
+        "output_dir",
+        "overwrite",
+        "resume",
+        "debug",
+        "write_logits",
+        "write_instances",
+        "write_preview",
+    ),
     *("write_page", "write_chimerax"),
     *("output_format", "output_infix", "inputs", "writer", "segmenter", "paths", "local", "trainer", "hydra"),
 )
 _HONOURED = (  # settings of configs/predict.yaml, and their groups, that mean something for arrays
     *("net", "weights", "stage1", "stage2", "prompt", "grid_interval", "normalize", "nonfinite", "tiles", "views"),
-    *("target_voxel_size", "propagation", "start_slice", "axes"),
+    *("target_voxel_size", "propagation", "start_slice", "axes", "write_uncertainty"),
     *("slice_stride", "resegment_prompted", "tile_batch_size", "encode_batch_size", "memory_budget_gb", "kernels"),
     *("postprocess", "workers", "trainer.precision", "trainer.accelerator", "trainer=auto", "trainer=cpu"),
 )
@@ -42,12 +53,16 @@ class Segmentation:
         (z, y, x) in Å, None if unknown.
     threshold
         Logits strictly above are membrane.
+    uncertainty
+        (Z, Y, X) float32, 0 to 0.5: expected chance that a voxel's call, before post-processing, is wrong; as `logits`
+        is. None without the setting `write_uncertainty=true`.
     """
 
     logits: "Slices"
     mask: "Slices"
     voxel_size: tuple[float, float, float] | None
     threshold: float
+    uncertainty: "Slices | None" = None
 
 
 class Model:
@@ -74,6 +89,7 @@ class Model:
         self,
         tomogram: np.ndarray | str | Path,
         *,
+        also: Sequence[np.ndarray | str | Path] = (),
         voxel_size: tuple[float, float, float] | None = None,
         output_path: str | Path | None = None,
         overwrite: bool = False,
@@ -85,11 +101,13 @@ class Model:
         ----------
         tomogram
             (Z, Y, X) array of real numbers, or the path of a file or OME-Zarr, or the URL of one.
+        also
+            Other reconstructions or half maps of it, of the same shape, whose logits are averaged with its own.
         voxel_size
             (z, y, x) in Å of an array; a file has its own.
         output_path
             Stream the logits into this file (OME-Zarr if it ends in `.zarr`, else MRC), so that memory does not grow
-            with the volume.
+            with the volume. The uncertainty, if it was asked for, goes beside it: `_uncertainty` before the suffix.
         overwrite
             Replace `output_path` if it exists.
         progress
@@ -109,28 +127,65 @@ class Model:
             raise InputError("voxel_size is for arrays; a file has its own in its header.")
         else:
             volume = read_volume(tomogram)
+        others = [Volume.from_array(one) if isinstance(one, np.ndarray) else read_volume(one) for one in also]
+        for one in others:
+            if one.shape != volume.shape:
+                shapes = [" x ".join(map(str, sides)) for sides in (one.shape, volume.shape)]
+                raise InputError(f"also: {one.path or 'an array'} has {shapes[0]} voxels, the tomogram {shapes[1]}.")
         if output_path is None:
             logits = np.empty(volume.shape, np.float32)
-            threshold = self.fill(logits, volume, None, progress)
+            unsure = np.empty_like(logits) if self._is_unsure else None
+            threshold = self.fill(logits, volume, None, progress, unsure, others)
             mask = self._mask(logits, threshold)
             mask = np.stack([mask[z] for z in range(volume.shape[0])])
-            return Segmentation(logits, mask, volume.voxel_size_angstrom, threshold)
+            return Segmentation(logits, mask, volume.voxel_size_angstrom, threshold, unsure)
         if volume.path is not None and os.path.realpath(volume.path) == os.path.realpath(output_path):
             raise OutputError(f"{output_path} is the tomogram itself; choose another output_path.")
+        beside = Path(output_path).with_name(_with_ending(Path(output_path).name, "_uncertainty"))
         # opened first, so that hours of prediction are not for a file that may not be written
-        with volume_writer(output_path, volume.shape, np.float32, volume, overwrite) as writer:
-            threshold = self.fill(writer, volume, Path(output_path).absolute().parent, progress)
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(volume_writer(path, volume.shape, np.float32, volume, overwrite))
+                for path in (output_path, beside)[: 1 + self._is_unsure]
+            ]
+            threshold = self.fill(
+                writers[0],
+                volume,
+                Path(output_path).absolute().parent,
+                progress,
+                writers[1] if self._is_unsure else None,
+                others,
+            )
         written = read_volume(output_path, warn=False)
-        return Segmentation(written, self._mask(written, threshold), volume.voxel_size_angstrom, threshold)
+        unsure_written = read_volume(beside, warn=False) if self._is_unsure else None
+        mask = self._mask(written, threshold)
+        return Segmentation(written, mask, volume.voxel_size_angstrom, threshold, unsure_written)
 
-    def fill(self, out: Any, volume: "Volume", scratch_folder: Path | None, progress: Any) -> float:
-        """Put the logits of a volume into `out`, slice by slice: `out[z] = plane`; gives the threshold."""
+    @property
+    def _is_unsure(self) -> bool:
+        return self._segmenter.two_stage.spread
+
+    def fill(
+        self,
+        out: Any,
+        volume: "Volume",
+        scratch_folder: Path | None,
+        progress: Any,
+        unsure: Any = None,
+        also: Sequence["Volume"] = (),
+    ) -> float:
+        """Put the logits of a volume into `out`, and the uncertainty into `unsure`; gives the threshold.
+
+        Both take slice by slice: `out[z] = plane`.
+        """
         import torch
 
         with torch.autocast(self._segmenter.device.type, self._autocast, enabled=self._autocast is not None):
-            prediction = self._segmenter.segment(volume, scratch_folder=scratch_folder, progress=progress)
+            prediction = self._segmenter.segment(volume, also, scratch_folder=scratch_folder, progress=progress)
         for z in range(volume.shape[0]):
             out[z] = prediction.logits[z]
+            if unsure is not None and prediction.uncertainty is not None:
+                unsure[z] = prediction.uncertainty[z]
             if progress is not None:
                 progress("writing", z + 1, volume.shape[0])
         return prediction.threshold
@@ -184,6 +239,7 @@ def load(overrides: Sequence[str] = (), *, device: str | None = None) -> Model:
 def segment(
     tomogram: np.ndarray | str | Path,
     *,
+    also: Sequence[np.ndarray | str | Path] = (),
     voxel_size: tuple[float, float, float] | None = None,
     overrides: Sequence[str] = (),
     device: str | None = None,
@@ -195,7 +251,7 @@ def segment(
 
     Parameters
     ----------
-    tomogram, voxel_size, output_path, overwrite, progress
+    tomogram, also, voxel_size, output_path, overwrite, progress
         As of `Model.segment`.
     overrides, device
         As of `load`.
@@ -206,8 +262,17 @@ def segment(
         Whatever is wrong with input, output, weights or settings, in one line.
     """
     return load(overrides, device=device).segment(
-        tomogram, voxel_size=voxel_size, output_path=output_path, overwrite=overwrite, progress=progress
+        tomogram, also=also, voxel_size=voxel_size, output_path=output_path, overwrite=overwrite, progress=progress
     )
+
+
+def _with_ending(name: str, ending: str) -> str:
+    """File name with an ending before its suffix, `.mrc.gz` being one."""
+    from etsam.volume.location import suffix_of
+
+    suffix = suffix_of(name)
+    stem = name[: len(name) - len(suffix)]
+    return f"{stem}{ending}{suffix}"
 
 
 def _refuse_unused(override: str) -> None:

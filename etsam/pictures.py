@@ -19,6 +19,9 @@ from etsam.errors import ConfigError
 MEMBRANE = "#56B4E9"
 """Sky blue of Okabe & Ito 2008: told apart from grey with every kind of colour vision."""
 
+DOUBT = "#E69F00"
+"""Orange of Okabe & Ito 2008, far from the blue of membrane."""
+
 AVERAGED_ANGSTROM = 100.0
 """Thickness of what is averaged: noise goes, a membrane (4 to 8 nm, seldom steep to the slice) stays."""
 
@@ -184,6 +187,7 @@ def drawn(
     zoom: tuple[float, float] = (1.0, 1.0),
     bar: ScaleBar | None = None,
     frame: tuple[int, int, int, int] | None = None,
+    colour: str = MEMBRANE,
 ) -> np.ndarray:
     """Slice as it is shown.
 
@@ -192,13 +196,15 @@ def drawn(
     grey
         (A, B) or (A, B, 3) uint8, as of `stretched`.
     mask
-        (A, B) bool, membrane; None: as it is.
+        (A, B) bool, membrane, or uint8, of which 255 is filled as membrane is, and less with less; None: as it is.
     zoom
         Pixels for a voxel, (vertical, horizontal).
     bar
         Drawn into the lower left corner.
     frame
         (first row, end, first column, end) in voxels: a region to point at.
+    colour
+        Of the mask.
 
     Returns
     -------
@@ -210,7 +216,8 @@ def drawn(
     if mask is None:
         image = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1)
     else:
-        image = tinted(image, resized(np.asarray(mask[::-1], np.uint8) * 255, height, width) / np.float32(255))
+        share = mask.astype(np.uint8) * 255 if mask.dtype == bool else mask
+        image = tinted(image, resized(share[::-1], height, width) / np.float32(255), colour)
     if frame is not None:
         top, bottom = (round((grey.shape[0] - row) * zoom[0]) for row in (frame[1], frame[0]))
         left, right = (round(column * zoom[1]) for column in frame[2:])

@@ -54,9 +54,9 @@ def logits(tracker, volume, prompt=GRID, mask=None, **settings):
     )
 
 
-def both_stages(trackers, volume, *others, spread=False, folder=None, progress=None, axes=("z",), weights=None, **more):
+def both_stages(trackers, volume, *others, spread=False, folder=None, progress=None, axes=("z",), side=None, **more):
     stages = Stage(trackers[0], GRID), Stage(trackers[1], partial(prompts.stage1_mask, interval=3))
-    segment = TwoStage(*stages, TILING, PropagationSettings(**more), axes=axes, axis_weights=weights, spread=spread)
+    segment = TwoStage(*stages, TILING, PropagationSettings(**more), axes=axes, side_views=side, spread=spread)
     return segment(volume, *others, scratch_folder=folder, progress=progress)
 
 
@@ -169,18 +169,21 @@ def test_along_another_axis_is_along_z_of_the_turned_volume(trackers, volume, ax
     assert found.stage1_logits.shape == volume.shape
 
 
-def test_several_axes_are_averaged_by_their_weights_whatever_their_order(trackers, volume, tmp_path):
+def test_side_views_add_to_what_is_seen_along_z_whatever_the_order_of_axes(trackers, volume, tmp_path):
     volume = volume[:4, :6, :9]
     alone = {axis: stack(both_stages(trackers, volume, axes=(axis,)).logits).clip(-10, 10) for axis in "zyx"}
-    weights = {"z": 2.0, "y": 1.0, "x": 0.5}
-    expected = (2 * alone["z"] + alone["y"] + 0.5 * alone["x"]) / 3.5
+    side, floor, shift = (0.4, 0.1, -0.05), 0.1, -0.05
+    expected = alone["z"] + 0.4 * sum(np.maximum(alone[axis], floor) + shift for axis in "yx")
+    assert (alone["y"] < floor).any()
     steps = []
     out = both_stages(
-        trackers, volume, axes=("z", "y", "x"), weights=weights, folder=tmp_path, progress=lambda *s: steps.append(s)
+        trackers, volume, axes=("z", "y", "x"), side=side, folder=tmp_path, progress=lambda *s: steps.append(s)
     )
     np.testing.assert_allclose(stack(out.logits), expected, atol=1e-5)
-    other = both_stages(trackers, volume, axes=("x", "z", "y"), weights=weights)
+    other = both_stages(trackers, volume, axes=("x", "z", "y"), side=side)
     np.testing.assert_allclose(stack(other.logits), expected, atol=1e-5)
+    sides = both_stages(trackers, volume, axes=("y", "x"), side=side)
+    np.testing.assert_allclose(stack(sides.logits), (alone["y"] + alone["x"]) / 2, atol=1e-5)
     of_stages = [[done for name, done, _ in steps if name == stage] for stage in ("stage 1", "stage 2")]
     assert [done for done in of_stages[0] if done] == list(range(1, 4 + 6 + 9 + 1))
     assert of_stages[1][-1] == 19
@@ -193,9 +196,9 @@ def test_other_axes_are_refused(trackers, volume, axes):
         both_stages(trackers, volume, axes=axes)
 
 
-def test_axes_have_weights_and_a_start_slice_is_for_z_alone(trackers, volume):
-    with pytest.raises(ConfigError, match=r"axis_weights\.y"):
-        both_stages(trackers, volume, axes=("z", "y"), weights={"y": 0.0})
+def test_side_views_have_a_weight_and_a_start_slice_is_for_z_alone(trackers, volume):
+    with pytest.raises(ConfigError, match="side_views"):
+        both_stages(trackers, volume, axes=("z", "y"), side=(0.0,))
     with pytest.raises(ConfigError, match="start_slice=2"):
         both_stages(trackers, volume, axes=("z", "y"), start_slice=2)
 

@@ -31,8 +31,16 @@ def add_segmentation_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--membranes", choices=["dark", "bright"], help="contrast in the tomogram (found out)")
     group.add_argument("--voxel-size", type=float, metavar="Å", help="where the header is wrong; the mask gets it, too")
+    group.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="another reconstruction of the tomogram, or its other half map: logits are averaged (may be repeated)",
+    )
     group.add_argument("--instances", action="store_true", help="also number the connected membranes")
     group.add_argument("--store-logits", action="store_true", help="also write the logits, for `etsam threshold`")
+    group.add_argument("--uncertainty", action="store_true", help="also write the chance that a voxel's call is wrong")
     group.add_argument("--strict", action="store_true", help="all or nothing, where one of several cannot be used")
     group.add_argument("--force", action="store_true", help="segment what looks like a mask or a tilt series, too")
     group.add_argument("--quick", action="store_true", help="a first look: every second slice, half the time")
@@ -66,6 +74,7 @@ def segmentation_overrides(args: argparse.Namespace) -> list[str]:
     overrides += [] if args.voxel_size is None else [f"voxel_size={args.voxel_size}"]
     overrides += ["strict=true"] * args.strict + ["force=true"] * args.force
     overrides += ["write_logits=true"] * args.store_logits + ["write_instances=true"] * args.instances
+    overrides += ["write_uncertainty=true"] * args.uncertainty
     return overrides + ["slice_stride=2"] * args.quick + ["views=4"] * args.better
 
 

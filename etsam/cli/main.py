@@ -101,6 +101,8 @@ def predict_overrides(args: argparse.Namespace, rest: Sequence[str] = ()) -> lis
     overrides = []
     if inputs:
         overrides.append("input=[" + ",".join(quote(item) for item in inputs) + "]")
+    if args.also:
+        overrides.append("also=[" + ",".join(quote(item) for item in args.also) + "]")
     overrides += _names(args)
     if args.normalize_method is not None:
         overrides.append(f"normalize={NORMALIZATIONS[args.normalize_method]}")

@@ -42,8 +42,8 @@ def spread_of(logits: Slices) -> Slices | None:
     return getattr(logits, "spread", None)
 
 
-def average_of(members: Sequence[Slices], weights: Sequence[float] | None = None) -> Averaged:
-    """Weighted mean of the logits of members, each clamped to +-10 as those of overlapping tiles are, and its spread.
+def average_of(members: Sequence[Slices]) -> Averaged:
+    """Mean of the logits of members, each clamped to +-10 as those of overlapping tiles are, and its spread.
 
     -1024, which SAM2 gives a slice without any object, would otherwise outvote all others.
 
@@ -51,26 +51,23 @@ def average_of(members: Sequence[Slices], weights: Sequence[float] | None = None
     ----------
     members
         (Z, Y, X) each, of one shape; `Averaged` ones with a spread of their own.
-    weights
-        Of the members, any positive numbers; None: equal.
 
     Returns
     -------
     Averaged
         Computed slice by slice; a slice of a member is not computed again for the spread, if it is asked for next.
     """
-    given = np.ones(len(members)) if weights is None else np.asarray(weights, float)
-    shares = (given / given.sum()).astype(np.float32)
+    share = np.float32(1 / len(members))
     kept = [LazySlices.of(one).map(_clamped).keep_last() for one in members]
     within = [spread_of(one) for one in members]
 
     def mean(z: int) -> np.ndarray:
-        return np.asarray(sum(share * one[z] for share, one in zip(shares, kept, strict=True)), np.float32)
+        return np.asarray(sum(share * one[z] for one in kept), np.float32)
 
     def spread(z: int) -> np.ndarray:
         middle = mean(z)
         variance = np.zeros_like(middle)
-        for share, one, own in zip(shares, kept, within, strict=True):
+        for one, own in zip(kept, within, strict=True):
             variance += share * np.square(one[z] - middle)
             if own is not None:
                 variance += share * np.square(own[z])

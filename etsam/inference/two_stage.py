@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from etsam.errors import ConfigError
-from etsam.inference.axes import check_axes, check_weights, turned, turned_bytes, turned_shape
+from etsam.inference.axes import SideViews, check_axes, fused, turned, turned_bytes, turned_shape
 from etsam.inference.directions import Pass, joined, passes
 from etsam.inference.ensemble import Averaged, average_of, spread_of, with_spread_to
 from etsam.inference.fusion import fuse
@@ -69,7 +69,7 @@ def run_pass(
     settings: PropagationSettings = PropagationSettings(),
     batching: Batching = Batching(),
     progress: Callable[[int, int], None] | None = None,
-) -> Averaged:
+) -> Slices:
     """Logits of one stage from one pass over a volume, forward.
 
     Arguments and result are those of `run_stage`, but for these.
@@ -108,7 +108,7 @@ def run_pass(
         logits = kept if settings.slice_stride == 1 else InterpolatedLogits(kept, places)
         return Stitched(logits, tiles, (depth, height, width), at_voxels=stage.tracker.tile_step is not None)
 
-    return Averaged(whole(store), None if spread is None else whole(spread))
+    return whole(store) if spread is None else Averaged(whole(store), whole(spread))
 
 
 def run_stage(
@@ -322,16 +322,16 @@ class TwoStage(nn.Module):
     batching
         Tiles and slices that go through the networks together; made complete by `plan_memory` for each tomogram.
     axes
-        Along which both stages go, each from stage 1 on; their logits are averaged.
-    axis_weights
-        Weight of each axis in that mean; None: those of `etsam.inference.axes`.
+        Along which both stages go, each from stage 1 on; see `etsam.inference.axes.fused`.
+    side_views
+        Weight, floor and shift of `SideViews`; None: its own.
     spread
         Give the spread of logits, too: of views, directions, axes, inputs and both stages.
 
     Raises
     ------
     ConfigError
-        If an axis is none, has no weight, or a start slice is given for others than Z.
+        If an axis is none, or a start slice is given for others than Z.
     """
 
     def __init__(
@@ -342,7 +342,7 @@ class TwoStage(nn.Module):
         settings: PropagationSettings = PropagationSettings(),
         batching: Batching = Batching(),
         axes: Sequence[str] = ("z",),
-        axis_weights: Mapping[str, float] | None = None,
+        side_views: Sequence[float] | None = None,
         spread: bool = False,
     ) -> None:
         super().__init__()
@@ -350,7 +350,7 @@ class TwoStage(nn.Module):
         self.trackers = nn.ModuleList([stage1.tracker, stage2.tracker])  # so that they move to the device
         self.tiling = tiling if tiling is not None else Overlapping()
         self.settings, self.batching, self.spread = settings, batching, spread
-        self.axes, self.axis_weights = check_axes(axes), check_weights(axis_weights)
+        self.axes, self.side_views = check_axes(axes), SideViews(*(side_views or ()))
         if settings.start_slice is not None and self.axes != ("z",):
             raise ConfigError(
                 f"start_slice={settings.start_slice} counts slices along z, and axes={','.join(self.axes)} has others; "
@@ -439,12 +439,10 @@ class TwoStage(nn.Module):
             seen = stage2_input(sight.slices, sight.stage1_logits, sight.tiles, self.tiling, stage1.threshold)
             logits = run("stage 2", stage2, number, seen.slices, seen.stage1_mask)
             found[sight.axis].append(with_spread_to(logits, sight.stage1_logits) if self.spread else logits)
-        along = [_turned_back(_mean(found[axis]), axis, scratch_folder, self.spread) for axis in self.axes]
-        weights = None if len(along) == 1 else [self.axis_weights[axis] for axis in self.axes]
+        along = {axis: _turned_back(_mean(found[axis]), axis, scratch_folder, self.spread) for axis in self.axes}
         assert first is not None
-        return TwoStageOutput(
-            _turned_back(first, self.axes[0], scratch_folder, False), _mean(along, weights), sights[0].tiles, seconds
-        )
+        of_stage1 = _turned_back(first, self.axes[0], scratch_folder, False)
+        return TwoStageOutput(of_stage1, fused(along, self.side_views), sights[0].tiles, seconds)
 
     def _sight(self, slices: Slices, axis: str, folder: Path | None, settings: PropagationSettings) -> _Sight:
         depth, height, width = turned_shape(slices.shape, axis)
@@ -470,8 +468,8 @@ class TwoStage(nn.Module):
         )
 
 
-def _mean(members: Sequence[Slices], weights: Sequence[float] | None = None) -> Slices:
-    return members[0] if len(members) == 1 else average_of(members, weights)
+def _mean(members: Sequence[Slices]) -> Slices:
+    return members[0] if len(members) == 1 else average_of(members)
 
 
 def _turned_back(logits: Slices, axis: str, folder: Path | None, spread: bool) -> Slices:

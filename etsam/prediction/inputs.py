@@ -11,12 +11,12 @@ from pathlib import Path
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from etsam.errors import InputError
+from etsam.errors import ConfigError, InputError
 from etsam.prediction.batch import Missing
 from etsam.prediction.kinds import OUTPUT, kind_by_name, no_tomogram
 from etsam.prediction.star import text_lines, tomograms_of_star
-from etsam.volume import TOMOGRAM_SUFFIXES, Location, Url, locate, read_volume, strip_suffix
-from etsam.volume.location import exists, is_zarr
+from etsam.volume import TOMOGRAM_SUFFIXES, Location, Url, Volume, locate, read_volume, strip_suffix
+from etsam.volume.location import absolute, exists, is_zarr
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +167,35 @@ def _subfolders(paths: Sequence[Location]) -> dict[Location, Path]:
     return {path: path.absolute().parent.relative_to(common) for path in files}
 
 
+def read_also(path: Location, first: Location, shape: Sequence[int] | None) -> Volume:
+    """Another reconstruction of a tomogram.
+
+    Parameters
+    ----------
+    path
+        File.
+    first
+        The tomogram, for the error.
+    shape
+        Its (Z, Y, X); None if it is not known yet.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, is the tomogram itself, or has another shape.
+    """
+    if absolute(path) == absolute(first):
+        raise InputError(f"also={path} is the tomogram itself; name another reconstruction of it, or leave it out.")
+    volume = read_volume(path, warn=False)
+    if shape is not None and volume.shape != tuple(shape):
+        sides = [" x ".join(map(str, one)) for one in (volume.shape, shape)]
+        raise InputError(
+            f"{path} has {sides[0]} voxels (Z x Y x X) and {first} has {sides[1]}; reconstructions of one tomogram "
+            "have the same."
+        )
+    return volume
+
+
 class Tomograms(LightningDataModule):
     """The tomograms of a prediction; Lightning shares them out over devices and machines.
 
@@ -182,6 +211,8 @@ class Tomograms(LightningDataModule):
         All or nothing: raise an error if any file cannot be used.
     output_subfolders
         Put outputs into sub-folders that are called after those of the tomograms, which then may share names.
+    also
+        Other reconstructions or half maps of the one tomogram that `input` names.
 
     Attributes
     ----------
@@ -213,12 +244,14 @@ class Tomograms(LightningDataModule):
         force: bool = False,
         strict: bool = False,
         output_subfolders: bool = False,
+        also: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer tomograms than processes
-        found = gather(input, force)
+        self.also = [locate(path) for path in also]
+        found = gather(input, force or bool(also))  # a half map is welcome where the other one comes along
         self.paths, self.passed_over, self.may_pass_over = found.tomograms, found.passed_over, not found.single
-        self.force, self.strict = force, strict
+        self.force, self.strict = force or bool(also), strict
         self.missing = [Missing.of(path, "passed over", no_tomogram(kind)) for path, kind in self.passed_over.items()]
         self.faults: list[str] = []
         self.voxel_sizes: dict[Location, tuple[float, float, float] | None] = {}
@@ -248,8 +281,15 @@ class Tomograms(LightningDataModule):
         Raises
         ------
         InputError
-            Naming every file that cannot be used, if it is not there, or none can be used, or `strict` is set.
+            Naming every file that cannot be used, if it is not there, or none can be used, or `strict` is set; or those
+            of `also` that are not of the shape of the tomogram.
+        ConfigError
+            If there is `also` for several tomograms.
         """
+        if self.also and len(self.paths) > 1:
+            raise ConfigError(
+                f"also={self.also[0]} is of one tomogram, and input names {len(self.paths)}; run them one by one."
+            )
         faults, gone = self.faults, False
         shapes: dict[Location, tuple[int, int, int] | None] = {}
         for path in self.paths:
@@ -278,6 +318,9 @@ class Tomograms(LightningDataModule):
             raise InputError(f"{len(faults)} of {len(self.paths)} tomograms cannot be used: {_some(faults)}")
         for entry in self.missing:
             (log.info if entry.kind == "passed over" else log.warning)("%s %s: %s", entry.kind, entry.name, entry.why)
+        for path, shape in shapes.items():
+            for other in self.also:
+                read_also(other, path, shape)
         if not shapes:
             raise InputError(f"there is nothing to segment: {_some([f'{one.name} {one.why}' for one in self.missing])}")
         return shapes

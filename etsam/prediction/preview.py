@@ -12,7 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from etsam.pictures import Panel, averaged_slices, averaging, drawn, extent, scale_bar, sheet, stretched
+from etsam.inference.uncertainty import MOST
+from etsam.pictures import (
+    DOUBT,
+    MEMBRANE,
+    Panel,
+    averaged_slices,
+    averaging,
+    drawn,
+    extent,
+    scale_bar,
+    sheet,
+    stretched,
+)
 from etsam.volume import atomic_path
 from etsam.weights.registry import is_embedded
 
@@ -159,6 +171,45 @@ class MaskSections:
         return found
 
 
+class UncertaintySections:
+    """Uncertainty at the places where `Sections` keeps the tomogram, taken while its slices pass by, as bytes.
+
+    Parameters
+    ----------
+    of
+        Places.
+    """
+
+    def __init__(self, of: Sections) -> None:
+        self._places, (depth, height, width) = of.places, of.shape
+        self._slices = {int(place): np.zeros((height, width), np.uint8) for place in of.places["z"]}
+        self._sides = {
+            "y": np.zeros((len(of.places["y"]), depth, width), np.uint8),
+            "x": np.zeros((len(of.places["x"]), depth, height), np.uint8),
+        }
+        self._total, self._voxels = 0.0, 0
+
+    def add(self, z: int, plane: np.ndarray) -> None:
+        """Take what is needed of slice `z`, (Y, X), 0 to 0.5."""
+        self._total, self._voxels = self._total + float(plane.sum(dtype=np.float64)), self._voxels + plane.size
+        levels = np.rint(plane * (255 / MOST)).astype(np.uint8)
+        self._sides["y"][:, z] = levels[self._places["y"]]
+        self._sides["x"][:, z] = levels[:, self._places["x"]].T
+        if z in self._slices:
+            self._slices[z] = levels
+
+    @property
+    def mean(self) -> float:
+        """Mean of all slices so far: the share of voxels that are expected to be wrong."""
+        return self._total / max(1, self._voxels)
+
+    def image(self, axis: str, place: int) -> np.ndarray:
+        """Uncertainty at a place, uint8, 255 for 0.5, shaped as the image there."""
+        if axis == "z":
+            return self._slices[place]
+        return self._sides[axis][int(np.searchsorted(self._places[axis], place))]
+
+
 @dataclass(frozen=True)
 class Caption:
     """Heading of a preview.
@@ -201,15 +252,22 @@ def weights_warning(name: str) -> str:
     return "DEMO WEIGHTS" if is_embedded(name) else ""
 
 
-def write_preview(path: Path, grey: Sections, mask: MaskSections, caption: Caption, overwrite: bool = False) -> None:
-    """Draw a tomogram and its mask into a PNG, whole or not at all."""
-    content = preview(grey, mask, caption)
+def write_preview(
+    path: Path,
+    grey: Sections,
+    mask: MaskSections,
+    caption: Caption,
+    overwrite: bool = False,
+    doubt: UncertaintySections | None = None,
+) -> None:
+    """Draw a tomogram and its mask, and how uncertain that is, into a PNG, whole or not at all."""
+    content = preview(grey, mask, caption, doubt)
     with atomic_path(path, overwrite) as part:
         part.write_bytes(content)
 
 
-def preview(grey: Sections, mask: MaskSections, caption: Caption) -> bytes:
-    """PNG file: slices and side views with most membrane, each plain, and below it with the mask."""
+def preview(grey: Sections, mask: MaskSections, caption: Caption, doubt: UncertaintySections | None = None) -> bytes:
+    """PNG file: slices and side views with most membrane, each plain, below it with the mask, and the uncertainty."""
     depth, height, width = grey.shape
     z_size, y_size, x_size = grey.voxel_size_angstrom or (1.0, 1.0, 1.0)
     slices = mask.richest("z", 2)
@@ -236,8 +294,25 @@ def preview(grey: Sections, mask: MaskSections, caption: Caption) -> bytes:
         sides.append(_View(axis, place, pixels, region=region))
     thin = 2 * depth * z_size <= 1.2 * min(height, side) * y_size
     views += [tuple(sides)] if thin else [(view,) for view in sides]
-    columns = [[view.panel(grey, mask, filled) for view in cell for filled in (False, True)] for cell in views]
-    return sheet(caption.name, _lines(grey, mask, caption), columns, caption.badge)
+    columns = [
+        [
+            panel
+            for view in cell
+            for panel in (
+                view.panel(grey, mask, False),
+                view.panel(grey, mask, True),
+                *([] if doubt is None else [view.doubt(grey, doubt)]),
+            )
+        ]
+        for cell in views
+    ]
+    lines = _lines(grey, mask, caption)
+    if doubt is not None:
+        lines.append(
+            f"Orange: the chance that a voxel is wrongly called, full at {MOST:g}; {100 * doubt.mean:.1f} % of all are "
+            "expected to be."
+        )
+    return sheet(caption.name, lines, columns, caption.badge)
 
 
 @dataclass(frozen=True)
@@ -252,15 +327,26 @@ class _View:
     note: str = ""
 
     def panel(self, grey: Sections, mask: MaskSections, filled: bool) -> Panel:
-        image, membrane = grey.image(self.axis, self.place), mask.mask(self.axis, self.place)
+        membrane = self._cut(mask.mask(self.axis, self.place))
+        shown = self._drawn(grey, membrane if filled else None)
+        return Panel(shown, self._caption(membrane) if filled else self._where(grey))
+
+    def doubt(self, grey: Sections, doubt: UncertaintySections) -> Panel:
+        chance = self._cut(doubt.image(self.axis, self.place))
+        expected = 100 * MOST * float(chance.mean()) / 255
+        return Panel(self._drawn(grey, chance, DOUBT), f"{expected:.1f} % expected wrong")
+
+    def _cut(self, image: np.ndarray) -> np.ndarray:
         first, last, left, right = self.region or (0, image.shape[0], 0, image.shape[1])
-        image, membrane = image[first:last, left:right], membrane[first:last, left:right]
+        return image[first:last, left:right]
+
+    def _drawn(self, grey: Sections, mask: np.ndarray | None, colour: str = MEMBRANE) -> np.ndarray:
+        image = self._cut(grey.image(self.axis, self.place))
         sizes = grey.voxel_size_angstrom or (1.0, 1.0, 1.0)
         down, across = {"z": (1, 2), "y": (0, 2), "x": (0, 1)}[self.axis]
         zoom = self.pixels * sizes[down], self.pixels * sizes[across]
         bar = scale_bar(image.shape[1], None if grey.voxel_size_angstrom is None else sizes[across])
-        shown = drawn(image, membrane if filled else None, zoom=zoom, bar=bar, frame=self.frame)
-        return Panel(shown, self._caption(membrane) if filled else self._where(grey))
+        return drawn(image, mask, zoom=zoom, bar=bar, frame=self.frame, colour=colour)
 
     def _where(self, grey: Sections) -> str:
         plane = {"z": "slice z", "y": "side view y", "x": "side view x"}[self.axis]

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from etsam._version import __version__
 from etsam.errors import OutputError
-from etsam.volume import atomic_path
+from etsam.volume import atomic_path, locate
+from etsam.volume.location import absolute
 from etsam.weights.registry import StageWeights
 
 _PACKAGES = ("torch", "sam2", "lightning", "numpy", "mrcfile")
@@ -42,6 +43,11 @@ class OutputNames:
     def logits(self) -> Path:
         """Logits of stage 2, float32."""
         return self._path(f"logits{self.volume_suffix}")
+
+    @property
+    def uncertainty(self) -> Path:
+        """Chance that a voxel's call in `mask` is wrong, 0 to 0.5, float32."""
+        return self._path(f"uncertainty{self.volume_suffix}")
 
     @property
     def post_processed_mask(self) -> Path:
@@ -147,8 +153,10 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     since = {"propagation": "forward", "start_slice": None, "axes": ["z"]}
     chosen = {key: plain_settings(cfg[key]) for key in since}
     settings |= {key: value for key, value in chosen.items() if value != since[key]}
+    if cfg.get("also"):
+        settings["also"] = [absolute(locate(path)) for path in cfg.also]
     if len(cfg.axes) > 1:
-        settings["axis_weights"] = plain_settings(cfg.weights.axis_weights)
+        settings["side_views"] = plain_settings(cfg.weights.side_views)
     settings["precision"] = cfg.trainer.precision
     settings["weights"] = {}
     for stage in ("stage1", "stage2"):

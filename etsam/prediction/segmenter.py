@@ -9,9 +9,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,18 +21,22 @@ from lightning import LightningModule
 
 from etsam.errors import ConfigError, InputError
 from etsam.inference.directions import passes
+from etsam.inference.ensemble import Averaged, spread_of
 from etsam.inference.rescale import rescaled, rescaled_shape, scale_advice
 from etsam.inference.two_stage import TwoStage
+from etsam.inference.uncertainty import Calibration, uncertainty
 from etsam.network.fast.heap import retain_freed_memory
 from etsam.normalize import Fitted, Normalization, fit_to, survey, without_padding
 from etsam.prediction.doubts import Noted
+from etsam.prediction.inputs import read_also
 from etsam.prediction.kinds import NoTomogramError, orientation_remark, refuse_other_kinds
 from etsam.prediction.preview import Sections
 from etsam.prediction.samples import Samples
-from etsam.volume import Slices, Volume, read_volume
+from etsam.volume import Slices, Volume, locate, read_volume
 from etsam.volume.content import NO_MEMBRANE
 from etsam.volume.location import display_name, fingerprint_of
 from etsam.volume.mrc_header import VOXEL_SIZES_ANGSTROM
+from etsam.volume.slices import LazySlices
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +80,11 @@ class Prediction:
         `dark` or `bright`, as membranes were taken to be (None: the normalisation does not ask), and whether by little.
     samples
         Planes of the tomogram for a page, taken in the first pass; None if nobody asked.
+    uncertainty
+        (Z, Y, X) float32, 0 to 0.5: chance that a voxel's call is wrong; 0 where the tomogram is padded. None if nobody
+        asked.
+    also
+        Path -> fingerprint of the other reconstructions, taken before their first pass.
     """
 
     volume: Volume
@@ -89,6 +98,8 @@ class Prediction:
     contrast: str | None = None
     contrast_is_guessed: bool = False
     samples: Samples | None = None
+    uncertainty: Slices | None = None
+    also: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class Segmenter(LightningModule):
@@ -116,6 +127,12 @@ class Segmenter(LightningModule):
         Å, for files whose header says something wrong or nothing; outputs get it, too. None: as the header says.
     force
         Segment files that look like masks or labels, too.
+    calibration
+        Offset, slope and softening of `etsam.inference.uncertainty` for the weights, used if `two_stage` gives the
+        spread; None: the logits as they are, of which one line warns.
+    also
+        Files of other reconstructions or half maps of the one tomogram that is segmented; each is normalised by its own
+        grey values, and logits are averaged.
     """
 
     def __init__(
@@ -130,6 +147,8 @@ class Segmenter(LightningModule):
         samples: bool = False,
         voxel_size: float | None = None,
         force: bool = False,
+        calibration: Sequence[float] | None = None,
+        also: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.two_stage = two_stage
@@ -140,6 +159,10 @@ class Segmenter(LightningModule):
         self.target_voxel_size, self.voxel_sizes = target_voxel_size, voxel_sizes
         self.scratch_folder = None if scratch_folder is None else Path(scratch_folder)
         self.progress, self.force, self.samples, self.voxel_size = progress, force, samples, voxel_size
+        self.also = tuple(also)
+        self.calibration = Calibration.of(calibration)
+        if two_stage.spread and calibration is None:
+            log.warning("these weights have no calibration (weights.calibration), so that uncertainty is a rough guide")
         smallest, largest = VOXEL_SIZES_ANGSTROM
         if voxel_size is not None and not smallest <= voxel_size <= largest:
             raise ConfigError(f"voxel_size={voxel_size} is no voxel size in Å; allowed: {smallest:g} to {largest:g}.")
@@ -168,7 +191,10 @@ class Segmenter(LightningModule):
         try:
             with retain_freed_memory() if fast else nullcontext():
                 volume = read_volume(path)
-                return self.segment(volume if self.voxel_size is None else volume.at_voxel_size(self.voxel_size))
+                others = [read_also(locate(one), locate(path), volume.shape) for one in self.also]
+                return self.segment(
+                    volume if self.voxel_size is None else volume.at_voxel_size(self.voxel_size), others
+                )
         except InputError as error:
             return error
         except OSError as error:  # of a disk or network, in mid-volume; what is written raises OutputError
@@ -181,7 +207,12 @@ class Segmenter(LightningModule):
         return InputError(f"{why} - use tile_batch_size=1, a smaller net, or tiles=auto tiles.size_voxels=N.")
 
     def segment(
-        self, volume: Volume, *, scratch_folder: Path | None = None, progress: Progress | None = None
+        self,
+        volume: Volume,
+        also: Sequence[Volume] = (),
+        *,
+        scratch_folder: Path | None = None,
+        progress: Progress | None = None,
     ) -> Prediction:
         """Segment a volume.
 
@@ -189,6 +220,8 @@ class Segmenter(LightningModule):
         ----------
         volume
             The tomogram.
+        also
+            Other reconstructions of it, of the same shape; the preview, the padding and the voxel size are the first's.
         scratch_folder, progress
             For this volume, instead of those that the Segmenter was made with.
 
@@ -201,7 +234,10 @@ class Segmenter(LightningModule):
         remark = orientation_remark(volume.shape)
         if remark is not None:
             log.warning("%s: %s", volume.path or "array", remark)
-        report, grey = progress or self.progress, Sections(volume.shape, volume.voxel_size_angstrom)
+        report, grey = (
+            _of_parts(progress or self.progress, 1 + len(also), volume.shape[0]),
+            Sections(volume.shape, volume.voxel_size_angstrom),
+        )
         normalization = Noted(self.normalization)
         samples = Samples(volume.shape) if self.samples else None
         fingerprint = {} if volume.path is None else fingerprint_of(volume.path)
@@ -221,20 +257,29 @@ class Segmenter(LightningModule):
             raise
         except InputError as error:
             raise InputError(f"{volume.path or 'array'}: {error}") from error
-        seconds = {"normalize": time.perf_counter() - started}
         _tell_padding(fitted, volume)
         inner = fitted.inner(volume)
         scaled = self._as_seen(volume, inner)
+        prints = {str(one.path): fingerprint_of(one.path) for one in also if one.path is not None}
+        others = [self._other(one, fitted, normalization.contrast, reading) for one in also]
+        others = [one if scaled is inner else rescaled(one, tuple(scaled.shape)) for one in others]
+        seconds = {"normalize": time.perf_counter() - started}
         out = self.two_stage(
             scaled,
+            *others,
             scratch_folder=scratch_folder or self.scratch_folder,
             progress=report,
             start_slice=self._start_as_seen(fitted, volume.shape[0], scaled.shape[0]),
         )
+        shape = tuple(inner.shape)
         stage1_logits, logits = (
-            logits if scaled is inner else rescaled(logits, inner.shape) for logits in (out.stage1_logits, out.logits)
+            logits if scaled is inner else _rescaled(logits, shape) for logits in (out.stage1_logits, out.logits)
         )
         threshold = self.two_stage.stages[1].threshold
+        unsure = None
+        if self.two_stage.spread:
+            logits = Averaged(LazySlices.of(logits).keep_last(), spread_of(logits))  # for both files
+            unsure = fitted.put_back(uncertainty(logits, threshold, self.calibration), volume, 0.0)
         return Prediction(
             volume=volume,
             stage1_logits=fitted.put_back(stage1_logits, volume, NO_MEMBRANE),
@@ -247,7 +292,34 @@ class Segmenter(LightningModule):
             contrast=normalization.contrast,
             contrast_is_guessed=normalization.contrast_is_guessed,
             samples=samples,
+            uncertainty=unsure,
+            also=prints,
         )
+
+    def _other(
+        self,
+        volume: Volume,
+        first: Fitted,
+        contrast: str | None,
+        reading: Callable[[int, int], None] | None,
+    ) -> Slices:
+        """Another reconstruction, normalised by itself, cut as the first one is."""
+        name = display_name(volume.path) if volume.path else "array"
+        normalization = Noted(self.normalization)
+        try:
+            raw, search = survey(volume, reading)
+            fitted = fit_to(without_padding(volume, raw, search, reading), normalization, self.nonfinite)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        if normalization.contrast != contrast:
+            log.warning(
+                "%s: membranes are taken as %s, in the first reconstruction as %s; if that is wrong, say "
+                "normalize.membranes=dark or bright",
+                name,
+                normalization.contrast,
+                contrast,
+            )
+        return replace(fitted, content=first.content).inner(volume)
 
     def _start_as_seen(self, fitted: Fitted, depth: int, depth_seen: int) -> int | None:
         """The start slice, which is one of the tomogram, as one of those that the networks see."""
@@ -288,6 +360,27 @@ class Segmenter(LightningModule):
             " x ".join(f"{side:.3g}" for side in size),
             max(size),
         )
+
+
+def _of_parts(progress: Progress | None, inputs: int, depth: int) -> Progress | None:
+    """Progress in which the reading of several inputs is one part."""
+    if progress is None or inputs == 1:
+        return progress
+    read, told = 0, progress
+
+    def tell(part: str, done: int, total: int) -> None:
+        nonlocal read
+        if part != "reading":
+            return told(part, done, total)
+        read = min(read + 1, inputs * depth)  # a second pass for padding is not counted
+        return told(part, read, inputs * depth)
+
+    return tell
+
+
+def _rescaled(logits: Slices, shape: tuple[int, ...]) -> Slices:
+    spread = spread_of(logits)
+    return Averaged(rescaled(logits, shape), None if spread is None else rescaled(spread, shape))
 
 
 def _tell_padding(fitted: Fitted, volume: Volume) -> None:

@@ -1,4 +1,4 @@
-"""Predictions -> files: mask, logits, post-processed mask, instances, preview and record, whole or not at all."""
+"""Predictions -> files: mask, logits, cleaned mask, instances, uncertainty, preview, record, whole or not at all."""
 
 import logging
 import os
@@ -22,11 +22,11 @@ from etsam.prediction.closing import Closing, OutputFile, viewing_hints
 from etsam.prediction.companions import Companion
 from etsam.prediction.doubts import Coverage, Mask, doubts
 from etsam.prediction.kinds import NoTomogramError
-from etsam.prediction.preview import Caption, MaskSections, weights_of, write_preview
+from etsam.prediction.preview import Caption, MaskSections, UncertaintySections, weights_of, write_preview
 from etsam.prediction.record import OutputNames, environment, peak_memory_mb, read_record, write_record
 from etsam.prediction.segmenter import Prediction, Progress, is_out_of_memory
 from etsam.threads import worker_count
-from etsam.volume import Location, VolumeWriter, strip_suffix, volume_writer
+from etsam.volume import Location, VolumeWriter, locate, strip_suffix, volume_writer
 from etsam.volume.location import absolute, checksum_of, display_name, fingerprint_of
 from etsam.weights.registry import is_embedded
 
@@ -62,10 +62,10 @@ class PredictionWriter(BasePredictionWriter):
         In the names of outputs, such as `_split_processing`.
     stem
         Their start; None: the tomogram's file name without suffix.
-    write_logits, write_instances, write_preview
+    write_logits, write_instances, write_uncertainty, write_preview
         Further outputs.
     output_format
-        Of masks, logits and instances: `mrc`, `mrc.gz`, or `zarr` for OME-Zarr with a pyramid
+        Of masks, logits, uncertainty and instances: `mrc`, `mrc.gz`, or `zarr` for OME-Zarr with a pyramid
         (`etsam.volume.zarr_writer`).
     postprocess
         Steps in order, by name; with any, a post-processed mask is written beside the mask.
@@ -109,6 +109,7 @@ class PredictionWriter(BasePredictionWriter):
         stem: str | None = None,
         write_logits: bool = False,
         write_instances: bool = False,
+        write_uncertainty: bool = False,
         write_preview: bool = True,
         output_format: Literal["mrc", "mrc.gz", "zarr"] = "mrc",
         postprocess: Mapping[str, Step] | None = None,
@@ -130,6 +131,7 @@ class PredictionWriter(BasePredictionWriter):
         self.output_format = output_format
         self.infix, self.stem = infix, stem
         self.write_logits, self.write_instances, self.write_preview = write_logits, write_instances, write_preview
+        self.write_uncertainty = write_uncertainty
         self.steps = list((postprocess or {}).values())
         self.overwrite, self.resume, self.workers = overwrite, resume, worker_count(workers)
         self.settings, self.progress = dict(settings or {}), progress
@@ -155,6 +157,7 @@ class PredictionWriter(BasePredictionWriter):
         names = self.names(path)
         wanted = [names.mask, names.record]
         wanted += [names.logits] * self.write_logits + [names.instances] * self.write_instances
+        wanted += [names.uncertainty] * self.write_uncertainty
         wanted += [names.preview] * self.write_preview + [names.post_processed_mask] * bool(self.steps)
         return wanted
 
@@ -195,7 +198,7 @@ class PredictionWriter(BasePredictionWriter):
                 f"no permission to write in the output folder {self.output_dir}; choose another output_dir."
             )
         todo = [path for path in voxels if not self.complete(path)]
-        voxel_bytes = 1 + bool(self.steps) + 4 * self.write_logits + 2 * self.write_instances
+        voxel_bytes = 1 + bool(self.steps) + 4 * (self.write_logits + self.write_uncertainty) + 2 * self.write_instances
         if self.output_format == "zarr":
             voxel_bytes = (
                 0  # compressed to nobody knows what: masks to a tenth or less, logits to nearly nothing or not
@@ -252,10 +255,13 @@ class PredictionWriter(BasePredictionWriter):
             )
         if not all(file.exists() for file in self._needed(path)):
             return False
-        if not _same_input(record["input"], path):
+        changed = [] if _same_input(record["input"], path) else [path]
+        known = {one["path"]: one for one in record["input"].get("also", [])}
+        changed += [locate(name) for name, one in known.items() if not _same_input(one, locate(name))]
+        if changed:
             raise OutputError(
-                f"{path} has changed since {names.mask} was made; choose another output_dir, or set overwrite=true to "
-                "make it anew."
+                f"{changed[0]} has changed since {names.mask} was made; choose another output_dir, or set "
+                "overwrite=true to make it anew."
             )
         return True
 
@@ -348,12 +354,18 @@ class PredictionWriter(BasePredictionWriter):
         with ExitStack() as stack:  # all files get their names at the end, or none
             mask = writer(names.mask, bool)
             logits = writer(names.logits, np.float32) if self.write_logits else None
+            unsure = prediction.uncertainty if self.write_uncertainty else None
+            chances = None if unsure is None else writer(names.uncertainty, np.float32)
+            doubt = None if unsure is None else UncertaintySections(prediction.grey)
             for z in range(depth):
                 plane = prediction.logits[z]
                 mask[z] = membrane = plane > prediction.threshold
                 before.add(z, membrane)
                 if logits is not None:
                     logits[z] = plane
+                if unsure is not None and chances is not None and doubt is not None:
+                    chances[z] = chance = unsure[z]
+                    doubt.add(z, chance)
                 for one in in_making:
                     one.add_logits(z, plane)
                 if progress is not None:
@@ -392,7 +404,7 @@ class PredictionWriter(BasePredictionWriter):
                     weights=weights_of(self.settings),
                     cleaned=bool(self.steps),
                 )
-                write_preview(names.preview, prediction.grey, sections, caption, replace)
+                write_preview(names.preview, prediction.grey, sections, caption, replace, doubt)
                 made.append(names.preview)
         seconds = prediction.seconds | {"write": time.perf_counter() - started}
         shares = {names.mask.name: before.share}
@@ -413,6 +425,8 @@ class PredictionWriter(BasePredictionWriter):
             "demo_weights": is_embedded(str(self.settings.get("weights", {}).get("stage2", {}).get("name", ""))),
             "warnings": warnings,
         }
+        if doubt is not None:
+            record["mean_uncertainty"] = doubt.mean
         for kind, one in zip(self.companions, in_making, strict=True):
             one.write(record, replace)
             made.append(kind.path(names))
@@ -439,6 +453,8 @@ class PredictionWriter(BasePredictionWriter):
             files.append(OutputFile("instances", names.instances, f"{pieces} numbered"))
         if self.write_logits:
             files.append(OutputFile("logits", names.logits))
+        if self.write_uncertainty:
+            files.append(OutputFile("uncertainty", names.uncertainty))
         if self.write_preview:
             files.append(OutputFile("picture", names.preview))
         beside = [one.path(names) for one in self.companions]
@@ -463,6 +479,7 @@ class PredictionWriter(BasePredictionWriter):
     def _record(self, prediction: Prediction, fraction: float, seconds: Mapping[str, float]) -> dict[str, Any]:
         volume = prediction.volume
         assert volume.path is not None
+        also = [{"path": absolute(locate(path)), "fingerprint": one} for path, one in prediction.also.items()]
         return {
             "input": {
                 "path": absolute(volume.path),
@@ -470,7 +487,8 @@ class PredictionWriter(BasePredictionWriter):
                 "shape_zyx": list(volume.shape),
                 "dtype": str(volume.dtype),
                 "voxel_size_angstrom_zyx": volume.voxel_size_angstrom,
-            },
+            }
+            | ({"also": also} if also else {}),
             "outputs": [path.name for path in self.wanted(volume.path)],
             "membrane_share": fraction,
             "tiles": prediction.tiles,
