@@ -33,6 +33,7 @@ _COMMAND_LINE = (
 _HONOURED = (  # settings of configs/predict.yaml, and their groups, that mean something for arrays
     *("net", "weights", "stage1", "stage2", "prompt", "grid_interval", "normalize", "nonfinite", "tiles", "views"),
     *("target_voxel_size", "propagation", "start_slice", "axes", "write_uncertainty"),
+    *("threshold", "false_rate", "sample", "exclude"),
     *("slice_stride", "resegment_prompted", "tile_batch_size", "encode_batch_size", "memory_budget_gb", "kernels"),
     *("postprocess", "workers", "trainer.precision", "trainer.accelerator", "trainer=auto", "trainer=cpu"),
 )

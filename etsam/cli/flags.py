@@ -25,9 +25,9 @@ def add_segmentation_flags(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         "--logit-threshold",
         dest="logit_threshold",
-        type=float,
+        type=threshold_value,
         metavar="T",
-        help="logits above are membrane: lower finds more (nano 0.5, etsam_v1 -0.25)",
+        help="logits above are membrane: lower finds more (nano 0.5, etsam_v1 -0.25); auto: chosen for each tomogram",
     )
     group.add_argument("--membranes", choices=["dark", "bright"], help="contrast in the tomogram (found out)")
     group.add_argument("--voxel-size", type=float, metavar="Å", help="where the header is wrong; the mask gets it, too")
@@ -38,6 +38,7 @@ def add_segmentation_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="another reconstruction of the tomogram, or its other half map: logits are averaged (may be repeated)",
     )
+    add_region_flags(group)
     group.add_argument("--instances", action="store_true", help="also number the connected membranes")
     group.add_argument("--store-logits", action="store_true", help="also write the logits, for `etsam threshold`")
     group.add_argument("--uncertainty", action="store_true", help="also write the chance that a voxel's call is wrong")
@@ -45,6 +46,32 @@ def add_segmentation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--force", action="store_true", help="segment what looks like a mask or a tilt series, too")
     group.add_argument("--quick", action="store_true", help="a first look: every second slice, half the time")
     group.add_argument("--better", action="store_true", help="mirrored views averaged: four times the time")
+
+
+def add_region_flags(group: argparse._ActionsContainer) -> None:
+    """Describe where nothing is to be marked."""
+    group.add_argument(
+        "--lamella", action="store_true", help="find the slab that holds sample; mark nothing outside it"
+    )
+    group.add_argument("--exclude", type=artefacts, metavar="WHAT", help="gold, border: mark nothing there")
+
+
+def threshold_value(text: str) -> float | str:
+    """A number, or `auto`; raises ValueError."""
+    return text if text == "auto" else float(text)
+
+
+def artefacts(text: str) -> list[str]:
+    """Words of a list with commas, each a name; raises ValueError."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(re.fullmatch(r"[a-z_]+", word) for word in words):
+        raise ValueError(text)
+    return words
+
+
+def region_overrides(args: argparse.Namespace) -> list[str]:
+    """Overrides of the flags about where nothing is to be marked."""
+    return ["sample=slab"] * args.lamella + ([] if args.exclude is None else [f"exclude=[{','.join(args.exclude)}]"])
 
 
 def add_settings_flag(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +99,7 @@ def segmentation_overrides(args: argparse.Namespace) -> list[str]:
     """Overrides of the frequent flags but for the threshold."""
     overrides = [] if args.membranes is None else [f"normalize.membranes={args.membranes}"]
     overrides += [] if args.voxel_size is None else [f"voxel_size={args.voxel_size}"]
+    overrides += region_overrides(args)
     overrides += ["strict=true"] * args.strict + ["force=true"] * args.force
     overrides += ["write_logits=true"] * args.store_logits + ["write_instances=true"] * args.instances
     overrides += ["write_uncertainty=true"] * args.uncertainty

@@ -36,6 +36,7 @@ from etsam.cli import (
     train,
 )
 from etsam.cli.flags import (
+    add_region_flags,
     add_running_flags,
     add_segmentation_flags,
     add_settings_flag,
@@ -114,7 +115,8 @@ def predict_overrides(args: argparse.Namespace, rest: Sequence[str] = ()) -> lis
         overrides.append("tiles=split2x2")
     overrides += postprocess_overrides(args)
     if args.logit_threshold is not None:
-        overrides.append(f"stage2.threshold={args.logit_threshold}")
+        key = "threshold" if args.logit_threshold == "auto" else "stage2.threshold"
+        overrides.append(f"{key}={args.logit_threshold}")
     overrides += segmentation_overrides(args) + running_overrides(args)
     return overrides + extra
 
@@ -227,6 +229,8 @@ def build_parser() -> argparse.ArgumentParser:
     post.add_argument("input_mask", help="mask, MRC or OME-Zarr")
     post.add_argument("output_mask", type=Path, help="where the cleaned mask goes")
     add_postprocess_flags(post)
+    add_region_flags(post)
+    post.add_argument("--tomogram", metavar="FILE", help="of the mask, for --lamella and --exclude")
     post.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
 
     train.add(commands)
@@ -292,7 +296,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             _refuse_if_nothing_is_there(args, rest)
             run = partial(_run_config, "predict", overrides, _predict_and_measure if args.measure else None)
         elif args.command == "postprocess":
-            default = None if any(item.startswith("postprocess=") for item in rest) else "all"
+            alone = "none" if args.lamella or args.exclude else "all"  # leaving out, if no other step is asked for
+            default = None if any(item.startswith("postprocess=") for item in rest) else alone
             run = partial(_postprocess, args, postprocess_overrides(args, default) + rest)
         elif args.command == "train":
             if not items and args.list is None:
@@ -439,11 +444,18 @@ def _postprocess(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         from hydra.utils import instantiate
 
         from etsam.app import check_values
+        from etsam.errors import ConfigError
+        from etsam.postprocess.regions import RegionSettings, regions_of_file
         from etsam.postprocess.steps import postprocess_file
         from etsam.volume import locate
 
         check_values(cfg, "postprocess")
         steps = list(instantiate(cfg.postprocess, _convert_="all").values())
+        regions = RegionSettings("slab" if args.lamella else "all", tuple(args.exclude or ()))
+        if regions.wanted != (args.tomogram is not None):
+            raise ConfigError("--tomogram FILE goes with --lamella or --exclude, which look at the tomogram.")
+        if regions.wanted:
+            steps.insert(0, regions_of_file(locate(args.tomogram), regions))
         source = locate(args.input_mask)
         postprocess_file(source, args.output_mask, steps, overwrite=args.overwrite, workers=cfg.workers)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from etsam.cli import add_command
+from etsam.cli.flags import add_region_flags, threshold_value
 from etsam.cli.postprocess_flags import add_postprocess_flags, postprocess_overrides
 
 
@@ -23,8 +24,15 @@ def add(commands: Any) -> None:
     parser._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
     parser.add_argument("logits", nargs="+", metavar="LOGITS", help="NAME_etsam_predicted_logits.mrc, one or several")
     parser.add_argument(
-        "--at", nargs="+", type=float, required=True, metavar="T", help="thresholds; logits above are membrane"
+        "--at",
+        nargs="+",
+        type=threshold_value,
+        required=True,
+        metavar="T",
+        help="thresholds; logits above are membrane; auto: chosen for the tomogram, after `predict --threshold auto`",
     )
+    parser.add_argument("--false-rate", type=float, metavar="SHARE", help="of auto: share of marks that may be false")
+    add_region_flags(parser)
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="where masks go (beside the logits)")
     parser.add_argument("--no-preview", action="store_true", help="no picture, so the tomogram is not read")
     parser.add_argument("--page", action="store_true", help="also a page to scroll through the slices (.html)")
@@ -39,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
     from etsam.app import compose_config, config_error
     from etsam.cli.console import print_line, progress_bar
     from etsam.errors import ConfigError
+    from etsam.postprocess.regions import RegionSettings
     from etsam.prediction.record import plain_settings
     from etsam.prediction.threshold import threshold_logits
     from etsam.viewer.page import SlicePage
@@ -68,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
                 overwrite=args.overwrite,
                 workers=cfg.workers,
                 progress=update,
+                regions=RegionSettings("slab" if args.lamella else "all", tuple(args.exclude or ())),
+                false_rate=args.false_rate,
             )
         for names in written:
             print_line(str(names.post_processed_mask if steps else names.mask))

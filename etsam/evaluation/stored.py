@@ -16,7 +16,7 @@ from etsam.errors import ConfigError, InputError, OutputError
 from etsam.evaluation.metrics.scores import Scored
 from etsam.inference.two_stage import DEFAULT_THRESHOLD
 from etsam.labels import odd_value_advice
-from etsam.prediction.record import OutputNames, read_record
+from etsam.prediction.record import OutputNames, read_record, threshold_of
 from etsam.volume import TOMOGRAM_SUFFIXES, Slices, read_volume, strip_suffix
 from etsam.volume.location import ZARR_SUFFIXES
 
@@ -202,7 +202,7 @@ def threshold_beside(path: str | os.PathLike[str]) -> float | None:
     record = Path(path).parent / f"{stem}_record.json"
     try:
         found = read_record(record)
-        return None if found is None else float(found["settings"]["stage2"]["threshold"])
+        return None if found is None else threshold_of(found)
     except (OutputError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{record}, beside the logits, does not say at which threshold they were cut; set prediction_threshold."

@@ -49,6 +49,8 @@ class Closing:
         The mask first.
     hints
         What may be typed next.
+    notes
+        Sentences about how the mask came about.
     """
 
     tomogram: Location
@@ -58,6 +60,7 @@ class Closing:
     memory: str
     files: Sequence[OutputFile]
     hints: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     def line(self) -> str:
         """One line, for a log file; beside each file what is in it."""
@@ -66,6 +69,7 @@ class Closing:
         return (
             f"{display_name(self.tomogram)}: {self.found}, {self.seconds:.1f} s, at most {self.memory} -> {mask.path}"
             + more
+            + "".join(f"; {note}" for note in self.notes)
         )
 
     def block(self) -> Text:
@@ -77,6 +81,8 @@ class Closing:
         width = max(len(file.what) for file in self.files)
         for file in self.files:
             text.append(f"  {file.what:<{width}}  {file.path}\n")
+        for note in self.notes:
+            text.append(f"  {note}\n")
         for hint in self.hints:
             text.append(f"  {hint}\n", style=BLUE)
         return text

@@ -5,7 +5,7 @@ about 10 nm of slices at places spread over the volume, as bytes, and the mask a
 any volume: measured at 500 x 928 x 960 voxels, 71 MB, and 109 MB while it is drawn.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,11 @@ class MaskSections:
     ----------
     voxels
         Membrane in all slices so far.
+    outside
+        Gives (Y, X) bool of a slice: where nothing is to be marked, which is shown darker; None: nowhere.
     """
+
+    outside: Callable[[int], np.ndarray] | None = None
 
     def __init__(self, of: Sections) -> None:
         self.places, self.averaged, self.shape, self.voxels = of.places, of.averaged, of.shape, 0
@@ -155,6 +159,18 @@ class MaskSections:
         if not bits.size:
             return np.zeros(shape, bool)
         return np.unpackbits(bits, count=shape[0] * shape[1]).view(bool).reshape(shape)
+
+    def dimmed(self, image: np.ndarray, axis: str, place: int) -> np.ndarray:
+        """Image at a place, uint8, darker where nothing is to be marked."""
+        if self.outside is None:
+            return image
+        if axis == "z":
+            outside = self.outside(place)
+        else:
+            outside = np.stack(
+                [self.outside(z)[(place,) if axis == "y" else np.s_[:, place]] for z in range(self.shape[0])]
+            )
+        return np.where(outside if image.ndim == 2 else outside[..., None], image // 2, image)
 
     def richest(self, axis: str, number: int = 1) -> list[int]:
         """Places with most membrane, the richest first, apart from each other; from the middle if there is none."""
@@ -328,20 +344,24 @@ class _View:
 
     def panel(self, grey: Sections, mask: MaskSections, filled: bool) -> Panel:
         membrane = self._cut(mask.mask(self.axis, self.place))
-        shown = self._drawn(grey, membrane if filled else None)
+        image = grey.image(self.axis, self.place)
+        if filled:
+            image = mask.dimmed(image, self.axis, self.place)
+        shown = self._drawn(image, grey, membrane if filled else None)
         return Panel(shown, self._caption(membrane) if filled else self._where(grey))
 
     def doubt(self, grey: Sections, doubt: UncertaintySections) -> Panel:
         chance = self._cut(doubt.image(self.axis, self.place))
         expected = 100 * MOST * float(chance.mean()) / 255
-        return Panel(self._drawn(grey, chance, DOUBT), f"{expected:.1f} % expected wrong")
+        image = grey.image(self.axis, self.place)
+        return Panel(self._drawn(image, grey, chance, DOUBT), f"{expected:.1f} % expected wrong")
 
     def _cut(self, image: np.ndarray) -> np.ndarray:
         first, last, left, right = self.region or (0, image.shape[0], 0, image.shape[1])
         return image[first:last, left:right]
 
-    def _drawn(self, grey: Sections, mask: np.ndarray | None, colour: str = MEMBRANE) -> np.ndarray:
-        image = self._cut(grey.image(self.axis, self.place))
+    def _drawn(self, image: np.ndarray, grey: Sections, mask: np.ndarray | None, colour: str = MEMBRANE) -> np.ndarray:
+        image = self._cut(image)
         sizes = grey.voxel_size_angstrom or (1.0, 1.0, 1.0)
         down, across = {"z": (1, 2), "y": (0, 2), "x": (0, 1)}[self.axis]
         zoom = self.pixels * sizes[down], self.pixels * sizes[across]

@@ -4,6 +4,7 @@ import json
 import platform
 import resource
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -157,6 +158,10 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
         settings["also"] = [absolute(locate(path)) for path in cfg.also]
     if len(cfg.axes) > 1:
         settings["side_views"] = plain_settings(cfg.weights.side_views)
+    if cfg.threshold is not None:
+        settings |= {"threshold": cfg.threshold, "false_rate": cfg.false_rate}
+    if cfg.sample != "all" or cfg.exclude:  # only then, so that runs of old can be resumed
+        settings |= {"sample": cfg.sample, "exclude": plain_settings(cfg.exclude)}
     settings["precision"] = cfg.trainer.precision
     settings["weights"] = {}
     for stage in ("stage1", "stage2"):
@@ -165,6 +170,17 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
         settings[stage] = {"prompt": plain_settings(cfg[stage].prompt), "threshold": cfg[stage].threshold}
         settings["weights"][stage] = {"name": weights.name, "sha256": weights.sha256()}
     return settings
+
+
+def threshold_of(record: Mapping[str, Any]) -> float:
+    """Threshold that a mask was cut at; earlier records have it in their settings only.
+
+    Raises
+    ------
+    KeyError
+        If the record does not say.
+    """
+    return float(record["threshold"] if "threshold" in record else record["settings"]["stage2"]["threshold"])
 
 
 def plain_settings(value: Any) -> Any:

@@ -22,11 +22,13 @@ from lightning import LightningModule
 from etsam.errors import ConfigError, InputError
 from etsam.inference.directions import passes
 from etsam.inference.ensemble import Averaged, spread_of
+from etsam.inference.false_marks import ThresholdChoice, phase_shuffled, richest_window
 from etsam.inference.rescale import rescaled, rescaled_shape, scale_advice
-from etsam.inference.two_stage import TwoStage
+from etsam.inference.two_stage import TwoStage, TwoStageOutput
 from etsam.inference.uncertainty import Calibration, uncertainty
 from etsam.network.fast.heap import retain_freed_memory
 from etsam.normalize import Fitted, Normalization, fit_to, survey, without_padding
+from etsam.postprocess.regions import Coarse, Regions, RegionSettings
 from etsam.prediction.doubts import Noted
 from etsam.prediction.inputs import read_also
 from etsam.prediction.kinds import NoTomogramError, orientation_remark, refuse_other_kinds
@@ -65,7 +67,7 @@ class Prediction:
         The tomogram.
     stage1_logits, logits
         (Z, Y, X) float32 of stage 1 and stage 2, computed slice by slice from the networks' low-resolution logits;
-        -32 where the tomogram is padded.
+        -32 where the tomogram is padded, and in `regions`.
     threshold
         That of stage 2; logits strictly above are membrane.
     tiles
@@ -85,6 +87,10 @@ class Prediction:
         asked.
     also
         Path -> fingerprint of the other reconstructions, taken before their first pass.
+    choice
+        How the threshold was chosen for this tomogram; None: it is that of the weights.
+    regions
+        Where nothing is marked; None: nobody asked.
     """
 
     volume: Volume
@@ -100,6 +106,8 @@ class Prediction:
     samples: Samples | None = None
     uncertainty: Slices | None = None
     also: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    choice: ThresholdChoice | None = None
+    regions: Regions | None = None
 
 
 class Segmenter(LightningModule):
@@ -133,6 +141,13 @@ class Segmenter(LightningModule):
     also
         Files of other reconstructions or half maps of the one tomogram that is segmented; each is normalised by its own
         grey values, and logits are averaged.
+    threshold
+        `auto`: chosen for each tomogram by what is marked in a copy with shuffled phases
+        (`etsam.inference.false_marks`). None: that of stage 2.
+    false_rate
+        With `auto`: share of what is marked that may be false, 0 to 1.
+    regions
+        Where nothing is to be marked; None: nowhere.
     """
 
     def __init__(
@@ -149,6 +164,9 @@ class Segmenter(LightningModule):
         force: bool = False,
         calibration: Sequence[float] | None = None,
         also: Sequence[str] = (),
+        threshold: Literal["auto"] | None = None,
+        false_rate: float = 0.2,
+        regions: RegionSettings | None = None,
     ) -> None:
         super().__init__()
         self.two_stage = two_stage
@@ -163,6 +181,9 @@ class Segmenter(LightningModule):
         self.calibration = Calibration.of(calibration)
         if two_stage.spread and calibration is None:
             log.warning("these weights have no calibration (weights.calibration), so that uncertainty is a rough guide")
+        if not 0 < false_rate < 1:
+            raise ConfigError(f"false_rate={false_rate} is no share between 0 and 1, such as 0.2.")
+        self.threshold, self.false_rate, self.regions = threshold, false_rate, regions or RegionSettings()
         smallest, largest = VOXEL_SIZES_ANGSTROM
         if voxel_size is not None and not smallest <= voxel_size <= largest:
             raise ConfigError(f"voxel_size={voxel_size} is no voxel size in Å; allowed: {smallest:g} to {largest:g}.")
@@ -240,12 +261,15 @@ class Segmenter(LightningModule):
         )
         normalization = Noted(self.normalization)
         samples = Samples(volume.shape) if self.samples else None
+        coarse = Coarse(volume.shape, volume.voxel_size_angstrom) if self.regions.wanted else None
         fingerprint = {} if volume.path is None else fingerprint_of(volume.path)
 
         def seen(z: int, plane: np.ndarray) -> None:
             grey.add(z, plane)
             if samples is not None:
                 samples.add(z, plane)
+            if coarse is not None:
+                coarse.add(z, plane)
 
         try:
             reading = None if report is None else lambda done, total: report("reading", done, total)
@@ -253,6 +277,7 @@ class Segmenter(LightningModule):
             if not self.force:
                 refuse_other_kinds(volume, raw)
             fitted = fit_to(without_padding(volume, raw, search, reading), normalization, self.nonfinite)
+            regions = None if coarse is None else self.regions.find(coarse)
         except NoTomogramError:
             raise
         except InputError as error:
@@ -271,19 +296,24 @@ class Segmenter(LightningModule):
             progress=report,
             start_slice=self._start_as_seen(fitted, volume.shape[0], scaled.shape[0]),
         )
+        choice = self._choice(scaled, out, report) if self.threshold == "auto" else None
+        threshold = self.two_stage.stages[1].threshold if choice is None else choice.threshold
         shape = tuple(inner.shape)
         stage1_logits, logits = (
             logits if scaled is inner else _rescaled(logits, shape) for logits in (out.stage1_logits, out.logits)
         )
-        threshold = self.two_stage.stages[1].threshold
         unsure = None
         if self.two_stage.spread:
             logits = Averaged(LazySlices.of(logits).keep_last(), spread_of(logits))  # for both files
             unsure = fitted.put_back(uncertainty(logits, threshold, self.calibration), volume, 0.0)
+        stage1_logits, logits = (fitted.put_back(found, volume, NO_MEMBRANE) for found in (stage1_logits, logits))
+        if regions is not None:
+            stage1_logits, logits = (regions.fill(found, NO_MEMBRANE) for found in (stage1_logits, logits))
+            unsure = None if unsure is None else regions.fill(unsure, 0.0)
         return Prediction(
             volume=volume,
-            stage1_logits=fitted.put_back(stage1_logits, volume, NO_MEMBRANE),
-            logits=fitted.put_back(logits, volume, NO_MEMBRANE),
+            stage1_logits=stage1_logits,
+            logits=logits,
             threshold=threshold,
             tiles=len(out.tiles),
             seconds=seconds | out.seconds,
@@ -294,6 +324,8 @@ class Segmenter(LightningModule):
             samples=samples,
             uncertainty=unsure,
             also=prints,
+            choice=choice,
+            regions=regions,
         )
 
     def _other(
@@ -330,6 +362,18 @@ class Segmenter(LightningModule):
         kept = range(depth) if fitted.content is None else fitted.content.kept
         place = min(range(len(kept)), key=lambda number: abs(kept[number] - start))
         return place * depth_seen // len(kept)
+
+    def _choice(self, scaled: Slices, out: TwoStageOutput, report: Progress | None) -> ThresholdChoice:
+        """Threshold for a tomogram from its logits and those of a part of it with shuffled phases."""
+        z, y, x = richest_window(scaled)
+        part = LazySlices.of(scaled).window(z.start, z.stop).crop(y, x)
+        shuffled = phase_shuffled(np.stack([part[at] for at in range(part.shape[0])]))
+        progress = None if report is None else lambda _, done, total: report("threshold", done, total)
+        asked = self.two_stage.settings.start_slice
+        start = None if asked is None else min(asked, part.shape[0] - 1)
+        found = self.two_stage(shuffled, progress=progress, start_slice=start)
+        marked = LazySlices.of(out.logits).window(z.start, z.stop).crop(y, x)
+        return ThresholdChoice.of(marked, found.logits, self.two_stage.stages[1].threshold, self.false_rate)
 
     def _as_seen(self, volume: Volume, normalized: Slices) -> Slices:
         """Slices at the voxel size that the networks are to see."""

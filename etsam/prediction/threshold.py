@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from etsam.errors import ConfigError, EtsamError, InputError
+from etsam.inference.false_marks import ThresholdChoice
+from etsam.postprocess.regions import Coarse, Regions, RegionSettings
 from etsam.postprocess.steps import Step
 from etsam.prediction.companions import Companion
 from etsam.prediction.preview import Sections
@@ -16,6 +18,7 @@ from etsam.prediction.samples import Samples
 from etsam.prediction.segmenter import Prediction, Progress
 from etsam.prediction.writer import PredictionWriter
 from etsam.volume import Volume, locate, read_volume, strip_suffix
+from etsam.volume.content import NO_MEMBRANE
 from etsam.volume.location import Location, absolute, display_name, fingerprint_of, is_zarr
 
 log = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ def names_of_logits(logits: Location, output_dir: Path | None = None) -> OutputN
 
 def threshold_logits(
     logits: Location,
-    thresholds: Sequence[float],
+    thresholds: Sequence[float | Literal["auto"]],
     *,
     postprocess: Mapping[str, Step] | None = None,
     postprocess_settings: Any = None,
@@ -48,6 +51,8 @@ def threshold_logits(
     overwrite: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
+    regions: RegionSettings | None = None,
+    false_rate: float | None = None,
 ) -> list[OutputNames]:
     """Masks of several thresholds, each with its record and picture, as a prediction with that threshold writes them.
 
@@ -60,7 +65,7 @@ def threshold_logits(
     logits
         (Z, Y, X) of real numbers, as a run with `write_logits=true` stores them.
     thresholds
-        Logits strictly above are membrane.
+        Logits strictly above are membrane; `auto` is chosen from what a run with `threshold=auto` left in its record.
     postprocess, postprocess_settings
         Steps by name, as of `PredictionWriter`, and their plain settings for the record.
     output_dir
@@ -71,6 +76,10 @@ def threshold_logits(
         Further files beside each mask, as of `PredictionWriter`.
     overwrite, workers, progress
         As of `PredictionWriter`.
+    regions
+        Where nothing is to be marked; what the run left out already stays so.
+    false_rate
+        Of `auto`: share of what is marked that may be false; None: that of the run.
 
     Returns
     -------
@@ -82,12 +91,17 @@ def threshold_logits(
     ConfigError
         If no threshold is given, one twice, or one that is no finite number.
     InputError
-        If the file cannot be read or holds no logits.
+        If the file cannot be read or holds no logits; or its record does not hold what `auto`, or its folder not the
+        tomogram that `regions` asks for.
     OutputError
         If an output exists and `overwrite` is not set, or cannot be written.
     """
-    labels = [f"{threshold:g}" for threshold in thresholds]
-    if not labels or len(set(labels)) < len(labels) or not np.isfinite(thresholds).all():
+    names = names_of_logits(logits, output_dir)
+    record = {} if "auto" not in thresholds else read_record(names_of_logits(logits).record) or {}
+    choice = _choice(record, logits, false_rate) if "auto" in thresholds else None
+    numbers = [choice.threshold if choice and threshold == "auto" else float(threshold) for threshold in thresholds]
+    labels = [f"{threshold:g}" for threshold in numbers]
+    if not labels or len(set(labels)) < len(labels) or not np.isfinite(numbers).all():
         raise ConfigError(f"--at {' '.join(labels)}: give one threshold or several different ones, such as --at -0.5 0")
     volume = read_volume(logits, warn=False)
     if volume.dtype.kind != "f":
@@ -95,8 +109,7 @@ def threshold_logits(
             f"{logits} holds {volume.dtype}, so it is no logits but perhaps a mask; `etsam predict --store-logits` "
             "writes logits"
         )
-    names = names_of_logits(logits, output_dir)
-    record = read_record(names_of_logits(logits).record) or {}
+    record = record or read_record(names_of_logits(logits).record) or {}
     if not record:
         log.warning("%s: no record of a run beside it; taken for logits as it is", display_name(logits))
     tomogram = _tomogram(record, volume)
@@ -104,11 +117,16 @@ def threshold_logits(
     made_from = {"logits": absolute(logits), "fingerprint": fingerprint}
     if tomogram is not volume:
         fingerprint = record["input"].get("fingerprint", {})
+    regions = regions or RegionSettings()
+    if regions.wanted and tomogram is volume:
+        raise InputError(f"{logits}: sample=slab and exclude=... need the tomogram, which its record does not lead to.")
     writers = []
-    for threshold, label in zip(thresholds, labels, strict=True):
+    for threshold, label in zip(numbers, labels, strict=True):
         settings = dict(record.get("settings", {}))
         settings["stage2"] = settings.get("stage2", {}) | {"threshold": float(threshold)}
         settings |= {"postprocess": postprocess_settings, "made_from": made_from}
+        if regions.wanted:
+            settings |= {"sample": regions.sample, "exclude": list(regions.exclude)}
         writer = PredictionWriter(
             names.folder,
             stem=names.stem,
@@ -125,27 +143,46 @@ def threshold_logits(
         writer.check({tomogram.path or logits: int(np.prod(volume.shape))})
         writers.append(writer)
     grey, samples = Sections(volume.shape, tomogram.voxel_size_angstrom), Samples(volume.shape)
-    if preview or companions:
+    coarse = Coarse(volume.shape, tomogram.voxel_size_angstrom) if regions.wanted else None
+    if preview or companions or coarse is not None:
         for z in range(volume.shape[0]):
             plane = tomogram[z]
             grey.add(z, plane)
             samples.add(z, plane)
+            if coarse is not None:
+                coarse.add(z, plane)
+    found: Regions | None = None if coarse is None else regions.find(coarse)
+    kept = volume if found is None else found.fill(volume, NO_MEMBRANE)
     return [
         writer.write(
             Prediction(
                 volume=tomogram,
-                stage1_logits=volume,
-                logits=volume,
+                stage1_logits=kept,
+                logits=kept,
                 threshold=threshold,
                 tiles=record.get("tiles", 1),
                 seconds={},
                 grey=grey,
                 fingerprint=fingerprint,
                 samples=samples,
+                choice=choice if given == "auto" else None,
+                regions=found,
             )
         )
-        for writer, threshold in zip(writers, thresholds, strict=True)
+        for writer, threshold, given in zip(writers, numbers, thresholds, strict=True)
     ]
+
+
+def _choice(record: Mapping[str, Any], logits: Location, false_rate: float | None) -> ThresholdChoice:
+    """Choice of a threshold from what a run with threshold=auto left in its record."""
+    if "threshold_choice" not in record:
+        raise InputError(
+            f"{display_name(logits)}: --at auto needs what a run with threshold=auto notes in its record, beside the "
+            "logits; run `etsam predict --threshold auto --store-logits`."
+        )
+    if false_rate is not None and not 0 < false_rate < 1:
+        raise ConfigError(f"--false-rate {false_rate} is no share between 0 and 1, such as 0.2.")
+    return ThresholdChoice.from_facts(record["threshold_choice"], false_rate)
 
 
 def _tomogram(record: Mapping[str, Any], logits: Volume) -> Volume:

@@ -397,6 +397,8 @@ class PredictionWriter(BasePredictionWriter):
             if replace:
                 names.record.unlink(missing_ok=True)  # what is there was complete until now
             if self.write_preview:
+                if prediction.regions is not None:
+                    sections.outside = prediction.regions.outside
                 caption = Caption(
                     display_name(volume.path),
                     prediction.threshold,
@@ -422,11 +424,17 @@ class PredictionWriter(BasePredictionWriter):
         record = self._record(prediction, fraction, seconds) | {
             "membrane_share_of": shares,
             "pieces": pieces,
+            "threshold": prediction.threshold,
             "demo_weights": is_embedded(str(self.settings.get("weights", {}).get("stage2", {}).get("name", ""))),
             "warnings": warnings,
         }
         if doubt is not None:
             record["mean_uncertainty"] = doubt.mean
+        if prediction.choice is not None:
+            record["threshold_choice"] = prediction.choice.facts()
+        if prediction.regions is not None:
+            record["regions"] = prediction.regions.facts()
+        record["notes"] = [found.words() for found in (prediction.choice, prediction.regions) if found is not None]
         for kind, one in zip(self.companions, in_making, strict=True):
             one.write(record, replace)
             made.append(kind.path(names))
@@ -473,6 +481,7 @@ class PredictionWriter(BasePredictionWriter):
             ", ".join(f"{megabytes / 1e3:.1f} GB {kind}" for kind, megabytes in record["peak_memory_mb"].items()),
             files,
             hints,
+            record["notes"],
         )
         log.info("%s", closing.line(), extra={"screen": closing.block()})
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from etsam.prediction.record import OutputNames
+from etsam.prediction.record import OutputNames, threshold_of
 
 _LITTLE, _MUCH = 0.0005, 0.5  # share of membrane below or above which a mask is likely wrong
 
@@ -69,7 +69,7 @@ def facts_of(record: Mapping[str, Any], names: OutputNames) -> list[tuple[str, s
         ("Size", f"{width} × {height} × {depth} voxels (x, y, z)"),
         ("Voxel size", voxel),
         ("Membrane", share_text(record["membrane_share"])),
-        ("Threshold", f"{settings['stage2']['threshold']:g}" if "stage2" in settings else ""),
+        ("Threshold", f"{threshold_of(record):g}" if "stage2" in settings else ""),
         ("Weights", weights_of(record)),
         ("Post-processing", ", ".join(name.replace("_", " ") for name in steps) if steps else "none"),
         ("Time", duration_text(sum(record["seconds"].values()))),
@@ -79,6 +79,7 @@ def facts_of(record: Mapping[str, Any], names: OutputNames) -> list[tuple[str, s
         ),
         ("Finished", str(record["environment"]["finished"]).replace("T", " ").replace("+00:00", " UTC")),
         ("Made with", f"etsam {record['environment']['etsam']}"),
+        ("Notes", "; ".join(record.get("notes", []))),
         ("Mask", (names.post_processed_mask if steps else names.mask).name),
     ]
     return [(head, text) for head, text in facts if text]

@@ -32,7 +32,7 @@ from qtpy.QtWidgets import (
 
 from etsam.errors import EtsamError
 from etsam.postprocess.steps import InstanceLabels, RemoveThinNoise, SeverMisconnections, apply_steps
-from etsam.prediction.record import OutputNames, read_record
+from etsam.prediction.record import OutputNames, read_record, threshold_of
 from etsam.viewer.background import BackgroundRun
 from etsam.viewer.correction import add_to_manifest, save_mask
 from etsam.viewer.lazy_array import AboveThreshold
@@ -85,7 +85,10 @@ class SegmentWidget(QWidget):
         self.clean.addItems(["none", "all", "thin_noise", "misconnections", "small_components"])
         self.device.addItems(["auto", "cpu", "gpu"])
         self.own_threshold = QLineEdit()
-        self.own_threshold.setPlaceholderText("that of the weights")
+        self.own_threshold.setPlaceholderText("that of the weights; a number, or auto")
+        self.lamella = QCheckBox("find the slab of sample; mark nothing outside")
+        self.exclude = QComboBox()
+        self.exclude.addItems(["nothing", "gold", "border", "gold,border"])
         self.more = QLineEdit()
         self.more.setPlaceholderText("KEY=VALUE KEY=VALUE")
         self.folder = QLineEdit("results")
@@ -102,6 +105,8 @@ class SegmentWidget(QWidget):
             ("Tomogram", self.tomogram),
             ("Weights", self.weights),
             ("Threshold", self.own_threshold),
+            ("Lamella", self.lamella),
+            ("Exclude", self.exclude),
             ("Clean-up", self.clean),
             ("Device", self.device),
             ("More settings", self.more),
@@ -184,8 +189,11 @@ class SegmentWidget(QWidget):
         given.append(f"postprocess={self.clean.currentText()}")
         if self.device.currentText() != "auto":
             given.append(f"trainer.accelerator={self.device.currentText()}")
+        given += ["--lamella"] * self.lamella.isChecked()
+        if self.exclude.currentText() != "nothing":
+            given += ["--exclude", self.exclude.currentText()]
         if self.own_threshold.text().strip():
-            given.append(f"stage2.threshold={self.own_threshold.text().strip()}")
+            given += ["--threshold", self.own_threshold.text().strip()]
         return [*given, *self.more.text().split()]
 
     def _all_arguments(self) -> list[str]:
@@ -265,7 +273,7 @@ class SegmentWidget(QWidget):
         record = read_record(names.record) or {}
         data, options, _ = layer_of(read_volume(names.logits, warn=False))
         logits = self.viewer.add_image(data, **options, visible=False)
-        self._watch(logits, record["settings"]["stage2"]["threshold"])
+        self._watch(logits, threshold_of(record))
         if names.post_processed_mask.exists():
             data, options, _ = layer_of(read_volume(names.post_processed_mask, warn=False))
             self.viewer.add_labels(data, **options)
