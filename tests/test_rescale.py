@@ -1,12 +1,15 @@
 """Slices at another voxel size: the same field, linear in between, each source slice read once."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from etsam.errors import ConfigError
-from etsam.inference.rescale import rescaled, rescaled_shape, scale_advice
+from etsam.inference.rescale import _Rescaler, rescaled, rescaled_shape, scale_advice
 from etsam.volume.slices import LazySlices
 
 SHAPE = (12, 20, 28)
@@ -55,3 +58,36 @@ def test_voxels_outside_what_the_weights_know_are_told_with_what_to_do(side, par
     advice = scale_advice((side, side, side), (7, 48))
     assert part in advice
     assert bool(advice) == bool(part)
+
+
+@pytest.mark.parametrize("depth", [60, 12, 6, 2])
+def test_no_more_slices_are_held_than_one_slice_is_made_of(depth, monkeypatch):
+    source, made = (24, 20, 28), []
+
+    def kept(planes):
+        return sum(ref() is not None for ref in planes)
+
+    resize = _Rescaler._resize
+
+    def noted(self, plane):
+        out = resize(self, plane)
+        made.append(weakref.ref(out))
+        return out
+
+    monkeypatch.setattr(_Rescaler, "_resize", noted)
+    read = []
+
+    def plane(z):
+        values = np.full(source[1:], z, np.float32)
+        read.append(weakref.ref(values))
+        return values
+
+    slices = rescaled(LazySlices(source, plane), (depth, 30, 14))
+    most_read = most_made = 0
+    for z in range(depth):
+        slices[z]
+        gc.collect()
+        most_read, most_made = max(most_read, kept(read)), max(most_made, kept(made))
+    assert len(read) == source[0]
+    assert most_read == 0  # a source slice goes as soon as it has its new size
+    assert most_made <= 2 * np.ceil(max(source[0] / depth, 1)) + 1
