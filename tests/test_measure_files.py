@@ -229,6 +229,34 @@ def test_a_format_of_meshes_that_is_none_is_refused() -> None:
         check_formats(["ply", "blend"])
 
 
+def test_a_file_for_deposition_holds_every_membrane_where_the_tomogram_is(tmp_path: Path, mask: np.ndarray) -> None:
+    sfftkrw = pytest.importorskip("sfftkrw")
+    tomogram = write(tmp_path / "cell.mrc", -mask.astype(np.float32), origin=100.0)
+    file = write(tmp_path / "cell_mask.mrc", mask)
+    run_jobs([MeasureJob(file, tomogram, tmp_path / "out", SMALL, OutputSettings(("sff", "ply")))])
+    folder = tmp_path / "out" / "cell_meshes"
+    assert {path.name for path in folder.iterdir()} == {
+        "cell_membranes.hff",
+        "cell_membrane_001.ply",
+        "cell_membrane_002.ply",
+    }
+    read = sfftkrw.SFFSegmentation.from_file(str(folder / "cell_membranes.hff"))
+    assert (read.primary_descriptor, read.version) == ("mesh_list", "0.8.0.dev1")
+    box = read.bounding_box
+    assert (box.xmin, box.ymax, box.zmax) == pytest.approx((100, 200 + 36 * 8, 300 + 31 * 8))
+    assert [segment.biological_annotation.name for segment in read.segment_list] == ["membrane 1", "membrane 2"]
+    for number, segment in enumerate(read.segment_list, 1):
+        (body,) = segment.mesh_list
+        vertices, faces = body.vertices.data_array, body.triangles.data_array
+        own = trimesh.Trimesh(vertices, faces, process=False)
+        ply = trimesh.load(folder / f"cell_membrane_00{number}.ply", process=False)
+        assert own.is_watertight
+        assert own.volume == pytest.approx(ply.volume, rel=1e-4)
+        assert own.bounds == pytest.approx(ply.bounds, abs=0.01)
+    run_jobs([MeasureJob(file, tomogram, tmp_path / "out", SMALL, OutputSettings(("sff",)), overwrite=True)])
+    assert [path.name for path in folder.iterdir()] == ["cell_membranes.hff"]
+
+
 def test_after_a_prediction_the_cleaned_mask_is_measured_beside_it(tmp_path: Path, mask: np.ndarray) -> None:
     tomogram = write(tmp_path / "cell.mrc", -mask.astype(np.float32))
     write(tmp_path / "cell_etsam_predicted_mask.mrc", mask)

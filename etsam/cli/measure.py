@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
         "--contact-nm", type=float, default=30.0, metavar="D", help="nearer membranes are in contact (30)"
     )
     parser.add_argument("--triangle-nm", type=float, metavar="D", help="edge of the meshes' triangles (2 voxels)")
-    parser.add_argument("--mesh-format", default="ply", metavar="F,F", help="ply,obj,stl,glb,vtp or none (ply)")
+    parser.add_argument("--mesh-format", default="ply", metavar="F,F", help="ply,obj,stl,glb,vtp, sff (EMDB) or none (ply)")
     parser.add_argument("--points", type=float, metavar="D", help="also oriented points, so many nm apart")
     parser.add_argument(
         "--points-offset", type=float, default=0.0, metavar="D", help="nm along the normal, outwards (0)"

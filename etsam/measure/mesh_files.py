@@ -9,17 +9,24 @@ import trimesh
 from matplotlib import colormaps
 
 from etsam.errors import ConfigError
+from etsam.measure.deposition import require_sff
 from etsam.measure.mesh import Mesh
 
 FORMATS = ("ply", "obj", "stl", "glb", "vtp")
+"""A file for each membrane."""
+SEGMENTATION_FORMATS = ("sff",)
+"""One file for all of them."""
 _COLOURED_BY = "mean_curvature_per_nm"  # where a format has colours and no values
 
 
 def check_formats(names: Sequence[str]) -> tuple[str, ...]:
-    """Formats as they are named; ConfigError for any other."""
-    unknown = [name for name in names if name not in FORMATS]
+    """Formats as they are named; ConfigError for any other, or where its library is missing."""
+    allowed = FORMATS + SEGMENTATION_FORMATS
+    unknown = [name for name in names if name not in allowed]
     if unknown:
-        raise ConfigError(f"--mesh-format {unknown[0]} is unknown; allowed are {', '.join(FORMATS)}.")
+        raise ConfigError(f"--mesh-format {unknown[0]} is unknown; allowed are {', '.join(allowed)}.")
+    if "sff" in names:
+        require_sff()
     return tuple(dict.fromkeys(names))
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from etsam.errors import ConfigError, InputError, OutputError
+from etsam.measure.deposition import write_sff
 from etsam.measure.label_volume import label_volume
 from etsam.measure.measure import Measurement, MeasureSettings, Progress, measure
-from etsam.measure.mesh_files import check_formats, write_mesh
+from etsam.measure.mesh_files import FORMATS, check_formats, write_mesh
 from etsam.measure.page import page, png, sentence
 from etsam.measure.picture import render
 from etsam.measure.points import oriented_points, plain_table, relion4_table, relion5_table
@@ -46,7 +47,7 @@ class OutputSettings:
     Attributes
     ----------
     mesh_formats
-        Of the mesh of each membrane; none: no meshes.
+        Of the mesh of each membrane, or `sff`: one file for deposition with all of them; none: no meshes.
     points_nm
         Spacing of oriented points; None: no points.
     points_offset_nm
@@ -255,7 +256,7 @@ class MeasureJob:
         if self.output.points_nm is not None:
             self._write_points(found, like, side, write)
         if self.output.mesh_formats:
-            self._write_meshes(found, side, origin, replace)
+            self._write_meshes(found, side, like.shape, origin, replace)
         picture = render(found.meshes, found.numbers, like.shape)
         write("measure.png", png(picture))
         write("measure.html", page(f"Membranes of {names.stem}", found, picture, self._facts(side), warnings))
@@ -289,9 +290,16 @@ class MeasureJob:
         for ending, table in tables.items():
             write(ending, starfile.to_string({"particles": table}, float_format="%.4f"))
 
-    def _write_meshes(self, found: Measurement, side: float, origin: tuple[float, float, float], replace: bool) -> None:
+    def _write_meshes(
+        self,
+        found: Measurement,
+        side: float,
+        shape: tuple[int, int, int],
+        origin: tuple[float, float, float],
+        replace: bool,
+    ) -> None:
         def ours(folder: Path) -> bool:
-            return all(re.fullmatch(r".*membrane_\d+\.\w+", entry.name) for entry in folder.iterdir())
+            return all(re.fullmatch(r".*membrane(s|_\d+)\.\w+", entry.name) for entry in folder.iterdir())
 
         with atomic_folder(self.names.meshes, replace, replaceable=ours) as part:
             for index, number in enumerate(found.numbers):
@@ -299,9 +307,12 @@ class MeasureJob:
                 values["joined"] = found.meshes[index].joined
                 if found.thickness:
                     values["thickness_nm"] = found.thickness[index].local_nm
-                for kind in self.output.mesh_formats:
+                for kind in set(self.output.mesh_formats) & set(FORMATS):
                     path = part / f"{self.names.stem}_membrane_{number:03d}.{kind}"
                     write_mesh(path, kind, found.meshes[index], values, side, origin)
+            if "sff" in self.output.mesh_formats:
+                file, version = part / f"{self.names.stem}_membranes.hff", str(environment()["etsam"])
+                write_sff(file, self.names.stem, found.meshes, found.numbers, shape, side, origin, version)
 
     def _facts(self, side: float) -> dict[str, str]:
         facts = {"Mask": str(self.mask), "Tomogram": str(self.tomogram or "none"), "Voxel size": f"{side:g} Å"}
