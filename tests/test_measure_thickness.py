@@ -48,6 +48,28 @@ def test_where_one_peak_is_left_the_width_is_no_thickness_to_rely_on() -> None:
     assert measure(mask, 0.8, noise).table.iloc[0]["thickness_reliable"] == "no"
 
 
+def test_proteins_between_the_leaflets_make_the_thickness_nothing_to_rely_on() -> None:
+    distance = sphere(SHAPE, CENTRE, 20) * 0.5
+    proteins = 1.2 * np.exp(-0.5 * (distance / 1.9) ** 2)  # as crowded as in a membrane full of them
+    density = tomogram(3.8, 0.5, 0.4, 0.2, True) + proteins.astype(np.float32)
+    row = measure(shell(sphere(SHAPE, CENTRE, 20)), 0.5, density).table.iloc[0]
+    assert abs(row["thickness_nm"] / 3.8 - 1) > 0.05
+    assert (row["thickness_method"], row["thickness_reliable"]) == (LEAFLETS, "no")
+    assert row["thickness_why"]
+
+
+def test_fringes_of_a_strong_defocus_make_the_thickness_nothing_to_rely_on() -> None:
+    density = tomogram(3.2, 0.5, 0.4, 0.1, True)
+    mask = shell(sphere(SHAPE, CENTRE, 20))
+    assert measure(mask, 0.5, density).table.iloc[0]["thickness_reliable"] == "yes"
+    frequency = np.sqrt(sum(part**2 for part in np.meshgrid(*map(np.fft.fftfreq, SHAPE), indexing="ij"))) / 0.5
+    transfer = np.abs(np.sin(np.pi * 1.97e-3 * 3000 * frequency**2 + 0.07))  # 300 kV, 3 µm, flipped phases
+    density = np.fft.ifftn(np.fft.fftn(density) * transfer).real.astype(np.float32)
+    row = measure(mask, 0.5, density).table.iloc[0]
+    assert (row["thickness_method"], row["thickness_reliable"]) == (LEAFLETS, "no")
+    assert "defocus" in row["thickness_why"]
+
+
 def test_a_membrane_at_the_end_of_the_tomogram_has_no_thickness() -> None:
     flat = np.zeros((30, 40, 50), np.uint8)
     flat[2:5] = 1

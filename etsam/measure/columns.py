@@ -34,7 +34,8 @@ COLUMNS: dict[str, str] = {
     "thickness_nm": "Thickness from the tomogram's density, nm; see the method for what it is.",
     "thickness_method": "two leaflets: between the peaks of the two leaflets; full width: width at half maximum of"
     " the one peak that can be seen, which is larger; none: nothing could be measured.",
-    "thickness_reliable": "yes if nothing is against the value.",
+    "thickness_reliable": "yes if nothing is against the value: two leaflets well apart, no fringes, nothing else"
+    " between them, and the same in all parts of the membrane. Few are; a no is no proof that the value is wrong.",
     "thickness_low_nm": "Lower end of the 95 % interval from resampling patches of the membrane, nm.",
     "thickness_high_nm": "Upper end of it, nm.",
     "thickness_local_sd_nm": "Standard deviation over the patches where leaflets can be told apart, nm.",
