@@ -4,6 +4,7 @@ import json
 import os
 import time
 from importlib import import_module
+from pathlib import Path
 
 import mrcfile
 import numpy as np
@@ -15,6 +16,8 @@ napari = pytest.importorskip("napari")
 pytest.importorskip("pytestqt")
 
 from etsam.data.manifest import read_manifest  # noqa: E402
+from etsam.errors import InputError  # noqa: E402
+from etsam.paths import resource_path  # noqa: E402
 from etsam.viewer.lazy_array import LazyArray  # noqa: E402
 from etsam.viewer.napari_reader import get_reader  # noqa: E402
 
@@ -75,6 +78,12 @@ def test_a_press_without_a_tomogram_says_what_to_do(panel, viewer):
     viewer.layers.clear()
     panel.start_button.click()
     assert "open one first" in panel.told.text()
+
+
+def test_a_damaged_file_is_refused_by_its_name(work):
+    (work / "bad.mrc").write_bytes(write_mrc("tomo.mrc").read_bytes()[:3000])
+    with pytest.raises(InputError, match=r"bad\.mrc.*truncated"):
+        get_reader("bad.mrc")("bad.mrc")
 
 
 def test_measured_membranes_carry_their_table(panel, viewer, qtbot, work):
@@ -154,3 +163,86 @@ def test_cancel_in_mid_run(panel, viewer, qtbot, work):
     wait(panel, qtbot)
     assert "cancelled" in panel.told.text()
     assert [path.name for path in (work / "out").iterdir()] == ["long_etsam_predicted_log.txt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", ["damaged", "without a GPU"])
+def test_a_run_that_cannot_be_is_told_in_one_line_and_leaves_its_log(panel, qtbot, work, trouble):
+    import torch
+
+    token = "truncated" if trouble == "damaged" else "GPU"
+    if trouble == "damaged":  # after it was opened
+        (work / "tomo.mrc").write_bytes((work / "tomo.mrc").read_bytes()[:3000])
+    elif torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    else:
+        panel.more.setText(panel.more.text().replace("trainer=cpu ", ""))
+        panel.device.setCurrentText("gpu")
+    panel.start_button.click()
+    wait(panel, qtbot)
+    told = panel.told.text()
+    assert token in told
+    assert "\n" not in told
+    assert "Traceback" not in told
+    assert not panel.cancel_button.isEnabled()
+    assert all(path.name.endswith("_log.txt") for path in (work / "out").glob("*"))
+
+
+@pytest.mark.slow
+def test_the_demo_from_opening_to_saving_equals_the_command_line_and_its_correction_trains(panel, viewer, qtbot, etsam):
+    demo = str(resource_path("data", "demo", "hiv_vlps.mrc"))
+    ((data, options, _),) = get_reader(demo)(demo)
+    viewer.add_image(data, **options)
+    panel.tomogram.setCurrentText("hiv_vlps")
+    panel.weights.setCurrentText("nano")
+    panel.clean.setCurrentText("none")
+    panel.more.setText("write_page=false write_preview=false")
+    panel.device.setCurrentText("cpu")
+    panel.start_button.click()
+    wait(panel, qtbot)
+    assert "% membrane" in panel.told.text(), panel.told.text()
+    flags = ("--post-process", "--gpu", "cpu", "write_page=false", "write_preview=false")
+    assert etsam("predict", demo, "-o", "command", "--weights", "nano", *flags).status == 0
+    viewer.layers.selection.clear()
+    panel.save("saved.mrc")
+    mask = mrcfile.read("command/hiv_vlps_etsam_predicted_mask.mrc")
+    np.testing.assert_array_equal(mrcfile.read("saved.mrc"), mask)
+    np.testing.assert_array_equal(mrcfile.read("out/hiv_vlps_etsam_predicted_mask.mrc"), mask)
+    with mrcfile.open("saved.mrc", header_only=True) as saved, mrcfile.open(demo, header_only=True) as opened:
+        assert saved.voxel_size == opened.voxel_size
+
+    panel.clean_up()
+    viewer.layers.selection.active = viewer.layers["cleaned mask"]
+    panel.save("cleaned.mrc")
+    cleaned = mrcfile.read("command/hiv_vlps_etsam_predicted_post_processed_mask.mrc")
+    np.testing.assert_array_equal(mrcfile.read("cleaned.mrc"), cleaned)
+
+    viewer.layers.selection.clear()
+    panel.threshold.setValue(-0.4)
+    panel.save("lower.mrc")
+    assert etsam("threshold", "out/hiv_vlps_etsam_predicted_logits.mrc", "--at", "-0.4").status == 0
+    (lower,) = (path for path in Path("out").glob("*-0.4*mask.mrc"))
+    np.testing.assert_array_equal(mrcfile.read("lower.mrc"), mrcfile.read(lower))
+
+    viewer.layers.selection.clear()
+    corrected = panel.correct()
+    corrected.data[20:24, 30:60, 40:50] = 0
+    viewer.layers.selection.active = corrected
+    panel.add("manifest.csv")
+    assert "to judge by, too" in panel.told.text()
+    (sample,) = read_manifest(Path("manifest.csv"))
+    np.testing.assert_array_equal(mrcfile.read(sample.target_mask), corrected.data)
+    with mrcfile.new("other.mrc") as file:
+        file.set_data(mrcfile.read(demo)[24:40])
+        file.voxel_size = sample.voxel_size_angstrom
+    ((data, options, _),) = get_reader("other.mrc")("other.mrc")
+    viewer.add_image(data, **options)
+    panel.tomogram.setCurrentText("other")
+    viewer.layers.selection.active = viewer.add_labels(corrected.data[24:40])
+    panel.split.setCurrentText("to judge by")
+    panel.add("manifest.csv")
+    assert "etsam finetune manifest.csv" in panel.told.text()
+    one_step = ("trainer.max_steps=1", "trainer.limit_val_batches=1", "trainer.limit_train_batches=1")
+    outcome = etsam("finetune", "manifest.csv", *one_step)
+    assert outcome.status == 0, outcome.stderr
+    assert {path.name for path in Path("runs").iterdir()} == {"finetuned_stage1", "finetuned_stage2"}

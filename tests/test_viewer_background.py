@@ -139,7 +139,7 @@ def test_a_corrected_mask_lies_where_its_tomogram_lies_and_enters_the_manifest_o
     counts = [
         add_to_manifest(work / "manifest.csv", volume, work / "mask.mrc") for volume in (tomogram, other, tomogram)
     ]
-    assert counts == [1, 2, 2]
+    assert counts == [{"train": 1}, {"train": 2}, {"train": 2}]
     samples = read_manifest(work / "manifest.csv")
     assert {sample.run_id for sample in samples} == {"tomo", "other_tomo"}
     assert all(sample.split == "train" and sample.target_mask.samefile(work / "mask.mrc") for sample in samples)

@@ -1,6 +1,7 @@
 """Masks corrected by hand: saved with the header of their tomogram, and added to a manifest for training."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,8 @@ def save_mask(path: Path, mask: np.ndarray, tomogram: Volume, overwrite: bool = 
             writer[z] = np.asarray(mask[z]) > 0
 
 
-def add_to_manifest(manifest: Path, tomogram: Volume, mask: Path, split: str = "train") -> int:
-    """Add a tomogram and its mask to a manifest, which is made if it is not there; gives its number of rows.
+def add_to_manifest(manifest: Path, tomogram: Volume, mask: Path, split: str = "train") -> Counter[str]:
+    """Add a tomogram and its mask to a manifest, which is made if it is not there; gives the rows of each split.
 
     A row of the same tomogram is replaced.
 
@@ -62,17 +63,17 @@ def add_to_manifest(manifest: Path, tomogram: Volume, mask: Path, split: str = "
         If it cannot be written.
     """
     assert tomogram.path is not None
-    voxel_size = tomogram.voxel_size_angstrom
+    sides = tomogram.voxel_size_angstrom
     sample = Sample(
         "corrected",
         strip_suffix(tomogram.path),
         split,
         tomogram.path if not isinstance(tomogram.path, Path) else tomogram.path.absolute(),
         mask.absolute(),
-        voxel_size_angstrom=None if voxel_size is None else voxel_size[0],
+        voxel_size_angstrom=None if sides is None or max(sides) > 1.01 * min(sides) else sides[0],
         shape=tomogram.shape,
     )
     old = read_manifest(manifest) if os.path.exists(manifest) else []
     samples = [one for one in old if one.name != sample.name] + [sample]
     write_manifest(manifest, samples, overwrite=True)
-    return len(samples)
+    return Counter(sample.split for sample in samples)
