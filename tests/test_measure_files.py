@@ -16,7 +16,7 @@ from etsam.cli.measure import after_prediction
 from etsam.errors import ConfigError, InputError, OutputError
 from etsam.measure import run as measure_run
 from etsam.measure.measure import MeasureSettings
-from etsam.measure.mesh_files import FORMATS, check_formats
+from etsam.measure.mesh_files import COLOUR_SCALES, FORMATS, check_formats
 from etsam.measure.run import COMBINED, MeasureJob, OutputSettings, find_masks, run_jobs, tomogram_of
 from etsam.volume import MrcWriter, read_volume
 
@@ -99,6 +99,39 @@ def test_ply_and_vtp_carry_values_at_the_vertices(measured: tuple[Path, MeasureJ
     assert {"shape_index", "inclination_degrees", "distance_nm", "thickness_nm", "joined"} <= set(data.dtype.names)
     text = (measured[0] / "cell_meshes" / "cell_membrane_002.vtp").read_text()
     assert 'Name="mean_curvature_per_nm"' in text
+
+
+def test_the_scene_holds_all_membranes_coloured_on_one_scale(measured: tuple[Path, MeasureJob]) -> None:
+    folder, _ = measured
+    scene = trimesh.load_scene(folder / "cell_membranes.glb")
+    assert set(scene.geometry) == {"membrane_001", "membrane_002"}
+    by = json.loads((folder / "cell_measure.json").read_text())["coloured_by"]
+    for name, body in scene.geometry.items():
+        file = trimesh.load(folder / "cell_meshes" / f"cell_{name}.ply", process=False)
+        values = file.metadata["_ply_raw"]["vertex"]["data"][by]
+        np.testing.assert_allclose(body.vertices, file.vertices, rtol=1e-5)
+        np.testing.assert_array_equal(body.visual.vertex_colors, COLOUR_SCALES[by].colours(values))
+        np.testing.assert_array_equal(file.visual.vertex_colors, body.visual.vertex_colors)
+
+
+def test_colours_grow_with_the_value_and_are_grey_where_there_is_none() -> None:
+    scale = COLOUR_SCALES["thickness_nm"]
+    colours = scale.colours(np.array([1.0, 2.0, 4.0, 6.0, 9.0, np.nan]))
+    key = dict(scale.key(3))
+    assert [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue, _ in colours[1:4]] == list(key)
+    assert list(key.values()) == ["2", "4", "6 nm"]
+    assert colours[0].tolist() == colours[1].tolist()
+    assert colours[4].tolist() == colours[3].tolist()
+    assert colours[5].tolist() == [153, 153, 153, 255]
+
+
+def test_the_command_ends_with_what_to_type_in_3d(tmp_path: Path, mask: np.ndarray, etsam) -> None:
+    for name in ("one", "two"):
+        write(tmp_path / f"{name}_etsam_predicted_mask.mrc", mask)
+    outcome = etsam("measure", ".", "-o", "a b", "--min-area-nm2", "50")
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.stdout.splitlines()[-1] == "in 3D:  chimerax 'a b/all_membranes.cxc'"
+    assert Path("a b/one_membranes.cxc").exists()
 
 
 def test_points_lie_on_the_mask_within_half_a_voxel_through_every_convention(

@@ -19,7 +19,13 @@ from etsam.prediction.samples import Samples, evenly, reduced
 from etsam.prediction.segmenter import Prediction
 from etsam.prediction.threshold import threshold_logits
 from etsam.prediction.writer import PredictionWriter
-from etsam.viewer.chimerax import FOLDER_SCRIPT, ChimeraXScript, surface_commands
+from etsam.viewer.chimerax import (
+    FOLDER_SCRIPT,
+    ChimeraXScript,
+    surface_commands,
+    write_membranes_folder_script,
+    write_membranes_script,
+)
 from etsam.viewer.index import INDEX, rows_of, write_overview
 from etsam.viewer.page import SlicePage, quantised, stops_around
 from etsam.volume import locate, read_volume
@@ -268,6 +274,7 @@ COMMANDS = {
         **dict.fromkeys(("surfaceSmoothing", "smoothingIterations", "smoothingFactor"), 1),
     },
     "tile": {},
+    "key": {"size": 1, "pos": 1},
     "lighting": {"soft": 0},
     "graphics": {"silhouettes": 1},
     "view": {},
@@ -303,6 +310,24 @@ def test_the_script_opens_both_files_from_its_own_folder(tmp_path):
     depth, height, width = SHAPE
     assert shown["##name=TS_1_tomogram"]["positionPlanes"] == [f"{width // 2},{height // 2},{depth // 2}"]
     assert shown["##name=TS_1_membranes"]["level"] == ["0.5"]
+
+
+def test_measured_membranes_open_in_their_colours_over_the_tomogram_and_a_folder_of_them_is_tiled(tmp_path):
+    write_mrc(tmp_path / "in" / "TS 1.mrc")
+    scenes = {name: tmp_path / f"{name}_membranes.glb" for name in ("TS 1", "two")}
+    key = [("#440154", "2"), ("#fde725", "6 nm")]
+    script = tmp_path / "TS 1_membranes.cxc"
+    write_membranes_script(script, scenes["TS 1"], tmp_path / "in" / "TS 1.mrc", "TS 1", key)
+    commands = list(parsed(script))
+    assert [(target, given["format"]) for name, target, given in commands if name == "open"] == [
+        ("in/TS 1.mrc", ["mrc"]), ("TS 1_membranes.glb", ["gltf"])
+    ]  # fmt: skip
+    assert [target for name, target, _ in commands if name == "key"] == ["#440154:2 #fde725:6 nm"]
+    commands = list(parsed(write_membranes_folder_script(tmp_path, scenes, ())))
+    assert [target for name, target, _ in commands if name == "tile"] == [
+        "##name=TS_1_membranes | ##name=two_membranes"
+    ]
+    assert [name for name, _, _ in commands if name in ("open", "key")] == ["open", "open"]
 
 
 def test_what_chimerax_cannot_read_is_a_comment(tmp_path):

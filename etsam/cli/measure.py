@@ -1,6 +1,8 @@
 """`etsam measure`: from a mask to membranes, their sizes, shapes, thickness and distances."""
 
 import argparse
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +10,8 @@ from etsam.cli import add_command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from etsam.measure.run import MeasureJob
 
 _EXAMPLES = """\
 examples:
@@ -33,7 +37,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("masks", nargs="+", metavar="MASK", help="masks, or folders of predicted masks")
     parser.add_argument("--tomogram", nargs="+", default=[], metavar="T", help="tomogram, or several of the same names")
-    parser.add_argument("--output-dir", type=Path, default=Path("results"), metavar="DIR", help="(results)")
+    parser.add_argument("-o", "--output-dir", type=Path, default=Path("results"), metavar="DIR", help="(results)")
     parser.add_argument("--voxel-size", type=float, metavar="A", help="Angstrom, where the headers are wrong")
     parser.add_argument("--instances", action="store_true", help="the mask holds a number for each membrane")
     parser.add_argument("--keep", metavar="RULE", help="membranes to keep: 1,3-5 or 'area_nm2>1000'")
@@ -46,7 +50,9 @@ def add(commands: Any) -> None:
         "--contact-nm", type=float, default=30.0, metavar="D", help="nearer membranes are in contact (30)"
     )
     parser.add_argument("--triangle-nm", type=float, metavar="D", help="edge of the meshes' triangles (2 voxels)")
-    parser.add_argument("--mesh-format", default="ply", metavar="F,F", help="ply,obj,stl,glb,vtp, sff (EMDB) or none (ply)")
+    parser.add_argument(
+        "--mesh-format", default="ply", metavar="F,F", help="ply,obj,stl,glb,vtp, sff (EMDB) or none (ply)"
+    )
     parser.add_argument("--points", type=float, metavar="D", help="also oriented points, so many nm apart")
     parser.add_argument(
         "--points-offset", type=float, default=0.0, metavar="D", help="nm along the normal, outwards (0)"
@@ -96,8 +102,8 @@ def run(args: argparse.Namespace) -> None:
     ]
     for line in run_jobs(jobs, progress_bar):
         print_line(line)
-    pages = [job.names.path("measure.html") for job in jobs]
-    print_line(f"look at {pages[0]}" + (f" and {len(pages) - 1} more" if len(pages) > 1 else ""))
+    for line in _closing(jobs):
+        print_line(line)
 
 
 def after_prediction(cfg: "DictConfig") -> None:
@@ -118,8 +124,33 @@ def after_prediction(cfg: "DictConfig") -> None:
         names = OutputNames(folder, strip_suffix(path), cfg.output_infix, suffix)
         mask = names.post_processed_mask if names.post_processed_mask.exists() else names.mask
         jobs.append(MeasureJob(mask, path, folder, overwrite=cfg.overwrite, resume=cfg.resume))
-    for line in run_jobs(jobs, progress_bar):
+    for line in [*run_jobs(jobs, progress_bar), *_closing(jobs)]:
         print_line(line)
+
+
+def _closing(jobs: Sequence["MeasureJob"]) -> list[str]:
+    """Write scripts for ChimeraX; lines that say where the pages are, and what to type to see the membranes."""
+    from etsam.measure.mesh_files import COLOUR_SCALES
+    from etsam.prediction.record import read_record
+    from etsam.viewer.chimerax import write_membranes_folder_script, write_membranes_script
+
+    done = [(job, record) for job in jobs if (record := read_record(job.names.record)) is not None]
+    if not done:
+        return []
+    pages = [job.names.path("measure.html") for job, _ in done]
+    lines = [f"look at {pages[0]}" + (f" and {len(pages) - 1} more" if len(pages) > 1 else "")]
+    drawn = [(job, record["coloured_by"]) for job, record in done if job.names.path("membranes.glb").exists()]
+    for job, coloured_by in drawn:
+        scene, script = job.names.path("membranes.glb"), job.names.path("membranes.cxc")
+        write_membranes_script(script, scene, job.tomogram, job.names.stem, COLOUR_SCALES[coloured_by].key())
+    if len(drawn) > 1:
+        kinds = {coloured_by for _, coloured_by in drawn}  # without a key where there are two
+        scenes = {job.names.stem: job.names.path("membranes.glb") for job, _ in drawn}
+        key = COLOUR_SCALES[kinds.pop()].key() if len(kinds) == 1 else ()
+        script = write_membranes_folder_script(jobs[0].output_dir, scenes, key)
+    if drawn:
+        lines.append(f"in 3D:  chimerax {shlex.quote(str(script))}")
+    return lines
 
 
 def require_extra() -> None:

@@ -1,12 +1,14 @@
-"""Meshes as files: vertices (x, y, z) in Å with the tomogram's origin, and values at them where the format has any."""
+"""Meshes as files: vertices (x, y, z) in Å with the tomogram's origin, values and colours where the format has any."""
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import trimesh
 from matplotlib import colormaps
+from matplotlib.colors import to_hex
 
 from etsam.errors import ConfigError
 from etsam.measure.deposition import require_sff
@@ -16,7 +18,48 @@ FORMATS = ("ply", "obj", "stl", "glb", "vtp")
 """A file for each membrane."""
 SEGMENTATION_FORMATS = ("sff",)
 """One file for all of them."""
-_COLOURED_BY = "mean_curvature_per_nm"  # where a format has colours and no values
+_UNKNOWN = (0.6, 0.6, 0.6, 1.0)  # grey: no value there
+
+
+@dataclass(frozen=True)
+class ColourScale:
+    """Colours of a value, the same for all tomograms, so that they can be compared.
+
+    Attributes
+    ----------
+    palette
+        Of matplotlib, safe for all colour visions.
+    low, high
+        Values of its first and last colour.
+    unit
+        Of the value.
+    """
+
+    palette: str
+    low: float
+    high: float
+    unit: str
+
+    def colours(self, values: np.ndarray) -> np.ndarray:
+        """(V, 4) uint8 of (V,) values; grey where a value is not finite."""
+        place = (np.asarray(values, np.float64) - self.low) / (self.high - self.low)
+        shown = colormaps[self.palette].with_extremes(bad=_UNKNOWN)(np.ma.masked_invalid(place))
+        found: np.ndarray = np.rint(255 * shown).astype(np.uint8)
+        return found
+
+    def key(self, steps: int = 5) -> list[tuple[str, str]]:
+        """Colours, such as `#440154`, and the values that they stand for."""
+        places = np.linspace(0, 1, steps)
+        numbers = [f"{self.low + place * (self.high - self.low):g}" for place in places]
+        numbers[-1] += f" {self.unit}"
+        return [(to_hex(colormaps[self.palette](place)), text) for place, text in zip(places, numbers, strict=True)]
+
+
+COLOUR_SCALES = {
+    "thickness_nm": ColourScale("viridis", 2.0, 6.0, "nm"),  # leaflets of lipid bilayers: 3 to 5 nm apart
+    "mean_curvature_per_nm": ColourScale("coolwarm", -0.05, 0.05, "1/nm"),  # blue bends inwards, red outwards
+}
+"""Values at vertices by which meshes are coloured: the thickness where it was measured, else the curvature."""
 
 
 def check_formats(names: Sequence[str]) -> tuple[str, ...]:
@@ -35,6 +78,7 @@ def write_mesh(
     kind: str,
     mesh: Mesh,
     values: Mapping[str, np.ndarray],
+    coloured_by: str,
     voxel_angstrom: float,
     origin_angstrom: Sequence[float],
 ) -> None:
@@ -45,38 +89,80 @@ def write_mesh(
     path
         Written as it is; the name decides nothing.
     kind
-        One of `FORMATS`. STL has no values; GLB has them as attributes `_NAME`; OBJ has colours by mean curvature.
+        One of `FORMATS`. STL has neither values nor colours, OBJ no values, VTP no colours; GLB has values as
+        attributes `_NAME`.
     mesh
         In voxels.
     values
         Name -> (V,) numbers; what is not finite becomes 0 in GLB, which allows no other.
+    coloured_by
+        One of `COLOUR_SCALES`, by which vertices are coloured; grey where it is not among the values.
     voxel_angstrom
         Side of a voxel.
     origin_angstrom
         (z, y, x) of the tomogram.
     """
-    # (z, y, x) -> (x, y, z) is a reflection: the triangles turn round with it, and still face outwards
-    vertices = (mesh.vertices * voxel_angstrom + np.asarray(origin_angstrom))[:, ::-1]
-    faces, normals = mesh.faces[:, ::-1], mesh.normals[:, ::-1]
     plain = {name: np.asarray(value, np.float32) for name, value in values.items()}
     if kind == "vtp":
-        path.write_bytes(_vtp(vertices, faces, normals, plain))
+        path.write_bytes(_vtp(*_placed(mesh, voxel_angstrom, origin_angstrom), plain))
         return
+    body = _body(mesh, plain, coloured_by, voxel_angstrom, origin_angstrom, colours=kind != "stl")
     if kind == "glb":
         plain = {f"_{name.upper()}": np.where(np.isfinite(value), value, 0) for name, value in plain.items()}
-    colours = _colours(plain[_COLOURED_BY]) if kind == "obj" and _COLOURED_BY in plain else None
-    body = trimesh.Trimesh(vertices, faces, vertex_normals=normals, vertex_colors=colours, process=False)
     if kind in ("ply", "glb"):
         body.vertex_attributes.update(plain)
     with path.open("wb") as file:
         body.export(file, file_type=kind)
 
 
-def _colours(values: np.ndarray) -> np.ndarray:
-    """(V, 4) uint8: blue below 0, white, red above."""
-    largest = max(float(np.percentile(np.abs(values), 98)), 1e-9)
-    found: np.ndarray = (255 * colormaps["coolwarm"](values / (2 * largest) + 0.5)).astype(np.uint8)
-    return found
+def write_scene(
+    path: Path,
+    meshes: Mapping[str, Mesh],
+    values: Sequence[Mapping[str, np.ndarray]],
+    coloured_by: str,
+    voxel_angstrom: float,
+    origin_angstrom: Sequence[float],
+) -> None:
+    """Write all membranes as one coloured scene (GLB).
+
+    Parameters
+    ----------
+    meshes
+        Name -> membrane.
+    values
+        Of each.
+    path, coloured_by, voxel_angstrom, origin_angstrom
+        As of `write_mesh`.
+    """
+    scene = trimesh.Scene()
+    for (name, mesh), own in zip(meshes.items(), values, strict=True):
+        body = _body(mesh, own, coloured_by, voxel_angstrom, origin_angstrom)
+        scene.add_geometry(body, node_name=name, geom_name=name)
+    with path.open("wb") as file:
+        scene.export(file, file_type="glb")
+
+
+def _placed(
+    mesh: Mesh, voxel_angstrom: float, origin_angstrom: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vertices and normals (V, 3) as (x, y, z), Å, and faces (F, 3) between them."""
+    # (z, y, x) -> (x, y, z) is a reflection: the triangles turn round with it, and still face outwards
+    vertices = (mesh.vertices * voxel_angstrom + np.asarray(origin_angstrom))[:, ::-1]
+    return vertices, mesh.faces[:, ::-1], mesh.normals[:, ::-1]
+
+
+def _body(
+    mesh: Mesh,
+    values: Mapping[str, np.ndarray],
+    coloured_by: str,
+    voxel_angstrom: float,
+    origin_angstrom: Sequence[float],
+    colours: bool = True,
+) -> trimesh.Trimesh:
+    vertices, faces, normals = _placed(mesh, voxel_angstrom, origin_angstrom)
+    shown = values.get(coloured_by, np.full(len(vertices), np.nan))
+    drawn = COLOUR_SCALES[coloured_by].colours(shown) if colours else None
+    return trimesh.Trimesh(vertices, faces, vertex_normals=normals, vertex_colors=drawn, process=False)
 
 
 def _vtp(vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray, values: Mapping[str, np.ndarray]) -> bytes:

@@ -16,7 +16,7 @@ from etsam.errors import ConfigError, InputError, OutputError
 from etsam.measure.deposition import write_sff
 from etsam.measure.label_volume import label_volume
 from etsam.measure.measure import Measurement, MeasureSettings, Progress, measure
-from etsam.measure.mesh_files import FORMATS, check_formats, write_mesh
+from etsam.measure.mesh_files import FORMATS, check_formats, write_mesh, write_scene
 from etsam.measure.page import page, png, sentence
 from etsam.measure.picture import render
 from etsam.measure.points import oriented_points, plain_table, relion4_table, relion5_table
@@ -95,6 +95,7 @@ class Names:
     def files(self, output: OutputSettings) -> list[Path]:
         """All files that are written, the record last, without the folder of meshes."""
         endings = ["membrane_labels.mrc", "membranes.csv", "contacts.csv", "measure.html", "measure.png"]
+        endings += ["membranes.glb"] if output.mesh_formats else []
         if output.points_nm is not None:
             endings += ["points.csv", "points_relion5.star", "points_relion4.star"]
         return [self.path(ending) for ending in endings] + [self.record]
@@ -255,8 +256,11 @@ class MeasureJob:
         write("contacts.csv", found.contacts.to_csv(index=False, float_format="%.6g"))
         if self.output.points_nm is not None:
             self._write_points(found, like, side, write)
+        known = any(np.isfinite(thickness.local_nm).any() for thickness in found.thickness)
+        coloured_by = "thickness_nm" if known else "mean_curvature_per_nm"
         if self.output.mesh_formats:
-            self._write_meshes(found, side, like.shape, origin, replace)
+            self._write_meshes(found, coloured_by, side, like.shape, origin, replace)
+            made.append(names.path("membranes.glb"))
         picture = render(found.meshes, found.numbers, like.shape)
         write("measure.png", png(picture))
         write("measure.html", page(f"Membranes of {names.stem}", found, picture, self._facts(side), warnings))
@@ -266,6 +270,7 @@ class MeasureJob:
             "outputs": [file.name for file in names.files(self.output)],
             "voxel_angstrom": side,
             "membranes": len(found.numbers),
+            "coloured_by": coloured_by,
             "left_out": list(found.left_out),
             "environment": environment(),
         }
@@ -293,6 +298,7 @@ class MeasureJob:
     def _write_meshes(
         self,
         found: Measurement,
+        coloured_by: str,
         side: float,
         shape: tuple[int, int, int],
         origin: tuple[float, float, float],
@@ -301,18 +307,24 @@ class MeasureJob:
         def ours(folder: Path) -> bool:
             return all(re.fullmatch(r".*membrane(s|_\d+)\.\w+", entry.name) for entry in folder.iterdir())
 
+        values = []
+        for index, mesh in enumerate(found.meshes):
+            own = {name: value for name, value in vars(found.values[index]).items() if name != "area_nm2"}
+            own["joined"] = mesh.joined
+            if found.thickness:
+                own["thickness_nm"] = found.thickness[index].local_nm
+            values.append(own)
+        named = {f"membrane_{number:03d}": mesh for number, mesh in zip(found.numbers, found.meshes, strict=True)}
         with atomic_folder(self.names.meshes, replace, replaceable=ours) as part:
-            for index, number in enumerate(found.numbers):
-                values = {name: value for name, value in vars(found.values[index]).items() if name != "area_nm2"}
-                values["joined"] = found.meshes[index].joined
-                if found.thickness:
-                    values["thickness_nm"] = found.thickness[index].local_nm
+            for (name, mesh), own in zip(named.items(), values, strict=True):
                 for kind in set(self.output.mesh_formats) & set(FORMATS):
-                    path = part / f"{self.names.stem}_membrane_{number:03d}.{kind}"
-                    write_mesh(path, kind, found.meshes[index], values, side, origin)
+                    path = part / f"{self.names.stem}_{name}.{kind}"
+                    write_mesh(path, kind, mesh, own, coloured_by, side, origin)
             if "sff" in self.output.mesh_formats:
                 file, version = part / f"{self.names.stem}_membranes.hff", str(environment()["etsam"])
                 write_sff(file, self.names.stem, found.meshes, found.numbers, shape, side, origin, version)
+        with atomic_path(self.names.path("membranes.glb"), replace) as scene:
+            write_scene(scene, named, values, coloured_by, side, origin)
 
     def _facts(self, side: float) -> dict[str, str]:
         facts = {"Mask": str(self.mask), "Tomogram": str(self.tomogram or "none"), "Voxel size": f"{side:g} Å"}

@@ -1,13 +1,14 @@
-"""Scripts for UCSF ChimeraX: a tomogram with its mask as a smooth surface, or all masks of a folder side by side.
+"""Scripts for UCSF ChimeraX: a tomogram with its mask, or its measured membranes; or those of a folder side by side.
 
-Checked against the documentation of ChimeraX 1 (`open`, `volume`, `tile`, `lighting`, `graphics`, `view`, and `##name=`
-of its target specification); the program itself was not at hand. Models are named, because numbers may be taken where
-other models are open. File names count from the folder of the script, which ChimeraX makes the current one meanwhile.
+Checked against the documentation of ChimeraX 1 (`open`, `volume`, `tile`, `key`, `lighting`, `graphics`, `view`, and
+`##name=` of its target specification) and against its reader of GLB, which takes colours of vertices as they are (it
+reads no PLY); the program itself was not at hand. Models are named, because numbers may be taken where other models are
+open. File names count from the folder of the script, which ChimeraX makes the current one meanwhile.
 """
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from etsam.prediction.record import OutputNames
-from etsam.volume import Location, Url, atomic_path
+from etsam.volume import Location, Url, atomic_path, read_volume
 from etsam.volume.location import PLAIN_SUFFIXES
 
 if TYPE_CHECKING:
@@ -23,19 +24,20 @@ if TYPE_CHECKING:
     from etsam.prediction.segmenter import Prediction
 
 FOLDER_SCRIPT = "all_masks.cxc"
+MEMBRANES_FOLDER_SCRIPT = "all_membranes.cxc"
 _MARK = "# etsam: "
 _CLIP_PERCENT = (1.0, 99.0)
 _FULL_VOXELS = 100_000_000  # above it surfaces are drawn from every second voxel: memory of graphics cards
 _LOOK = ["lighting soft", "graphics silhouettes true", "view"]
 
 
-def _opened(file: Location, name: str, folder: Path) -> list[str]:
-    """Open an MRC file; a comment for what ChimeraX does not read: compressed files, OME-Zarr, addresses."""
+def _opened(file: Location, name: str, folder: Path, kind: str = "mrc") -> list[str]:
+    """Open a file; a comment for what ChimeraX does not read: compressed files, OME-Zarr, addresses."""
     path = str(file) if isinstance(file, Url) else os.path.relpath(os.path.abspath(file), os.path.abspath(folder))
-    if not path.lower().endswith(PLAIN_SUFFIXES):
+    if kind == "mrc" and not path.lower().endswith(PLAIN_SUFFIXES):
         return [f"# ChimeraX does not open {path}; unpack it, or write MRC (output_format=mrc)"]
     quote = "'" if '"' in path else '"'
-    return [f"open {quote}{path.replace(os.sep, '/')}{quote} format mrc name {name}"]
+    return [f"open {quote}{path.replace(os.sep, '/')}{quote} format {kind} name {name}"]
 
 
 def _name(stem: str, kind: str) -> str:
@@ -144,6 +146,81 @@ class ScriptInMaking:
             part.write_text(_script("a tomogram and its membranes", lines), encoding="utf-8")
 
 
+def write_membranes_script(
+    path: Path,
+    scene: Path,
+    tomogram: Location | None,
+    stem: str,
+    key: Sequence[tuple[str, str]],
+) -> None:
+    """Write a script that opens measured membranes in their colours over their tomogram, anew.
+
+    Parameters
+    ----------
+    path
+        Where it goes.
+    scene
+        GLB with a colour for each vertex.
+    tomogram
+        Opened as grey planes; None: the membranes alone.
+    stem
+        Of the tomogram, from which names in ChimeraX are made.
+    key
+        Colours and what they stand for.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    lines = []
+    if tomogram is not None:
+        with read_volume(tomogram, warn=False) as volume:
+            middle = np.asarray(volume[volume.shape[0] // 2], np.float32)
+            values = middle[np.isfinite(middle)]
+            low, high = np.percentile(values, _CLIP_PERCENT) if values.size else (0.0, 0.0)
+            levels = (float(low), float(high)) if high > low else None
+            lines = tomogram_commands(tomogram, stem, volume.shape, levels, path.parent)
+    lines += _opened(scene, _name(stem, "membranes"), path.parent, "gltf") + _key(key)
+    with atomic_path(path, overwrite=True) as part:
+        part.write_text(_script("a tomogram and its measured membranes", lines), encoding="utf-8")
+
+
+def _key(key: Sequence[tuple[str, str]]) -> list[str]:
+    if not key:
+        return []
+    return ["key " + " ".join(f'"{colour}:{label}"' for colour, label in key) + " size 0.25,0.03 pos 0.05,0.06"]
+
+
+def write_membranes_folder_script(folder: Path, scenes: Mapping[str, Path], key: Sequence[tuple[str, str]]) -> Path:
+    """Write a script that opens the measured membranes of several tomograms side by side, anew; gives its path.
+
+    Parameters
+    ----------
+    folder
+        Where it goes, under the name `MEMBRANES_FOLDER_SCRIPT`.
+    scenes
+        Name of a tomogram -> its GLB.
+    key
+        Colours and what they stand for; none: no key.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    path = folder / MEMBRANES_FOLDER_SCRIPT
+    lines = [line for stem, file in scenes.items() for line in _opened(file, _name(stem, "membranes"), folder, "gltf")]
+    lines += [_tile(scenes), *_key(key)]
+    with atomic_path(path, overwrite=True) as part:
+        part.write_text(_script("the measured membranes of all tomograms of this folder", lines), encoding="utf-8")
+    return path
+
+
+def _tile(stems: Iterable[str]) -> str:
+    return "tile " + " | ".join(f"##name={_name(stem, 'membranes')}" for stem in stems)  # none but these
+
+
 def write_folder_script(folder: Path, masks: Mapping[str, tuple[Path, int]]) -> Path | None:
     """Write a script that opens the masks of a folder side by side, anew; None if a file of that name is another's.
 
@@ -163,7 +240,7 @@ def write_folder_script(folder: Path, masks: Mapping[str, tuple[Path, int]]) -> 
     if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(_MARK):
         return None
     lines = [line for stem, (mask, voxels) in masks.items() for line in surface_commands(mask, stem, voxels, folder)]
-    lines.append("tile " + " | ".join(f"##name={_name(stem, 'membranes')}" for stem in masks))  # none but these
+    lines.append(_tile(masks))
     with atomic_path(path, overwrite=True) as part:
         part.write_text(_script("the membranes of all tomograms of this folder", lines), encoding="utf-8")
     return path
