@@ -141,6 +141,26 @@ def test_from_opening_to_saving(panel, viewer, qtbot, predict, work):
 
 
 @pytest.mark.slow
+def test_fields_for_better_masks_are_settings_of_the_command(panel, viewer, qtbot, work):
+    from etsam.cli.main import build_parser, predict_overrides
+
+    write_mrc("half of tomo.mrc", grey(seed=1))
+    panel.better.setCurrentIndex(1)
+    panel.unsure.setChecked(True)
+    panel.also.setText("half of tomo.mrc")
+    args, rest = build_parser().parse_known_args(["predict", "tomo.mrc", *panel._all_arguments()])
+    overrides = predict_overrides(args, rest)
+    assert {"views=4", "write_uncertainty=true", "also=['half of tomo.mrc']"} <= set(overrides)
+    panel.better.setCurrentIndex(0)
+    panel.start_button.click()
+    wait(panel, qtbot)
+    assert "membrane" in panel.told.text(), panel.told.text()
+    shown = viewer.layers["tomo_etsam_predicted_uncertainty"]
+    assert shown.data.shape == SHAPE
+    assert not shown.visible
+
+
+@pytest.mark.slow
 def test_a_preview_shows_some_slices(panel, viewer, qtbot):
     panel.preview_button.click()
     wait(panel, qtbot)

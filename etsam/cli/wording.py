@@ -23,6 +23,7 @@ _FLAGS: tuple[tuple[str, str | None, str], ...] = (
     *((key, "true", "--" + key) for key in ("overwrite", "resume", "strict", "force", "debug")),
     ("write_instances", "true", "--instances"),
     ("write_logits", "true", "--store-logits"),
+    ("write_uncertainty", "true", "--uncertainty"),
     ("output_dir", None, "--output-dir"),
     ("threshold", "auto", "--threshold auto"),
     ("sample", "slab", "--lamella"),

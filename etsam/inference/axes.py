@@ -57,9 +57,9 @@ class SideViews:
     The numbers are those of least log loss of nano on simulated tomograms, benchmarks/2026-11-better_masks.md.
     """
 
-    weight: float = 0.3
-    floor: float = -3.0
-    shift: float = 2.0
+    weight: float = 0.15
+    floor: float = -6.0
+    shift: float = 2.5
 
     def __post_init__(self) -> None:
         if not self.weight > 0:

@@ -67,7 +67,7 @@ class Prediction:
         The tomogram.
     stage1_logits, logits
         (Z, Y, X) float32 of stage 1 and stage 2, computed slice by slice from the networks' low-resolution logits;
-        -32 where the tomogram is padded, and in `regions`.
+        -32 where the tomogram is padded, and in `regions`. With their spread, 0 there, if the uncertainty was asked for.
     threshold
         That of stage 2; logits strictly above are membrane.
     tiles
@@ -302,14 +302,17 @@ class Segmenter(LightningModule):
         stage1_logits, logits = (
             logits if scaled is inner else _rescaled(logits, shape) for logits in (out.stage1_logits, out.logits)
         )
-        unsure = None
+        unsure, spread = None, spread_of(logits)
         if self.two_stage.spread:
-            logits = Averaged(LazySlices.of(logits).keep_last(), spread_of(logits))  # for both files
+            logits = Averaged(LazySlices.of(logits).keep_last(), spread)  # for both files
             unsure = fitted.put_back(uncertainty(logits, threshold, self.calibration), volume, 0.0)
         stage1_logits, logits = (fitted.put_back(found, volume, NO_MEMBRANE) for found in (stage1_logits, logits))
+        spread = None if spread is None else fitted.put_back(spread, volume, 0.0)
         if regions is not None:
             stage1_logits, logits = (regions.fill(found, NO_MEMBRANE) for found in (stage1_logits, logits))
-            unsure = None if unsure is None else regions.fill(unsure, 0.0)
+            spread, unsure = (None if found is None else regions.fill(found, 0.0) for found in (spread, unsure))
+        if spread is not None and self.two_stage.spread:
+            logits = Averaged(logits, spread)
         return Prediction(
             volume=volume,
             stage1_logits=stage1_logits,

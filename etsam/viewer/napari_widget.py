@@ -49,6 +49,12 @@ _POLL_MS = 400
 _SLAB_SLICES = 15  # of a preview: as many as the memory of the networks spans
 _STEPS_PER_LOGIT = 100  # of the threshold's slider
 _RANGE = 10.0
+_BETTER: dict[str, list[str]] = {
+    "no, as quick as can be": [],
+    "mirrored (4 times the time)": ["views=4"],
+    "both directions (twice)": ["propagation=bidirectional"],
+    "also from the sides (3 times)": ["axes=[z,y,x]"],
+}
 
 
 class SegmentWidget(QWidget):
@@ -86,6 +92,11 @@ class SegmentWidget(QWidget):
         self.weights.addItems(["auto", "etsam_v1", "nano"])
         self.clean.addItems(["none", "all", "thin_noise", "misconnections", "small_components"])
         self.device.addItems(["auto", "cpu", "gpu"])
+        self.better = QComboBox()
+        self.better.addItems(_BETTER)
+        self.also = QLineEdit()
+        self.also.setPlaceholderText("FILE of the other half map, or of another reconstruction")
+        self.unsure = QCheckBox("uncertainty of each voxel")
         self.own_threshold = QLineEdit()
         self.own_threshold.setPlaceholderText("that of the weights; a number, or auto")
         self.lamella = QCheckBox("find the slab of sample; mark nothing outside")
@@ -110,12 +121,15 @@ class SegmentWidget(QWidget):
             ("Lamella", self.lamella),
             ("Exclude", self.exclude),
             ("Clean-up", self.clean),
+            ("Better masks", self.better),
+            ("Averaged with", self.also),
+            ("", self.unsure),
             ("Device", self.device),
             ("More settings", self.more),
             ("Folder", self.folder),
             ("", self.replace),
         ):
-            field.setAccessibleName(word or self.replace.text())
+            field.setAccessibleName(word or field.text())
             form.addRow(word, field)
         first = QGroupBox("Segment")
         inner = QVBoxLayout(first)
@@ -194,12 +208,17 @@ class SegmentWidget(QWidget):
         given += ["--lamella"] * self.lamella.isChecked()
         if self.exclude.currentText() != "nothing":
             given += ["--exclude", self.exclude.currentText()]
+        given += _BETTER[self.better.currentText()]
+        if self.unsure.isChecked():
+            given.append("--uncertainty")
         if self.own_threshold.text().strip():
             given += ["--threshold", self.own_threshold.text().strip()]
         return [*given, *self.more.text().split()]
 
     def _all_arguments(self) -> list[str]:
-        return [*self.arguments(), *(["--overwrite"] if self.replace.isChecked() else [])]
+        also = self.also.text().strip()
+        given = [*self.arguments(), *(["--also", also] if also else [])]  # of a cut slab there is no other half
+        return [*given, *(["--overwrite"] if self.replace.isChecked() else [])]
 
     def segment(self) -> BackgroundRun:
         """Segment the chosen tomogram; the layers come when it is done."""
@@ -276,6 +295,9 @@ class SegmentWidget(QWidget):
         data, options, _ = layer_of(read_volume(names.logits, warn=False))
         logits = self.viewer.add_image(data, **options, visible=False)
         self._watch(logits, threshold_of(record))
+        if names.uncertainty.exists():
+            data, options, _ = layer_of(read_volume(names.uncertainty, warn=False))
+            self.viewer.add_image(data, **{**options, "colormap": "inferno", "blending": "additive"}, visible=False)
         if names.post_processed_mask.exists():
             data, options, _ = layer_of(read_volume(names.post_processed_mask, warn=False))
             self.viewer.add_labels(data, **options)
