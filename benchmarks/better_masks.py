@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nano_table import _entries, _save, _volume, measure, rows
+from nano_table import THRESHOLDS, _entries, _save, _volume, measure, rows
 from omegaconf import OmegaConf
 from scipy.optimize import minimize
 
@@ -222,7 +222,8 @@ def score(args: argparse.Namespace) -> None:
             column = option if other == option else f"plain, as {option}"
             if other == option or len(names) < len(_there(args, ["plain"])):
                 curves = measure(args.logits / other, {name: entries[name] for name in names})
-                columns[column] = {"tomograms": str(len(names)), **rows(curves, args.threshold)}
+                columns[column] = {"tomograms": str(len(names)), **_mean_dice(curves, args.threshold)}
+                columns[column] |= rows(curves, args.threshold)
                 columns[column]["time"] = _factor(args, other, names)
         columns[option] |= _calibrated(args, option, calibration)
     labels = list(dict.fromkeys(label for column in columns.values() for label in column))
@@ -243,6 +244,13 @@ A column `plain, as OPTION` is plain on the tomograms that the option has, where
 time, as times that of plain. Calibration is on simulated tomograms that the constants were not fitted to.
 
 """
+
+
+def _mean_dice(curves: Mapping[str, Any], threshold: float) -> dict[str, str]:
+    """Mean over groups of simulated tomograms; none if there are none."""
+    at = int(np.argmin(np.abs(THRESHOLDS - threshold)))
+    dice = [found["dice"][at] for group, found in curves.items() if group.startswith("val_") and "dice" in found]
+    return {"simulated, mean Dice of groups": f"{np.mean(dice):.3f}"} if dice else {}
 
 
 def _factor(args: argparse.Namespace, option: str, names: Sequence[str]) -> str:

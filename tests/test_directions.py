@@ -173,7 +173,7 @@ def test_side_views_add_to_what_is_seen_along_z_whatever_the_order_of_axes(track
     volume = volume[:4, :6, :9]
     alone = {axis: stack(both_stages(trackers, volume, axes=(axis,)).logits).clip(-10, 10) for axis in "zyx"}
     side, floor, shift = (0.4, 0.1, -0.05), 0.1, -0.05
-    expected = alone["z"] + 0.4 * sum(np.maximum(alone[axis], floor) + shift for axis in "yx")
+    expected = alone["z"] + 0.4 * sum(np.maximum(alone[axis], floor) + shift for axis in "yx")  # none beyond 10
     assert (alone["y"] < floor).any()
     steps = []
     out = both_stages(

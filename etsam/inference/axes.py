@@ -42,8 +42,8 @@ class SideViews:
 
     From the side the missing wedge hides membranes, and the networks were trained on slices across Z, so that a side
     view that says no says little, while one that says yes is evidence. A mean of all, weighted or not, was measured to
-    lose: logits are z + weight * (max(y, floor) + shift) + weight * (max(x, floor) + shift), and axes beside Z weigh
-    the same, for files do not say which one the tilt axis was.
+    lose: logits are z + weight * (max(y, floor) + shift) + weight * (max(x, floor) + shift). Y and X weigh the same,
+    for files do not say which one the tilt axis was.
 
     Attributes
     ----------
@@ -79,21 +79,25 @@ def fused(along: Mapping[str, Slices], side_views: SideViews = SideViews()) -> S
     Returns
     -------
     Slices
-        (Z, Y, X) float32; `Averaged` with the spread of all axes if there are several.
+        (Z, Y, X) float32; `Averaged` if there are several. Their spread is that along Z, and that of one side view or
+        the other: how far Z and a side view differ says more of the wedge than of the mask.
     """
     if len(along) == 1 or "z" not in along:
         members = list(along.values())
         return members[0] if len(members) == 1 else average_of(members)
-    kept = {axis: Averaged(LazySlices.of(logits).keep_last(), spread_of(logits)) for axis, logits in along.items()}
+    straight = LazySlices.of(along["z"]).keep_last()
+    sides = [along[axis] for axis in sorted(along.keys() - {"z"})]
     weight, floor, shift = (np.float32(number) for number in (side_views.weight, side_views.floor, side_views.shift))
+    weight *= len(sides)  # of which the mean is taken
 
-    def plane(z: int) -> np.ndarray:
-        found = np.clip(kept["z"][z], -BLEND_LIMIT, BLEND_LIMIT)
-        for axis in sorted(kept.keys() - {"z"}):
-            found = found + weight * (np.clip(kept[axis][z], floor, BLEND_LIMIT) + shift)
-        return np.clip(found, -BLEND_LIMIT, BLEND_LIMIT)
+    def with_side(side: Slices) -> Averaged:
+        def plane(z: int) -> np.ndarray:
+            added = np.clip(side[z], floor, BLEND_LIMIT) + shift
+            return np.clip(straight[z], -BLEND_LIMIT, BLEND_LIMIT) + weight * added
 
-    return Averaged(LazySlices(tuple(along["z"].shape), plane), average_of(list(kept.values())).spread)
+        return Averaged(LazySlices(straight.shape, plane), spread_of(along["z"]))
+
+    return average_of([with_side(side) for side in sides])
 
 
 def turned_shape(shape: Sequence[int], axis: str) -> tuple[int, int, int]:
