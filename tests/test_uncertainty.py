@@ -96,7 +96,8 @@ def test_the_command_writes_the_uncertainty_beside_the_mask(etsam, work, grey, k
     assert (found > alone + 1e-4).mean() > 0.3
     assert found.max() <= 0.5
     record = json.loads((work / "out/tomo_etsam_predicted_record.json").read_text(encoding="utf-8"))
-    assert record["mean_uncertainty"] == pytest.approx(found.mean(), rel=1e-3)
+    assert record["uncertainty"]["mean"] == pytest.approx(found.mean(), rel=1e-3)
+    assert record["uncertainty"]["calibration"] == [-0.1, 0.7, 30]
     assert f"tomo_etsam_predicted_uncertainty.{kind}" in record["outputs"]
     picture = np.asarray(Image.open(work / "out/tomo_etsam_predicted_preview.png").convert("RGB")).astype(int)
     assert (picture[..., 0] - picture[..., 2] > 60).mean() > 0.02  # orange

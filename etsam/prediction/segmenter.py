@@ -67,7 +67,7 @@ class Prediction:
         The tomogram.
     stage1_logits, logits
         (Z, Y, X) float32 of stage 1 and stage 2, computed slice by slice from the networks' low-resolution logits;
-        -32 where the tomogram is padded, and in `regions`. With their spread, 0 there, if the uncertainty was asked for.
+        -32 where the tomogram is padded, and in `regions`. With their spread, 0 there, if uncertainty was asked for.
     threshold
         That of stage 2; logits strictly above are membrane.
     tiles
@@ -85,6 +85,8 @@ class Prediction:
     uncertainty
         (Z, Y, X) float32, 0 to 0.5: chance that a voxel's call is wrong; 0 where the tomogram is padded. None if nobody
         asked.
+    calibration
+        Offset, slope and softening that the uncertainty was made with; None: not calibrated.
     also
         Path -> fingerprint of the other reconstructions, taken before their first pass.
     choice
@@ -105,6 +107,7 @@ class Prediction:
     contrast_is_guessed: bool = False
     samples: Samples | None = None
     uncertainty: Slices | None = None
+    calibration: tuple[float, ...] | None = None
     also: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     choice: ThresholdChoice | None = None
     regions: Regions | None = None
@@ -179,6 +182,7 @@ class Segmenter(LightningModule):
         self.progress, self.force, self.samples, self.voxel_size = progress, force, samples, voxel_size
         self.also = tuple(also)
         self.calibration = Calibration.of(calibration)
+        self._calibrated = None if calibration is None else tuple(map(float, calibration))
         if two_stage.spread and calibration is None:
             log.warning("these weights have no calibration (weights.calibration), so that uncertainty is a rough guide")
         if not 0 < false_rate < 1:
@@ -326,6 +330,7 @@ class Segmenter(LightningModule):
             contrast_is_guessed=normalization.contrast_is_guessed,
             samples=samples,
             uncertainty=unsure,
+            calibration=self._calibrated,
             also=prints,
             choice=choice,
             regions=regions,

@@ -429,7 +429,7 @@ class PredictionWriter(BasePredictionWriter):
             "warnings": warnings,
         }
         if doubt is not None:
-            record["mean_uncertainty"] = doubt.mean
+            record["uncertainty"] = {"mean": doubt.mean, "calibration": prediction.calibration}
         if prediction.choice is not None:
             record["threshold_choice"] = prediction.choice.facts()
         if prediction.regions is not None:
