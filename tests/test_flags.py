@@ -192,3 +192,25 @@ def test_settings_shows_those_with_a_word(etsam):
     outcome = etsam("predict", "--settings", "stride")
     assert outcome.status == 0
     assert [line.split()[:2] for line in outcome.stdout.splitlines()[1:2]] == [["slice_stride", "1"]]
+
+
+@pytest.mark.parametrize(
+    ("typed", "override"),
+    [
+        (["--threshold", "auto"], "threshold=auto"),
+        (["--threshold", "-1e-3"], "stage2.threshold=-0.001"),
+        (["--lamella"], "sample=slab"),
+        (["--exclude", "gold,border"], "exclude=[gold,border]"),
+    ],
+)
+def test_flags_of_threshold_and_of_what_is_left_out_are_settings(typed, override):
+    args, rest = build_parser().parse_known_args(["predict", "a.mrc", *typed])
+    assert override in predict_overrides(args, rest)
+
+
+@pytest.mark.parametrize("typed", [["--threshold", "low"], ["--exclude", "gold;border"]])
+def test_flags_that_take_no_such_word_say_what_they_take(etsam, typed):
+    outcome = etsam("predict", "a.mrc", *typed)
+    assert outcome.status == 1
+    assert typed[0] in outcome.message
+    assert typed[1] in outcome.message

@@ -57,15 +57,18 @@ def add_region_flags(group: argparse._ActionsContainer) -> None:
 
 
 def threshold_value(text: str) -> float | str:
-    """A number, or `auto`; raises ValueError."""
-    return text if text == "auto" else float(text)
+    """A number, or `auto`; raises ArgumentTypeError."""
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no threshold; write a number, or auto") from error
 
 
 def artefacts(text: str) -> list[str]:
-    """Words of a list with commas, each a name; raises ValueError."""
+    """Words of a list with commas, each a name; raises ArgumentTypeError."""
     words = [word.strip() for word in text.split(",")]
     if not all(re.fullmatch(r"[a-z_]+", word) for word in words):
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text} is no list of words; write such as gold,border")
     return words
 
 

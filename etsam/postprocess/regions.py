@@ -615,10 +615,11 @@ class Regions:
                 )
             elif isinstance(part, Beads):
                 many = f"{len(part.beads)} gold bead{'' if len(part.beads) == 1 else 's'}"
-                said.append(f"{many if part.beads else 'no gold bead'} left out")
+                said.append(f"{many} left out" if part.beads else "no gold bead is to be seen")
             elif isinstance(part, Border):
-                ends = [f"{first} and {last}" for first, last in list(part.facts().values())[1:]]
-                said.append(f"rims of {ends[0]} (y) and {ends[1]} (x) voxels left out")
+                y, x = list(part.facts().values())[1:]
+                rims = f"rims of {y[0]} and {y[1]} (y) and {x[0]} and {x[1]} (x) voxels left out"
+                said.append(rims if any((*y, *x)) else "no incomplete rim is to be seen")
             elif name == "slab":
                 said.append("no void around the sample is to be seen, so all of the tomogram counts as sample")
         return "; ".join(said)
