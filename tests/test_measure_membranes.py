@@ -88,16 +88,24 @@ def test_a_gap_is_joined_only_where_it_is_narrow_enough_and_what_joins_it_lies_o
 
 def test_the_largest_membrane_is_number_one_and_small_pieces_are_counted_as_left_out() -> None:
     mask = shell(sphere(SHAPE, (28, 30, 20), 8)) | shell(sphere(SHAPE, (28, 30, 60), 16))
-    mask[2:5, 3:6, 88:91] = 1
+    mask[2:5, 3:10, 82:89] = 1
     found = membranes(mask, least_points=100)
     sizes = np.bincount(found.numbers)[1:]
     assert found.count == 2
     assert sizes[0] > sizes[1]
-    assert found.left_out[0] >= 1
+    assert found.left_out[0] == 1
+    assert 10 < found.left_out[1] < 100
     labels = label_volume(mask, found)
     assert labels[28][30, 44] == 1
     assert labels[28][30, 12] == 2
-    assert labels[3][4, 89] == 0
+    assert labels[3][6, 85] == 0
+
+
+def test_the_rim_of_a_thick_membrane_is_no_piece_that_was_left_out() -> None:
+    found = membranes(shell(sphere(SHAPE, (28, 30, 46), 18), 3.5) * (field(SHAPE)[2] < 55))
+    assert found.count == 1
+    assert (found.numbers == 0).any()
+    assert found.left_out == (0, 0)
 
 
 def test_labels_that_are_given_are_the_membranes() -> None:

@@ -22,6 +22,7 @@ _SAME_NORMAL = 0.7  # least cosine between linked normals: 45 degrees, which nei
 _OFF_PLANE = (0.35, 0.5)  # voxels, and share of the distance, that a neighbour may lie off the plane
 _THICK = (1.4, 1.0)  # times the median width, and voxels more, at which a mask holds two membranes
 _CRUMB = 30  # points that make no membrane yet
+_BESIDE = 4.0  # voxels from a membrane within which a few points are of its mask's rim and no piece that is left out
 _RIM = 0.45  # voxels by which the neighbours of a point at an edge lie to one side
 _AHEAD = (1.9, 1.3)  # voxels beyond an edge, and around there, in which there is no other point
 _FACING = 0.8  # least cosine between the way across a gap and the way out of the surface on either side
@@ -51,7 +52,7 @@ class Membranes:
     joined_numbers
         (M,) int32: the membranes of `joined`.
     left_out
-        Number of pieces that were too small, with their points in all.
+        Number of pieces apart from all membranes that were too small, with their points in all.
     """
 
     surface: MidSurface
@@ -97,7 +98,8 @@ def find_membranes(surface: MidSurface, *, least_points: int = 60, gap_voxels: f
         nobody = np.zeros(0, np.int32)
         return Membranes(surface, nobody, surface, nobody, (0, 0))
     surface, piece, joined, owner = _continued(surface, gap_voxels)
-    numbers, left_out = _number(piece, least_points)
+    numbers = _number(piece, least_points)
+    left_out = _left_out(surface.points, piece, numbers)
     belongs = numbers[owner] > 0
     return Membranes(surface, numbers, joined.select(belongs), numbers[owner[belongs]], left_out)
 
@@ -128,10 +130,12 @@ def membranes_of_labels(parts: "list[MidSurface]", *, least_points: int = 60, ga
     if not done:
         raise ValueError("no label has a mid-surface")
     piece = np.concatenate(numbers)
-    found, left_out = _number(piece, least_points)
+    found = _number(piece, least_points)
     table = np.zeros(len(parts), np.int32)
     table[piece] = found
-    return Membranes(_together(done), found, _together(bridges), table[np.concatenate(owners)], left_out)
+    surface = _together(done)
+    left_out = _left_out(surface.points, piece, found)
+    return Membranes(surface, found, _together(bridges), table[np.concatenate(owners)], left_out)
 
 
 def _together(parts: "list[MidSurface]") -> MidSurface:
@@ -258,7 +262,7 @@ def _sheet_signs(ends: np.ndarray, agree: np.ndarray, group: np.ndarray) -> np.n
     return _along(sign, np.append(before, count))[:count]
 
 
-def _number(piece: np.ndarray, least_points: int) -> tuple[np.ndarray, tuple[int, int]]:
+def _number(piece: np.ndarray, least_points: int) -> np.ndarray:
     """Numbers of pieces by decreasing number of points, equal ones by their first; -1 is no piece."""
     names, first, inverse, counts = np.unique(piece, return_index=True, return_inverse=True, return_counts=True)
     counts = np.where(names < 0, 0, counts)
@@ -266,8 +270,20 @@ def _number(piece: np.ndarray, least_points: int) -> tuple[np.ndarray, tuple[int
     large = order[counts[order] >= max(least_points, 1)]
     number = np.zeros(len(names), np.int32)
     number[large] = np.arange(1, len(large) + 1)
-    small = (counts > 0) & (counts < least_points)
-    return number[inverse], (int(small.sum()), int(counts[small].sum()))
+    return number[inverse]
+
+
+def _left_out(points: np.ndarray, piece: np.ndarray, numbers: np.ndarray) -> tuple[int, int]:
+    """Number of the pieces without a number that lie apart from all that have one, and of their points."""
+    small = np.flatnonzero((numbers == 0) & (piece >= 0))
+    if not len(small):
+        return 0, 0
+    _, group, counts = np.unique(piece[small], return_inverse=True, return_counts=True)
+    nearest = np.full(len(counts), np.inf)
+    if (numbers > 0).any():
+        np.minimum.at(nearest, group, KDTree(points[numbers > 0]).query(points[small])[0])
+    apart = nearest > _BESIDE
+    return int(apart.sum()), int(counts[apart].sum())
 
 
 def _graph(links: np.ndarray, count: int) -> csr_array:
