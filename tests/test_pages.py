@@ -45,6 +45,18 @@ TABLE = re.findall(
 )
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_demo_ends_with_the_page_that_its_prediction_writes():
+    lines = subprocess.run(["make", "-n", "-C", ROOT, "demo"], capture_output=True, text=True, check=True).stdout
+    lines = [line for line in lines.splitlines() if not line.startswith("make")]
+    (words,) = (shlex.split(line) for line in lines if " predict " in line)
+    args, rest = build_parser().parse_known_args(words[1:])
+    cfg = compose_config("predict", predict_overrides(args, rest))
+    assert cfg.write_page
+    page = ROOT / cfg.output_dir / f"{Path(args.inputs[0]).stem}_etsam_predicted.html"
+    assert shlex.split(lines[-1])[-1].endswith(f" {page}")
+
+
 def blocks(page, kind):
     """(what it needs, text) of the blocks of a kind."""
     found = BLOCK.finditer(page.read_text(encoding="utf-8"))

@@ -26,6 +26,7 @@ from etsam.viewer.chimerax import (
     write_membranes_folder_script,
     write_membranes_script,
 )
+from etsam.viewer.facts import demo_note
 from etsam.viewer.index import INDEX, rows_of, write_overview
 from etsam.viewer.page import SlicePage, quantised, stops_around
 from etsam.volume import locate, read_volume
@@ -72,6 +73,16 @@ def test_the_page_is_one_file_that_loads_nothing(tmp_path):
     assert not re.search(r"https?://|src=\"(?!data:)|@import|url\(", text)
     assert "default-src 'none'" in text
     assert json.loads(names.record.read_text())["outputs"][-1] == page.name
+
+
+def test_the_page_says_first_what_was_found_and_that_demo_weights_made_it(tmp_path):
+    names, logits = write_prediction(tmp_path)
+    record = json.loads(names.record.read_text())
+    lead = re.search(r'class="lead">(.*?) It is', names.view(".html").read_text())[1]
+    assert f"{record['pieces']} piece" in lead
+    assert f"{100 * (logits > THRESHOLD).mean():.2f} %" in lead
+    assert not demo_note(record)
+    assert "weights download" in demo_note(record | {"demo_weights": True})
 
 
 def test_the_steps_of_the_slider_are_decimal_and_hold_the_threshold_of_the_run():
@@ -204,6 +215,17 @@ def test_the_mask_at_each_step_is_what_the_command_writes(tmp_path):
     assert seen["moves"][-2].endswith("threshold 1.1")
     assert seen["moves"][-1].endswith("after post-processing")
     assert (seen["scale"], seen["wide"]) == ("2 nm", True)
+
+
+@needs_browser
+def test_wide_slices_start_with_a_fill_and_only_a_cleaned_mask_has_a_switch_for_it(tmp_path):
+    script = """<script>document.title = JSON.stringify({
+      style: document.querySelector('[name=style]:checked').value, opacity: byId('opacity').value,
+      shown: getComputedStyle(byId('final-box')).display !== 'none' });</script>"""
+    names, _ = write_prediction(tmp_path, shape=(3, 24, 520))
+    assert in_browser(names.view(".html"), script, tmp_path) == {"style": "fill", "opacity": "50", "shown": False}
+    names, _ = write_prediction(tmp_path, postprocess={"small": RemoveSmallComponents(min_voxels=40)})
+    assert in_browser(names.view(".html"), script, tmp_path) == {"style": "outline", "opacity": "100", "shown": True}
 
 
 def test_the_overview_shows_what_needs_a_look_first(tmp_path):

@@ -40,8 +40,28 @@ def warnings_of(record: Mapping[str, Any]) -> list[str]:
 
 
 def headline(record: Mapping[str, Any]) -> str:
-    """One sentence: what was found."""
-    return f"{share_text(record['membrane_share'])} of this tomogram was taken for membrane."
+    """One sentence: what was found.
+
+    Examples
+    --------
+    >>> headline({"membrane_share": 0.0211, "pieces": 14}), headline({"membrane_share": 0.0})
+    ('Found: 14 pieces of membrane, 2.11 % of the tomogram.', 'No membrane was found.')
+    """
+    share, pieces = record["membrane_share"], record.get("pieces")
+    if not share:
+        return "No membrane was found."
+    counted = f"{pieces} {'piece' if pieces == 1 else 'pieces'} of membrane" if pieces else "membrane"
+    return f"Found: {counted}, {share_text(share)} of the tomogram."
+
+
+def demo_note(record: Mapping[str, Any]) -> str:
+    """Sentence about a mask that the weights made which come with the program; empty for others."""
+    if not record.get("demo_weights"):
+        return ""
+    return (
+        "DEMO WEIGHTS: this mask shows what the program does. For real work get the published weights, once: "
+        "etsam weights download etsam_v1"
+    )
 
 
 def duration_text(seconds: float) -> str:
@@ -53,9 +73,10 @@ def duration_text(seconds: float) -> str:
     ('25 s', '3 min 20 s', '2 h 02 min')
     """
     minutes, rest = divmod(round(seconds), 60)
-    if not minutes:
-        return f"{rest} s"
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"
 
 
 def facts_of(record: Mapping[str, Any], names: OutputNames) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from etsam.prediction.record import OutputNames
 from etsam.prediction.samples import Samples, evenly
-from etsam.viewer.facts import facts_of, headline, warnings_of
+from etsam.viewer.facts import demo_note, facts_of, headline, warnings_of
 from etsam.volume import atomic_path
 
 if TYPE_CHECKING:
@@ -227,6 +227,7 @@ def document(
     words = {
         "title": Path(str(record["input"]["path"])).name,
         "headline": headline(record),
+        "demo": demo_note(record),
         "warnings": warnings_of(record),
         "facts": facts_of(record, names),
         "record": json.dumps(record, indent=2, default=str),

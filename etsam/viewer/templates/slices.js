@@ -5,8 +5,10 @@ const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId('data').textContent);
 const MASK = [255, 176, 0]; // --mask of page.css
 const KEPT = 16; // unpacked planes
+// both lines of a membrane would run together, and hide it, where a voxel has little more than one pixel of the screen
+const STYLE = data.views[0].width > 500 ? 'fill' : 'outline';
 const state = { view: 0, at: data.views.map((view) => Math.floor(view.planes.length / 2)), stop: data.start,
-  style: 'outline', final: data.post_processed };
+  style: STYLE, final: data.post_processed };
 const planes = new Map();
 let drawing = 0;
 
@@ -233,10 +235,10 @@ for (const input of document.querySelectorAll('[name=style]')) {
 byId('reset').addEventListener('click', () => {
   Object.assign(state, { stop: data.start, final: data.post_processed });
   for (const [name, value] of [['brightness', 100], ['contrast', 100], ['zoom', 1]]) byId(name).value = value;
-  setStyle('outline');
+  setStyle(STYLE);
 });
 window.addEventListener('resize', draw);
 
 byId('threshold').max = data.stops.length - 1;
 byId('final-box').hidden = !data.post_processed;
-draw();
+setStyle(STYLE);
