@@ -138,13 +138,23 @@ def test_the_slices_shown_are_those_with_most_membrane_and_lie_apart(volume):
     mask = np.zeros(SHAPE, bool)
     mask[4, :40, :40] = mask[5, :30, :40] = True
     mask[8, :10, :20] = True
-    mask[:, 33, 3:6] = True
+    mask[:, 33, 5:15:3] = True
     _, found = gathered(volume, mask, (100.0, 100.0, 100.0))
     assert found.richest("z", 2) == [4, 8]
     assert found.richest("y") == [33]
     assert found.voxels == np.count_nonzero(mask)
     np.testing.assert_array_equal(found.mask("z", 4), mask[4])
     np.testing.assert_array_equal(found.mask("x", 5), mask[:, :, 5])
+
+
+def test_a_vesicle_is_shown_where_it_is_a_ring_and_not_where_it_is_cut_flat(volume):
+    mask = np.zeros(SHAPE, bool)
+    z, x = np.indices((SHAPE[0], SHAPE[2]))
+    distance = np.hypot(z - 12, x - 35)
+    mask[:, 10], mask[:, 30] = distance < 11, abs(distance - 10) < 1
+    _, found = gathered(volume, mask, (100.0, 100.0, 100.0))
+    assert np.count_nonzero(mask[:, 10]) > 2 * np.count_nonzero(mask[:, 30])
+    assert found.richest("y") == [30]
 
 
 def test_without_membrane_the_middle_is_shown(volume):

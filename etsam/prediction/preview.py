@@ -173,9 +173,12 @@ class MaskSections:
         return np.where(outside if image.ndim == 2 else outside[..., None], image // 2, image)
 
     def richest(self, axis: str, number: int = 1) -> list[int]:
-        """Places with most membrane, the richest first, apart from each other; from the middle if there is none."""
+        """Places with most membrane, the richest first, apart from each other; from the middle if there is none.
+
+        Only the rim of what is filled counts: where a membrane is cut flat it fills a disc, which shows nothing.
+        """
         places = self.places[axis]
-        content = np.array([np.count_nonzero(self.mask(axis, int(place))) for place in places], np.float64)
+        content = np.array([_rim(self.mask(axis, int(place))) for place in places], np.float64)
         content += 1e-3 / (1 + np.abs(places - self.shape["zyx".index(axis)] / 2))  # of equals, the one in the middle
         apart = min(_APART * self.averaged[axis], self.shape["zyx".index(axis)] // 3)
         found: list[int] = []
@@ -402,6 +405,12 @@ def _spread(side: int, averaged: int, most: int) -> np.ndarray:
     number = min(fitting, most)
     starts = np.linspace(0, side - averaged, number) if number > 1 else np.array([(side - averaged) / 2])
     return np.unique(np.floor(starts).astype(int)) + averaged // 2
+
+
+def _rim(mask: np.ndarray) -> int:
+    """Number of pixels of a mask (rows, columns) that have one outside beside them, or lie at the border."""
+    inner = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    return int(np.count_nonzero(mask)) - int(np.count_nonzero(inner))
 
 
 def _richest_region(
