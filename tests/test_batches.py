@@ -1,6 +1,7 @@
 """Lists of tomograms: what cannot be used is told and does not stop the others, what is none is passed over."""
 
 import os
+from types import SimpleNamespace
 
 import mrcfile
 import numpy as np
@@ -206,11 +207,27 @@ def test_a_voxel_size_that_is_given_goes_into_the_outputs_and_gz_holds_the_same_
     assert not [name for name in outcome.files if name.startswith(".")]
 
 
+def of_shape(shape, *labels):
+    return SimpleNamespace(shape=shape, header=SimpleNamespace(labels=labels) if labels else None)
+
+
 def test_slices_that_look_like_xz_are_remarked(predict, work, caplog):
     for shape in ((900, 220, 928), (96, 20, 112)):
-        assert "trimvol" in orientation_remark(shape)
+        assert "trimvol" in orientation_remark(of_shape(shape))
     for shape in ((220, 900, 928), (20, 96, 112), (128, 128, 128)):
-        assert orientation_remark(shape) is None
+        assert orientation_remark(of_shape(shape)) is None
     write_mrc(work / "xzy.rec", grey((40, 16, 56)))
     assert predict("xzy.rec", "write_preview=false").status == 0
     assert "trimvol" in caplog.text
+
+
+def test_the_label_of_imods_tilt_is_evidence_unless_something_came_after_it(work):
+    tilt, turned = "TILT: Tomographic reconstruction", "clip: rotx"
+    assert "tilt" in orientation_remark(of_shape((130, 100, 120), turned, tilt))
+    assert orientation_remark(of_shape((130, 100, 120), tilt, turned)) is None
+    assert orientation_remark(of_shape((100, 130, 120), tilt)) is None
+    write_mrc("unturned.rec", grey((40, 34, 56)))
+    with mrcfile.open("unturned.rec", "r+") as file:
+        file.header.label[file.header.nlabl] = f"{tilt}        14-Oct-19  11:35:54"
+        file.header.nlabl += 1
+    assert "trimvol" in orientation_remark(read_volume("unturned.rec"))

@@ -122,15 +122,21 @@ def no_tomogram(kind: str) -> str:
     return f"looks like {'an' if kind[0] == 'o' else 'a'} {kind}; {meant}, or set force=true if it is a tomogram"
 
 
-def orientation_remark(shape: tuple[int, int, int]) -> str | None:
-    """Sentence for a volume (Z, Y, X) whose axes are probably in another order; None for others."""
-    depth, height, width = shape
-    if min(depth, width) > _MUCH_SHORTER * height:
+def orientation_remark(volume: Volume) -> str | None:
+    """Sentence for a volume whose axes are probably in another order; None for others.
+
+    IMOD's `tilt` writes slices of XZ and says so in a label of the header; what turns them leaves a later label.
+    """
+    depth, height, width = volume.shape
+    labels = () if volume.header is None else volume.header.labels
+    unturned = bool(labels) and labels[-1].startswith("TILT: Tomographic reconstruction")
+    if min(depth, width) > (1 if unturned else _MUCH_SHORTER) * height:
+        told = " and its header says that IMOD's tilt wrote it last" if unturned else ""
         return (
-            f"Y is by far the shortest side ({depth} x {height} x {width}, Z x Y x X), so slices look like XZ: is it "
-            "not rotated yet? Use IMOD's `trimvol -rx` or `clip rotx`"
+            f"Y is {'' if unturned else 'by far '}the shortest side ({depth} x {height} x {width}, Z x Y x X){told}, "
+            "so slices look like XZ: is it not rotated yet? Use IMOD's `trimvol -rx` or `clip rotx`"
         )
-    middle = sorted(shape)[1]
-    if depth == max(shape) and depth > _MUCH_SHORTER * middle:
+    middle = sorted(volume.shape)[1]
+    if depth == max(volume.shape) and depth > _MUCH_SHORTER * middle:
         return "Z is by far the longest side: are the axes in the order that you think?"
     return None

@@ -256,7 +256,7 @@ class Segmenter(LightningModule):
             If its grey values make no sense for the normalisation.
         """
         started = time.perf_counter()
-        remark = orientation_remark(volume.shape)
+        remark = orientation_remark(volume)
         if remark is not None:
             log.warning("%s: %s", volume.path or "array", remark)
         report, grey = (

@@ -201,7 +201,7 @@ def _remarks(volume: Volume, raw: Statistics, statistics: Statistics, constant_s
     beyond = max(statistics.maximum - statistics.percentile(99.5), statistics.percentile(0.5) - statistics.minimum)
     if spread > 0 and beyond > 5 * spread:
         yield f"some voxels are extreme ({statistics.minimum:g} to {statistics.maximum:g}): gold, ice or X-ray hits"
-    remark = orientation_remark(volume.shape)
+    remark = orientation_remark(volume)
     if remark is not None:
         yield remark
 
