@@ -102,6 +102,15 @@ def test_gold_beads_are_found_with_their_size_dark_or_bright(radius, value):
     assert found.facts()["median_diameter_nm"] == pytest.approx(2 * radius, abs=2.1)
 
 
+def test_a_large_bead_of_which_only_a_shell_is_left_is_found_as_one():
+    volume = with_beads([(30, 64, 80)], 8, -25)
+    z, y, x = np.indices(SHAPE)
+    volume[(np.abs(z - 30) <= 12) & ((y - 64) ** 2 + (x - 80) ** 2 <= 25)] = 0  # open along Z
+    (bead,) = find_gold(Coarse.of(volume, TEN)).beads
+    np.testing.assert_allclose(bead.centre, (30, 64, 80), atol=1.5)
+    assert bead.diameter_nm == pytest.approx(16, abs=2.1)
+
+
 def test_a_bead_and_its_margin_are_left_out_and_nothing_else():
     found = find_gold(Coarse.of(with_beads(CENTRES, 5, -25), TEN))
     outside = np.stack([found.outside(z) for z in range(SHAPE[0])])

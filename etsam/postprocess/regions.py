@@ -465,6 +465,7 @@ def _bead(height: np.ndarray, top: tuple[int, ...], coarse: Coarse) -> Bead | No
     near = height[grown]
     labels, _ = ndimage.label(near > 0.5 * height[top])
     blob = labels == labels[tuple(at - part.start for at, part in zip(top, grown, strict=True))]
+    blob = _without_holes(blob)
     places = np.argwhere(blob)
     extents = (places.max(axis=0) - places.min(axis=0) + 1) * coarse.angstrom
     across = extents[1:]
@@ -485,6 +486,15 @@ def _bead(height: np.ndarray, top: tuple[int, ...], coarse: Coarse) -> Bead | No
     z, y, x = (float(value) for value in (centre + 0.5) * steps - 0.5)
     dz, dy, dx = (float(value) for value in half / sizes)
     return Bead((z, y, x), (dz, dy, dx), float(across.max()) / 10)
+
+
+def _without_holes(blob: np.ndarray) -> np.ndarray:
+    """Blob (Z, Y, X) bool filled within each plane: of a large bead the reconstruction leaves a shell, open along Z."""
+    filled = blob.copy()
+    for axis in range(3):
+        for plane, whole in zip(np.moveaxis(blob, axis, 0), np.moveaxis(filled, axis, 0), strict=True):
+            whole |= ndimage.binary_fill_holes(plane)
+    return filled
 
 
 # ---------------------------------------------------------------------- the rim
