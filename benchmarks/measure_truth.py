@@ -5,7 +5,8 @@
 
 One row a membrane: truth and measure of area, enclosed volume, diameter, mean curvature, distance to the nearest
 membrane that was put in earlier, and thickness. A summary is printed. Half of the specimens have voxels of 5 Å, half of
-8 Å; every fourth holds nested pairs or stacks only. The seeds are none that thresholds were chosen with.
+8 Å; every fourth holds nested pairs or stacks only. Seeds: what makes a thickness reliable was chosen with those below
+80000, all else with those below 70000.
 
 A membrane of the truth is found one to one if 90 % of it has one measured membrane within 3 voxels, and 90 % of that
 has none but it. On predicted masks half of it is asked for as well: where the missing wedge hides a membrane, no mask
@@ -40,25 +41,24 @@ KINDS: tuple[dict[str, float], ...] = (
     {"stack": 1},
 )
 LIMITS = {"area": 0.05, "volume": 0.05, "diameter": 0.05, "distance": 0.05, "mean_curvature": 0.1, "thickness": 0.1}
-_SEED = 70_000  # thresholds were chosen with seeds below
 _NEAR = 3.0  # voxels within which a membrane's voxel is the other's
 
 
-def simulator(number: int, shape: tuple[int, int, int]) -> Simulator:
+def simulator(number: int, shape: tuple[int, int, int], seed: int) -> Simulator:
     """Simulator of specimen `number`."""
     size = (5.0, 8.0)[number % 2]
     specimen = SpecimenSettings(kinds=KINDS[number // 2 % len(KINDS)], empty_probability=0.0)
-    return Simulator(shape=shape, voxel_size_angstrom=(size, size), specimen=specimen, seed=_SEED + number)
+    return Simulator(shape=shape, voxel_size_angstrom=(size, size), specimen=specimen, seed=seed + number)
 
 
-def specimen(number: int, shape: tuple[int, int, int], folder: Path | None) -> SimulatedTomogram:
+def specimen(number: int, shape: tuple[int, int, int], seed: int, folder: Path | None) -> SimulatedTomogram:
     """Simulated tomogram `number`, from the folder if it is there, else made and kept there."""
-    file = None if folder is None else folder / f"{number}.pickle"
+    file = None if folder is None else folder / f"{seed + number}.pickle"
     if file is not None and file.exists():
         with file.open("rb") as stream:
             kept: SimulatedTomogram = pickle.load(stream)
         return kept
-    made = simulator(number, shape).tomogram(0)
+    made = simulator(number, shape, seed).tomogram(0)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(pickle.dumps(made))
@@ -201,6 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--specimens", type=int, default=20)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=80_000, help="of the first specimen (80000)")
     parser.add_argument("--shape", default="96,160,192", metavar="Z,Y,X")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep specimens here, and take them from here")
     parser.add_argument("--predicted", action="store_true", help="masks by the embedded weights, not the exact ones")
@@ -211,7 +212,7 @@ def main() -> None:
     segment = predicted_masks() if args.predicted else lambda made: (made.mask > 0).astype(np.uint8)
     tables = []
     for number in range(args.first, args.first + args.specimens):
-        made = specimen(number, (depth, height, width), args.keep)
+        made = specimen(number, (depth, height, width), args.seed, args.keep)
         mask = segment(made)
         found = measure(mask, made.voxel_size_angstrom / 10, made.tomogram)
         tables.append(compare(made, mask, found, number))

@@ -45,8 +45,8 @@ _PEAKS_NM = (1.6, 6.5)  # least and largest distance between leaflets
 _OFF_CENTRE_NM = 1.5  # of the middle between them, from the middle of the mask
 _FLANKS_NM = (4.0, 7.5)
 _LEAST_DIP = 0.05  # of the height of the peaks, for two leaflets
-# what makes a value reliable; chosen on 23 simulated tomograms of 5 and 8 Å (benchmarks/2026-11-measure.md)
-_SURE_DIP, _DEEP_DIP = 0.4, 0.8  # below, blur moves the peaks; above, so may the fringes of the defocus
+# what makes a value reliable; chosen on 43 simulated tomograms of 5 and 8 Å (benchmarks/2026-11-measure.md)
+_SURE_DIP, _DEEP_DIP = 0.55, 0.8  # below, blur moves the peaks; above, so may the fringes of the defocus
 _SURE_FRINGE, _DEEP_FRINGE = 1.0, 0.1  # largest fringe, and where the dip is deep
 _SURE_BALANCE, _SURE_SPREAD, _SURE_PROFILES = 0.6, 0.06, 200
 _SURE_BETWEEN = 0.04  # of the thickness, by which something else between the leaflets may change it
