@@ -1,11 +1,24 @@
 """Places of the files that belong to the program, in the installed package or beside it in a checkout; checksums."""
 
 import hashlib
+import os
+import sys
 from functools import lru_cache
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 _ROOTS = (_PACKAGE / "share", _PACKAGE.parent)  # wheel (pyproject.toml, force-include), then checkout
+
+
+def read_names_as_utf8() -> None:
+    """Start this program anew in Python's UTF-8 mode, where the locale knows no more than ASCII (`LANG=C`).
+
+    Python takes that mode by itself there, unless `PYTHONUTF8=0` forbids it. Without it names such as `膜.mrc` could
+    neither be shown nor written into records and pages.
+    """
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def resource_paths(*parts: str) -> list[Path]:

@@ -1,6 +1,7 @@
 """The console command: flags of the published tool, names of files, start-up, outputs, overwriting and resuming."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -289,3 +290,20 @@ def test_the_record_says_what_was_done(finished):
     assert all(seconds >= 0 for seconds in record["seconds"].values())
     assert 100 < record["peak_memory_mb"]["ram"] < 20_000
     assert record["environment"]["packages"]["sam2"].startswith("1.1")
+
+
+@pytest.mark.slow
+def test_in_a_locale_of_ascii_names_of_any_script_are_read_shown_and_written(work):
+    write_mrc("in/ζ-тест-膜 Å.mrc")
+    Path("in/kaputt ä.mrc").write_text("no volume")
+    locale = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    toy = ["net=tiny_test", "weights=random", "trainer=cpu", "write_preview=false"]
+    done = subprocess.run(
+        [COMMAND, "predict", "in", "-o", "ü", *toy], env=os.environ | locale, capture_output=True, check=False
+    )
+    told = done.stderr.decode("utf-8")
+    assert (done.returncode, told.count("etsam: error: in/kaputt ä.mrc")) == (1, 1), told
+    assert "ü/ζ-тест-膜 Å_etsam_predicted_mask.mrc" in told
+    written = {path.name.removeprefix("ζ-тест-膜 Å_etsam_predicted") for path in Path("ü").glob("ζ*")}
+    assert written == {"_mask.mrc", "_record.json", ".html", ".cxc"}
+    assert "ζ-тест-膜 Å" in Path("ü/index.html").read_text(encoding="utf-8")

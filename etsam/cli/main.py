@@ -45,6 +45,7 @@ from etsam.cli.flags import (
 )
 from etsam.cli.postprocess_flags import add_postprocess_flags, postprocess_overrides
 from etsam.cli.wording import InFlags, did_you_mean, flags_of, unknown_word
+from etsam.paths import read_names_as_utf8
 from etsam.published_names import NORMALIZATIONS, PROMPTS
 
 if TYPE_CHECKING:
@@ -269,6 +270,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console command."""
+    if argv is None:
+        read_names_as_utf8()
     parser = build_parser()
     given = list(sys.argv[1:] if argv is None else argv)
     shown = _parser_named(parser, given)
