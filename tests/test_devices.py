@@ -1,6 +1,7 @@
 """Several processes share a list of tomograms; here two on the CPU, through the real command line."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -94,3 +95,61 @@ def test_processes_of_torchrun_share_a_list_and_a_restarted_job_makes_only_what_
     assert again.returncode == 0, again.stderr
     assert [path.stat().st_mtime_ns for path in done] == before
     assert (tmp_path / "out" / "t1_etsam_predicted_mask.mrc").exists()
+
+
+SLURM = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "etsam", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+SLURM |= {"SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NODELIST": "127.0.0.1"}
+
+
+def tasks_of_slurm(number, *arguments):
+    """`srun etsam predict ARGUMENTS` with so many tasks on one node: what Slurm sets is set; errors of each task."""
+    command = [sys.executable, "-m", "etsam", "predict", *map(str, arguments), "trainer=cpus"]
+    command += ["net=tiny_test", "weights=random", "weights.seed=1", "write_preview=false", "--no-page"]
+    count = {"SLURM_NTASKS": str(number), "SLURM_NTASKS_PER_NODE": str(number)}
+    processes = [
+        subprocess.Popen(
+            command,
+            env=os.environ | SLURM | count | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for task in range(number)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * number, errors
+    return errors
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_share_a_list_once_and_a_restarted_job_makes_only_what_is_missing(tmp_path):
+    names = [f"t{i}.mrc" for i in range(3)]
+    write_tomograms(tmp_path, names)
+    listed, out = tmp_path / "list.txt", tmp_path / "out"
+    listed.write_text("\n".join(names))
+    errors = tasks_of_slurm(2, listed, "-o", out)
+    assert ["t1.mrc" in told for told in errors] == [False, True]  # the last line, of the whole list, names none
+    masks = [out / f"t{i}_etsam_predicted_mask.mrc" for i in range(3)]
+    first = [read_volume(mask).read() for mask in masks]
+    masks[1].unlink()  # one tomogram is left for two tasks
+    before = [mask.stat().st_mtime_ns for mask in (masks[0], masks[2])]
+    tasks_of_slurm(2, listed, "-o", out, "--resume")
+    assert [mask.stat().st_mtime_ns for mask in (masks[0], masks[2])] == before
+    for mask, values in zip(masks, first, strict=True):
+        np.testing.assert_array_equal(read_volume(mask).read(), values)
+
+
+@pytest.mark.slow
+def test_each_job_of_submitits_array_takes_one_tomogram_and_a_second_array_nothing(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    write_tomograms(tmp_path, ["t0.mrc", "t1.mrc"])
+    script = [sys.executable, str(resource_path("predict.py")), "--multirun", "hydra/launcher=submitit_local"]
+    script += [f"hydra.sweep.dir={tmp_path / 'jobs'}", f"input={tmp_path / 't0.mrc'},{tmp_path / 't1.mrc'}"]
+    script += [f"output_dir={tmp_path / 'out'}", "resume=true", "net=tiny_test", "weights=random", "weights.seed=1"]
+    script += ["trainer=cpu", "write_preview=false", "write_page=false"]
+    made = []
+    for _ in range(2):
+        done = subprocess.run(script, capture_output=True, text=True, timeout=500, check=False)
+        assert done.returncode == 0, done.stderr
+        made.append({path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*mask.mrc")})
+    assert set(made[0]) == {f"t{i}_etsam_predicted_mask.mrc" for i in range(2)}
+    assert made[1] == made[0]
