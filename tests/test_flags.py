@@ -30,6 +30,8 @@ def composed(command, *arguments):
         (["--threshold", "-1e-3"], "stage2.threshold", -0.001),
         (["--membranes", "bright"], "normalize.membranes", "bright"),
         (["--instances"], "writer.write_instances", True),
+        (["--no-page"], "writer.companions.page.enabled", False),
+        (["--page"], "overview.page", True),
         (["--quick"], "slice_stride", 2),
         (["--better"], "views", 4),
         (["--memory", "4GB"], "memory_budget_gb", 4.0),

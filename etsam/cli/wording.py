@@ -24,6 +24,7 @@ _FLAGS: tuple[tuple[str, str | None, str], ...] = (
     ("write_instances", "true", "--instances"),
     ("write_logits", "true", "--store-logits"),
     ("write_uncertainty", "true", "--uncertainty"),
+    ("write_page", "false", "--no-page"),
     ("output_dir", None, "--output-dir"),
     ("threshold", "auto", "--threshold auto"),
     ("sample", "slab", "--lamella"),
