@@ -122,12 +122,10 @@ def _row(made: SimulatedTomogram, found: Measurement, instance: int, name: int) 
         at = np.rint(np.concatenate([mesh.vertices for mesh in found.meshes])).astype(int)
         at = np.clip(at, 0, np.array(made.instances.shape) - 1)
         bounds = np.cumsum([0, *(len(mesh.vertices) for mesh in found.meshes)])
-        of_mesh = [
-            int(np.bincount(made.instances[tuple(at[a:b].T)], minlength=1)[1:].argmax()) + 1
-            for a, b in itertools.pairwise(bounds)
-        ]
+        own = [np.bincount(made.instances[tuple(at[a:b].T)], minlength=2) for a, b in itertools.pairwise(bounds)]
+        of_mesh = [int(counts[1:].argmax()) + 1 if counts[1:].any() else 0 for counts in own]  # 0: a false one
         index = found.numbers.index(name)
-        earlier = [mesh for mesh, other in zip(found.meshes, of_mesh, strict=True) if other < instance]
+        earlier = [mesh for mesh, other in zip(found.meshes, of_mesh, strict=True) if 0 < other < instance]
         if earlier:
             distance = distances_between([found.meshes[index], *earlier], 0.0).nearest[0]
             mean = float(np.average(distance, weights=found.meshes[index].vertex_areas)) * nm
