@@ -336,6 +336,15 @@ def test_imods_signed_bytes_stand_for_0_to_255(tmp_path):
         assert any("IMOD" in warning for warning in volume.header.header_warnings)
 
 
+@pytest.mark.parametrize("one", [1, 255])
+def test_a_mask_in_imods_bytes_is_0_and_1_though_its_minimum_was_counted_anew(tmp_path, one):
+    mask = one * (IMAGE > 150).astype(np.int16)
+    stored = (mask - 128).astype(np.int8)
+    low, high = int(stored.min()), int(stored.max())
+    volume = read_volume(write_mrc(tmp_path / "a.mrc", stored, mode=0, imod=1, dmin=low, dmax=high))
+    np.testing.assert_array_equal(volume.read(), mask)
+
+
 def test_plain_bytes_under_a_header_that_was_copied_from_imod_stay_as_they_are(tmp_path):
     mask = (IMAGE > 150).astype(np.int8)
     volume = read_volume(write_mrc(tmp_path / "a.mrc", mask, mode=0, imod=1, dmin=0, dmax=1))

@@ -35,6 +35,7 @@ IMOD_STAMP = 1146047817  # IMOD's mrc_format.txt: the bytes "IMOD" at offset 152
 IMOD_STAMP_OFFSET = 152
 IMOD_SIGNED_BYTES = 1  # bit 0 of those flags: mode 0 means signed bytes
 _LARGEST_SIGNED = 127
+_IMOD_MASKS = ({128, 129}, {128, 127})  # bytes that stand for 0 and 1, and for 0 and 255
 _NEAR, _FAR_ABOVE = 8, 4  # grey values, and times as many voxels: our choice
 IMOD_4_BIT = 16  # bit 4: mode 0 means two 4-bit numbers in a byte
 VOXEL_SIZES_ANGSTROM = (0.1, 1000.0)  # below an atom, above a cell organelle: neither is a tomogram's voxel
@@ -268,7 +269,11 @@ def _meaning_of_bytes(
     """
     dmin, dmax = float(fields["dmin"]), float(fields["dmax"])
     if imod_flags is not None and imod_flags & IMOD_SIGNED_BYTES:
-        # programs that copy IMOD's header write plain bytes under it: of those none below 0 need be there
+        # programs that copy IMOD's header write plain bytes under it: of those none below 0 need be there. But a mask
+        # of -128 and -127 is one of 0 and 1, whoever counted its minimum anew
+        mask = look is not None and any(set(np.unique(look()).tolist()) <= pair for pair in _IMOD_MASKS)
+        if mask:
+            return True, 128, "IMOD's signed bytes, read as 0 to 255"
         if look is None or dmin < 0 or (look().max(initial=0) <= _LARGEST_SIGNED and dmin <= _LARGEST_SIGNED):
             return False, 0, ""
         return True, 128, "IMOD's signed bytes, read as 0 to 255"
