@@ -172,6 +172,7 @@ _COLUMN_ANGSTROM = 320.0  # side in X and Y of the columns in which texture is m
 _LEAST_SLAB_BLOCKS = 3
 _TEXTURE_SIGMAS = (0.0, 1.0, 2.0)  # blocks: in a noisy tomogram the specimen shows in low frequencies only
 _MOST_TILT_DEGREES = 30.0
+_MOST_WEDGE_DEGREES = 8.0  # between the planes: a lamella is thinner at one end, by little
 _VOID_CONTRAST = 1.75  # standard deviations of the void's texture by which sample exceeds it at least
 _VOID_EXPLAINED = 0.3  # share of the texture's variance that the two planes explain at least
 _SLAB_MARGIN_ANGSTROM = 30.0  # kept beyond each plane, so that a membrane at the surface is whole
@@ -216,7 +217,7 @@ def _fit_slab(coarse: Coarse, sigma_blocks: float) -> tuple[float, Slab] | None:
     xx = (x - coarse.values.shape[2] / 2) / (coarse.values.shape[2] / 2)
     halves = np.array(coarse.values.shape[1:]) / 2
     sizes = coarse.angstrom
-    steepest = np.tan(np.radians(_MOST_TILT_DEGREES)) * sizes[1:].max() / sizes[0]
+    steepest, wedged = np.tan(np.radians((_MOST_TILT_DEGREES, _MOST_WEDGE_DEGREES)))
     spread = float((weights * (values - np.average(values, weights=weights)) ** 2).sum())
     if spread <= 0:
         return None
@@ -230,9 +231,12 @@ def _fit_slab(coarse: Coarse, sigma_blocks: float) -> tuple[float, Slab] | None:
 
     def explained(planes: np.ndarray) -> tuple[float, float, float]:
         """Share of the variance, and the values inside and outside."""
-        slopes = np.hypot(planes[[1, 4]] / halves[0], planes[[2, 5]] / halves[1])
-        if slopes.max() > steepest or abs(planes[[1, 2]] - planes[[4, 5]]).sum() > 0.5 * (planes[3] - planes[0]):
-            return 0.0, 0.0, 0.0  # too steep, or the planes meet
+        slopes = (
+            np.stack([planes[1:3], planes[4:6]]) / halves * sizes[0] / sizes[1:]
+        )  # of bottom and top; along Y and X
+        apart = np.hypot(*(slopes[0] - slopes[1]))
+        if np.hypot(*slopes.T).max() > steepest or apart > wedged or planes[0] >= planes[3]:
+            return 0.0, 0.0, 0.0
         share = inside(planes) * weights
         total, within = weights.sum(), share.sum()
         if not _LEAST_SLAB_BLOCKS / depth < within / total < 1 - 1e-6:
