@@ -169,6 +169,7 @@ class Slab:
 
 
 _COLUMN_ANGSTROM = 320.0  # side in X and Y of the columns in which texture is measured
+_MOST_COLUMNS = 12  # along Y and X; more would only take longer
 _LEAST_SLAB_BLOCKS = 3
 _TEXTURE_SIGMAS = (0.0, 1.0, 2.0)  # blocks: in a noisy tomogram the specimen shows in low frequencies only
 _MOST_TILT_DEGREES = 30.0
@@ -250,11 +251,9 @@ def _fit_slab(coarse: Coarse, sigma_blocks: float) -> tuple[float, Slab] | None:
         outer = mean - slope * mean_share
         return float(slope * both * total / spread), float(outer + slope), float(outer)
 
-    # half a block beyond the ends: then that side has no void
-    pairs = [(a - 0.5, b + 0.5) for a in range(depth) for b in range(a + _LEAST_SLAB_BLOCKS - 1, depth)]
-    if not pairs:
+    best = _horizontal(values, weights)
+    if best is None:
         return None
-    best = max(pairs, key=lambda pair: explained(np.array([pair[0], 0, 0, pair[1], 0, 0]))[0])
     start = np.array([best[0], 0, 0, best[1], 0, 0], float)
     steep = max(1.0, 0.1 * depth)
     slopes = (-2 * steep, -steep, 0, steep, 2 * steep)
@@ -302,6 +301,23 @@ def _meets(plane: tuple[float, float, float], shape: tuple[int, ...]) -> bool:
     return max(levels) > 0 and min(levels) < shape[0] - 1
 
 
+def _horizontal(values: np.ndarray, weights: np.ndarray) -> tuple[float, float] | None:
+    """Bottom and top, blocks, of the horizontal slab that differs most from the rest, with more texture within."""
+    depth = len(values)
+    sums = np.append(0, (weights * values).sum(axis=(1, 2)).cumsum())
+    counts = np.append(0, weights.sum(axis=(1, 2)).cumsum())
+    first, last = np.triu_indices(depth + 1, _LEAST_SLAB_BLOCKS)  # from block `first` to the one before `last`
+    inside, total = counts[last] - counts[first], counts[-1]
+    over = sums[last] - sums[first] - inside * sums[-1] / total
+    between = np.where(
+        (inside > 0) & (inside < total) & (over > 0), over**2 / np.maximum(inside * (total - inside), 1e-9), 0
+    )
+    if not between.any():
+        return None
+    best = int(np.argmax(between))
+    return float(first[best]) - 0.5, float(last[best]) - 0.5
+
+
 def _in_voxels(
     plane: np.ndarray, margin: float, halves: np.ndarray, steps: tuple[int, ...]
 ) -> tuple[float, float, float]:
@@ -320,7 +336,7 @@ def _texture(coarse: Coarse, sigma_blocks: float) -> tuple[np.ndarray | None, np
     depth, height, width = values.shape
     sizes = coarse.angstrom if coarse.voxel_size_angstrom else np.full(3, _BLOCK_ANGSTROM)
     sides = [
-        int(np.clip(round(_COLUMN_ANGSTROM / size), 4, max(4, side // 4)))
+        max(int(np.clip(round(_COLUMN_ANGSTROM / size), 4, max(4, side // 4))), side // _MOST_COLUMNS)
         for size, side in zip(sizes[1:], (height, width), strict=True)
     ]
     rows, columns = height // sides[0], width // sides[1]
