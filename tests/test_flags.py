@@ -106,6 +106,20 @@ def test_what_is_mistyped_is_told_with_what_was_meant(etsam, arguments, part):
     assert part in outcome.message
 
 
+def parsers(parser):
+    """A parser and those of its commands."""
+    yield parser
+    for action in parser._actions:
+        for command in set(action.choices.values()) if isinstance(action.choices, dict) else ():
+            yield from parsers(command)
+
+
+def test_where_outputs_go_is_told_by_o_in_every_command():
+    flags = [set(parser._option_string_actions) for parser in parsers(build_parser())]
+    assert sum("--output-dir" in names for names in flags) > 10
+    assert all(("-o" in names) == ("--output-dir" in names) for names in flags)
+
+
 def test_a_word_like_no_other_gets_no_suggestion():
     assert did_you_mean("xyzzy", ["predict", "evaluate"]) is None
 

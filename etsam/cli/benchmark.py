@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
     given: Any = {"action": "append", "default": [], "metavar": "NAME=..."}
     parser.add_argument("--settings", dest="own", help="what `etsam predict` is told, such as 'a=net=nano'", **given)
     parser.add_argument("--peer", dest="peers", help="command of another program, with {input} and {output}", **given)
-    parser.add_argument("--output-dir", type=Path, default=Path("benchmark"), metavar="DIR", help="(benchmark)")
+    parser.add_argument("-o", "--output-dir", type=Path, default=Path("benchmark"), metavar="DIR", help="(benchmark)")
     parser.add_argument("--limit-seconds", type=float, metavar="S", help="a run that takes longer has failed")
     parser.add_argument("--keep", action="store_true", help="keep what the runs write")
     parser.add_argument("--overwrite", action="store_true", help="replace a table that is there")

@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--published", action="store_true", help="add the published scores (data/reference_results)")
     parser.add_argument("--metric", metavar="NAMES", help="metrics to compare, with commas (dice,iou,precision,recall)")
     parser.add_argument("--baseline", metavar="NAME", help="compare all with this method only (default: all pairs)")
-    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="write the page and the tables there")
+    parser.add_argument("-o", "--output-dir", type=Path, metavar="DIR", help="write the page and the tables there")
     parser.add_argument("--overwrite", action="store_true", help="replace a comparison that is there")
     parser.set_defaults(takes_settings=True)  # NAME=TABLE.csv may also stand between and after flags
 

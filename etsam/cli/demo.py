@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
         help="a small real tomogram that comes with the program",
         description="Copy the demonstration tomogram, positions on its membranes and their credit into a folder.",
     )
-    parser.add_argument("--output-dir", type=Path, default=Path("demo"), metavar="DIR", help="(demo)")
+    parser.add_argument("-o", "--output-dir", type=Path, default=Path("demo"), metavar="DIR", help="(demo)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
 

@@ -35,7 +35,7 @@ def add_collect(commands: Any) -> None:
     )
     parser.add_argument("--csv", default="dataset", metavar="LIST", help="dataset, testset, robustness, or a file")
     parser.add_argument(
-        "--output-dir", type=Path, default=Path("data/collection"), metavar="DIR", help="(data/collection)"
+        "-o", "--output-dir", type=Path, default=Path("data/collection"), metavar="DIR", help="(data/collection)"
     )
     parser.add_argument("--what", default="tomograms,masks", metavar="KINDS", help="tomograms, masks, or both")
     parser.add_argument("--format", choices=["mrc", "zarr"], default="mrc", help="of the portal's tomograms (mrc)")

@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
         metavar="FILE.png",
         help="draw three planes and a histogram; without a name into NAME_preview.png in --output-dir",
     )
-    parser.add_argument("--output-dir", metavar="DIR", default=".", help="where pictures go (the current folder)")
+    parser.add_argument("-o", "--output-dir", metavar="DIR", default=".", help="where pictures go (the current folder)")
     parser.add_argument("--json", action="store_true", help="print the same as JSON, a list with one entry a file")
     parser.add_argument("--verbose", "-v", action="store_true", help="header, grey values, every remark and setting")
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist")

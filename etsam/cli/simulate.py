@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--voxel-size", metavar="A", help="in Angstrom; LOW,HIGH draws one for each tomogram (10)")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same tomograms (0)")
     parser.add_argument("--val-fraction", type=float, default=0.2, metavar="F", help="share of the split val (0.2)")
-    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="where they go")
+    parser.add_argument("-o", "--output-dir", type=Path, required=True, metavar="DIR", help="where they go")
     parser.add_argument("--overwrite", action="store_true", help="replace tomograms that exist")
     parser.add_argument("--resume", action="store_true", help="keep tomograms that are complete")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="further settings")

@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
         help="PolNet settings to simulate with: YAML files, or trial, polnet_data_1, polnet_data_2 (default: the last "
         "two, the published settings)",
     )
-    parser.add_argument("--output-dir", required=True, metavar="DIR", help="where masks and manifest.csv go")
+    parser.add_argument("-o", "--output-dir", required=True, metavar="DIR", help="where masks and manifest.csv go")
     parser.add_argument("--split", default="0.8,0.2", metavar="SHARES", help="train,val or train,val,test (0.8,0.2)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the split and the simulations (0)")
     parser.add_argument("--skip-empty", action="store_true", help="leave out tomograms without membrane")

@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--false-rate", type=float, metavar="SHARE", help="of auto: share of marks that may be false")
     add_region_flags(parser)
-    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="where masks go (beside the logits)")
+    parser.add_argument("-o", "--output-dir", type=Path, metavar="DIR", help="where masks go (beside the logits)")
     parser.add_argument("--no-preview", action="store_true", help="no picture, so the tomogram is not read")
     parser.add_argument("--page", action="store_true", help="also a page to scroll through the slices (.html)")
     add_postprocess_flags(parser)
