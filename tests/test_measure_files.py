@@ -101,6 +101,27 @@ def test_ply_and_vtp_carry_values_at_the_vertices(measured: tuple[Path, MeasureJ
     assert 'Name="mean_curvature_per_nm"' in text
 
 
+@pytest.mark.parametrize(("kind", "reader"), [("ply", "PLY"), ("obj", "OBJ"), ("stl", "STL"), ("vtp", "XMLPolyData")])
+def test_vtk_reads_meshes_in_angstrom_and_the_values_of_vtp(measured, kind: str, reader: str) -> None:
+    vtk = pytest.importorskip("vtk")
+    file = getattr(vtk, f"vtk{reader}Reader")()
+    file.SetFileName(str(measured[0] / "cell_meshes" / f"cell_membrane_001.{kind}"))
+    file.Update()
+    bounds, data = np.array(file.GetOutput().GetBounds()).reshape(3, 2), file.GetOutput().GetPointData()
+    assert bounds.mean(1) == pytest.approx([16 * VOXEL + 100, 17 * VOXEL + 200, 15 * VOXEL + 300], abs=4)
+    names = {data.GetArrayName(index) for index in range(data.GetNumberOfArrays())}
+    assert {"ply": "RGBA", "obj": "RGB", "vtp": "thickness_nm"}.get(kind) in names | {None}
+
+
+@pytest.mark.parametrize("kind", ["ply", "stl"])  # of OBJ it takes the colours for coordinates
+def test_meshio_reads_meshes_in_angstrom(measured, kind: str) -> None:
+    meshio = pytest.importorskip("meshio")
+    body = meshio.read(measured[0] / "cell_meshes" / f"cell_membrane_001.{kind}")
+    middle = (body.points.min(0) + body.points.max(0)) / 2
+    assert middle == pytest.approx([16 * VOXEL + 100, 17 * VOXEL + 200, 15 * VOXEL + 300], abs=4)
+    assert ("thickness_nm" in body.point_data) == (kind == "ply")
+
+
 def test_the_scene_holds_all_membranes_coloured_on_one_scale(measured: tuple[Path, MeasureJob]) -> None:
     folder, _ = measured
     scene = trimesh.load_scene(folder / "cell_membranes.glb")
