@@ -1,6 +1,10 @@
 """Lists of tomograms: what cannot be used is told and does not stop the others, what is none is passed over."""
 
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import mrcfile
@@ -110,6 +114,57 @@ def test_killed_in_the_middle_and_resumed_the_folder_of_twelve_ends_the_same(
     assert masks(outcome) == GOOD
     assert (told(caplog, "not usable"), told(caplog, "passed over")) == (NOT_USABLE, PASSED_OVER)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from etsam.prediction.progress import SliceProgress
+from etsam.volume import mrc_reader
+kill_in, *arguments = sys.argv[1:]
+head, update = mrc_reader._head, SliceProgress.update
+def refusing(path):
+    if path.name == "locked.mrc":
+        raise PermissionError(13, "Permission denied", str(path))
+    return head(path)
+def deadly(self, part, done, total):
+    if part == kill_in and done == 3 and "good_too" in self._name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    update(self, part, done, total)
+mrc_reader._head, SliceProgress.update = refusing, deadly
+from etsam.cli.main import main
+main(arguments)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # three runs of a folder, each a process of its own
+@pytest.mark.parametrize("part", ["stage 1", "writing"])
+def test_killed_by_sigkill_and_resumed_the_folder_of_twelve_is_as_if_nothing_had_happened(twelve, work, part):
+    def run(kill_in, folder, *more):
+        arguments = ["predict", "in", "-o", folder, "net=tiny_test", "weights=random", "weights.seed=1", "trainer=cpu"]
+        arguments += ["--threshold", "-0.075", "write_preview=false", "--no-page", *more]
+        return subprocess.run(
+            [sys.executable, "-c", KILLED, kill_in, *arguments], capture_output=True, text=True, check=False
+        )
+
+    whole = run("never", "whole")
+    killed = run(part, "out")
+    assert (whole.returncode, killed.returncode) == (1, -signal.SIGKILL)
+    assert not (work / "out" / "good_too_etsam_predicted_mask.mrc").exists()
+    done = work / "out" / "good_etsam_predicted_mask.mrc"
+    before = done.stat().st_mtime_ns
+    resumed = run("never", "out", "--resume")
+    assert resumed.returncode == 1
+    assert done.stat().st_mtime_ns == before
+    visible = [{path.name for path in Path(folder).glob("[!.]*")} for folder in ("out", "whole")]
+    assert visible[0] == visible[1]  # a hidden part of what was being written cannot be removed by who was killed
+    for name in GOOD:
+        mask = f"{name}_etsam_predicted_mask.mrc"
+        np.testing.assert_array_equal(mrcfile.read(Path("out", mask)), mrcfile.read(Path("whole", mask)))
+    for name in (*NOT_USABLE, *PASSED_OVER):
+        assert name in resumed.stderr
+    assert resumed.stderr.partition("etsam: error: ")[2] == whole.stderr.partition("etsam: error: ")[2]
 
 
 def test_strict_is_all_or_nothing(refused, twelve, locked):
