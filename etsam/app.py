@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from etsam.errors import ConfigError, EtsamError
-from etsam.paths import resource_path
+from etsam.paths import read_names_as_utf8, resource_path
 from etsam.screen import ScreenHandler, folded, idle, in_their_words
 from etsam.settings import misfits
 
@@ -110,6 +110,7 @@ def launch(main: Callable[[], Any], switch: str = "HYDRA_FULL_ERROR") -> None:
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
 
+    read_names_as_utf8()
     parser = get_args_parser()
     hint = "settings are written KEY=VALUE, such as input=FILE; flags like those of the published tool: `etsam predict`"
     # its own way is several lines and status 2
@@ -125,7 +126,7 @@ def launch(main: Callable[[], Any], switch: str = "HYDRA_FULL_ERROR") -> None:
     except JobError as error:
         _tell_jobs()
         told = JobError.messages or [str(error)]  # jobs of a cluster failed in other processes
-        exit_with_error(f"{len(told)} of the sweep's jobs failed, the others ran: {' | '.join(told)}")
+        exit_with_error(explain(EtsamError.of(f"{len(told)} of the sweep's jobs failed, the others ran", told)))
     except (HydraException, OmegaConfBaseException) as error:
         if before or "debug=true" in given.overrides:
             traceback.print_exc()

@@ -22,7 +22,7 @@ class EtsamError(Exception):
 
     @classmethod
     def of(cls, head: str, faults: "Iterable[object]", shown: int = 20) -> "EtsamError":
-        """Error of several faults; its text has all in one line.
+        """Error of several faults; its text has all in one line, that of a person (`explain`) each in a line.
 
         Parameters
         ----------
@@ -36,7 +36,7 @@ class EtsamError(Exception):
         texts = [" ".join(str(fault).split()) for fault in faults]
         told = [*texts[:shown], *([f"and {len(texts) - shown} more"] if len(texts) > shown else [])]
         error = cls(f"{head}: {' | '.join(told)}")
-        error.head, error.faults = head, tuple(told)
+        error.head, error.faults = head, tuple(told) if len(told) > 1 else ()
         return error
 
 

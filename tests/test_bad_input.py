@@ -7,11 +7,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import grey, write_mrc
 
+from etsam.app import explain
+from etsam.errors import InputError
+from etsam.evaluation.run import raise_failures
+from etsam.prediction.writer import PredictionWriter
 from etsam.volume import atomic, mrc_writer
 
 PROGRAM = Path(__file__).parent.parent / "predict.py"
@@ -261,3 +266,17 @@ def test_real_processes_end_with_one_line_and_status_1(tomogram, command, parts)
     assert ended.stderr.startswith("etsam: error: ")
     assert all(part in ended.stderr for part in parts)
     assert sorted(path.name for path in tomogram.parent.iterdir()) == ["tomo.mrc"]
+
+
+def test_several_faults_get_a_line_each_and_a_single_one_stays_in_its_line(tmp_path):
+    writer = PredictionWriter(tmp_path)
+    writer.failures = ["a.mrc: cut", "b.mrc: empty"]
+    with pytest.raises(InputError) as several:
+        writer.raise_failures()
+    head, *lines = explain(several.value).splitlines()
+    assert (head.split()[0], lines) == ("2", ["  a.mrc: cut", "  b.mrc: empty"])
+    results = [SimpleNamespace(method="m", tomogram=name, error=error) for name, error in (("a", "x"), ("b", "y"))]
+    with pytest.raises(InputError) as several:
+        raise_failures(results, "the rest is there")
+    assert explain(several.value).splitlines()[1:] == ["  m, a: x", "  m, b: y"]
+    assert len(explain(InputError.of("head", ["one fault"])).splitlines()) == 1

@@ -156,7 +156,7 @@ def test_every_fault_of_every_tomogram_is_named_and_nothing_is_written(refused, 
     (tree / "Tomo001" / "tomo_001_motif_list.csv").unlink()
     (tree / "Tomo002" / "tomo_002_rec_snr1.73.mrc").unlink()  # the copy in tem does not count
     message = refused(tree)
-    assert message.startswith("2 faults in the PolNet output: simulated/Tomo001: tomo_001_lbl.mrc and tomo_001_motif")
+    assert message.startswith("2 faults in the PolNet output: | simulated/Tomo001: tomo_001_lbl.mrc and tomo_001_motif")
     assert "simulated/Tomo002: no reconstruction tomo_002_rec*.mrc" in message
 
 

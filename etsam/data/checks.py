@@ -172,7 +172,7 @@ def check_samples(
     faults = [finding.text for finding in findings if finding.severity == "fault"]
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise InputError(f"{count} in the training data: {' | '.join(faults)}")
+        raise InputError.of(f"{count} in the training data", faults)
     return examined
 
 
@@ -184,7 +184,8 @@ def missing_splits(
     for split in splits:
         if split not in present:
             what = f"no {split} split (splits found: {', '.join(present) or 'none'})"
-            yield Finding("", severity, what, "training needs one" if severity == "warning" else "")
+            advice = f"training needs one: write {split} in the column split of a tomogram"
+            yield Finding("", severity, what, advice)
 
 
 def _examine(

@@ -111,7 +111,7 @@ def read_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str] | N
         except ValueError as error:
             faults.append(f"line {line}: {error}")
     if faults:
-        raise InputError(f"{manifest}: {' | '.join(faults)}")
+        raise InputError.of(str(manifest), faults)
     if not samples:
         raise InputError(f"{manifest}: the manifest lists no tomogram; write one row a tomogram")
     return samples

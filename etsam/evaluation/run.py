@@ -181,6 +181,5 @@ def raise_failures(results: tuple[TomogramResult, ...] | list[TomogramResult], r
     """Raise `InputError` if a tomogram failed, naming each and why; `rest` says where the others are."""
     failed = [f"{result.method}, {result.tomogram}: {result.error}" for result in results if result.error]
     if failed:
-        raise InputError(
-            f"{len(failed)} of {len(results)} tomograms failed: {' | '.join(failed)} - {rest}; go on with resume=true."
-        )
+        head = f"{len(failed)} of {len(results)} tomograms failed; {rest}; go on with resume=true"
+        raise InputError.of(head, failed)

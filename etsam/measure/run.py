@@ -500,7 +500,7 @@ def run_jobs(jobs: Sequence[MeasureJob], progress: Callable[[str], Any] | None =
     if len(jobs) > 1:
         _combine(jobs, combined)
     if failed:
-        raise InputError(f"{len(failed)} of {len(jobs)} masks could not be measured; the first: {failed[0]}")
+        raise InputError.of(f"{len(failed)} of {len(jobs)} masks could not be measured", failed)
     return lines
 
 

@@ -154,10 +154,6 @@ def _in_list(file: Path) -> list[Location]:
     return list(paths.values())
 
 
-def _some(faults: Sequence[str], shown: int = 5) -> str:
-    return " | ".join(faults[:shown]) + (f" | and {len(faults) - shown} more" if len(faults) > shown else "")
-
-
 def _subfolders(paths: Sequence[Location]) -> dict[Location, Path]:
     """Folder of each file, relative to the one that holds them all."""
     files = [path for path in paths if isinstance(path, Path)]
@@ -315,14 +311,14 @@ class Tomograms(LightningDataModule):
         if faults and (gone or self.strict or not shapes):  # a name that is wrong is corrected before anything else
             if len(faults) == 1:
                 raise InputError(faults[0])
-            raise InputError(f"{len(faults)} of {len(self.paths)} tomograms cannot be used: {_some(faults)}")
+            raise InputError.of(f"{len(faults)} of {len(self.paths)} tomograms cannot be used", faults)
         for entry in self.missing:
             (log.info if entry.kind == "passed over" else log.warning)("%s %s: %s", entry.kind, entry.name, entry.why)
         for path, shape in shapes.items():
             for other in self.also:
                 read_also(other, path, shape)
         if not shapes:
-            raise InputError(f"there is nothing to segment: {_some([f'{one.name} {one.why}' for one in self.missing])}")
+            raise InputError.of("there is nothing to segment", [f"{one.name} {one.why}" for one in self.missing])
         return shapes
 
     def only(self, todo: Sequence[Location]) -> None:

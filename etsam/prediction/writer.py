@@ -316,7 +316,7 @@ class PredictionWriter(BasePredictionWriter):
         if len(self.failures) == 1:
             raise InputError(self.failures[0])
         if self.failures:
-            raise InputError(f"{len(self.failures)} tomograms were not segmented: {' | '.join(self.failures)}")
+            raise InputError.of(f"{len(self.failures)} tomograms were not segmented", self.failures)
 
     def write(self, prediction: Prediction) -> OutputNames:
         """Write all outputs of a prediction.

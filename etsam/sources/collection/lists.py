@@ -123,7 +123,7 @@ def _read(path: Path) -> list[PublishedRow]:
         except ValueError as error:
             faults.append(f"line {line}: {error}")
     if faults:
-        raise InputError(f"{path}: {' | '.join(faults)}")
+        raise InputError.of(str(path), faults)
     return list(rows.values())
 
 

@@ -171,7 +171,7 @@ def export_samples(
         else:
             chosen.append((run.name, tomogram, masks[0]))
     if faults:
-        raise InputError(f"{' | '.join(faults)}; say which by --segmentation NAME:USER:SESSION")
+        raise InputError.of("several segmentations fit; say which by --segmentation NAME:USER:SESSION", faults)
     if not chosen:
         raise InputError(
             f"no run of {config} has a tomogram {tomogram_type} and a segmentation {segmentation} at "

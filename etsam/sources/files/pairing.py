@@ -113,7 +113,7 @@ def pair(tomograms: Mapping[Path, str], masks: Mapping[Path, str]) -> list[Pair]
         raise InputError("the patterns of tomograms match nothing but masks; give a pattern that names tomograms")
     faults = [*_doubles(tomograms, "tomograms"), *_doubles(masks, "masks")]
     if faults:
-        raise InputError(f"{_some(faults)}; rename them, or give patterns that tell them apart")
+        raise InputError.of("some names are there twice; rename them, or give patterns that tell them apart", faults)
     by_key = {key: path for path, key in tomograms.items()}
     # a key of one may be the whole name of the other: `*.mrc` gives a, a file given by name a, `*_mask.mrc` a
     by_stem = {strip_suffix(path): path for path in reversed(list(tomograms))}
@@ -132,10 +132,8 @@ def pair(tomograms: Mapping[Path, str], masks: Mapping[Path, str]) -> list[Pair]
     faults = [f"tomogram without a mask: {path}" for path in tomograms if path not in pairs]
     faults += [f"mask without a tomogram: {path}" for path in masks if path not in matched]
     if faults:
-        raise InputError(
-            f"{_some(faults)}; rename the files so that mask and tomogram begin alike, or give patterns that match "
-            "only what belongs together"
-        )
+        advice = "rename them so that both begin alike, or give patterns that match only what belongs together"
+        raise InputError.of(f"some tomograms and masks do not pair; {advice}", faults)
     return [pairs[tomogram] for tomogram in sorted(pairs)]
 
 
@@ -177,14 +175,6 @@ def _by_beginning(tomograms: Mapping[Path, str], masks: Mapping[Path, str]) -> l
         if best is not None and best == only_best([(other, best[1]) for other in tomograms]):
             found.append((*best, tomograms[tomogram]))
     return found
-
-
-def _some(faults: Sequence[str]) -> str:
-    more = f" | and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-    return " | ".join(faults[:_SHOWN]) + more
-
-
-_SHOWN = 20  # faults in an error
 
 
 def list_samples(pairs: Sequence[Pair], dataset_id: str) -> list[Sample]:
@@ -230,6 +220,5 @@ def list_samples(pairs: Sequence[Pair], dataset_id: str) -> list[Sample]:
         except InputError as error:
             faults.append(str(error))
     if faults:
-        more = f" | and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        raise InputError(" | ".join(faults[:_SHOWN]) + more)
+        raise InputError.of("some tomograms cannot be listed", faults)
     return samples

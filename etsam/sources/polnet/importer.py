@@ -331,7 +331,7 @@ def _check_all(folders: Sequence[Path], skip_empty: bool) -> list[_Checked]:
     faults += [f"{name}: there are two folders of this name" for name in sorted(set(names)) if names.count(name) > 1]
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise InputError(f"{count} in the PolNet output: {' | '.join(faults)}")
+        raise InputError.of(f"{count} in the PolNet output", faults)
     if not checked:
         raise InputError("no tomogram with a membrane is left")
     return checked

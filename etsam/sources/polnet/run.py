@@ -112,10 +112,11 @@ def generate(
             _end(running)
             raise
     if failures:
-        raise EtsamError(
-            f"{len(failures)} of {len(jobs)} tomograms failed: {' | '.join(failures)} - the others are complete; the "
-            "same command tries the failed ones again"
+        head = (
+            f"{len(failures)} of {len(jobs)} tomograms failed; the others are complete, and the same command tries the "
+            "failed ones again"
         )
+        raise EtsamError.of(head, failures)
 
 
 def _make(
