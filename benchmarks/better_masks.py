@@ -241,7 +241,8 @@ _HEADING = """# Options for better masks
 
 Made by `benchmarks/better_masks.py score`, with the embedded weights; what each row means: `benchmarks/nano_table.py`.
 A column `plain, as OPTION` is plain on the tomograms that the option has, where these are not all. Time is processor
-time, as times that of plain. Calibration is on simulated tomograms that the constants were not fitted to.
+time, as times that of plain. Constants were fitted to simulated tomograms, all but every second of a group; the Dice of
+groups has both, calibration and the curve have those that were held out. Real tomograms and PolNet chose nothing.
 
 """
 
