@@ -33,7 +33,7 @@ def composed(command, *arguments):
         (["--no-page"], "writer.companions.page.enabled", False),
         (["--page"], "overview.page", True),
         (["--quick"], "slice_stride", 2),
-        (["--better"], "views", 4),
+        (["--better"], "axes", ["z", "y", "x"]),
         (["--memory", "4GB"], "memory_budget_gb", 4.0),
         (["--memory", "500 MB"], "memory_budget_gb", 0.5),
         (["--memory", "2GiB"], "memory_budget_gb", 2.14748365),

@@ -36,7 +36,7 @@ _FLAGS: tuple[tuple[str, str | None, str], ...] = (
     ("trainer", "cpu", "--gpu cpu"),
     ("weights", None, "--weights"),
     ("slice_stride", "2", "--quick"),
-    ("views", "4", "--better"),
+    ("axes", "[z,y,x]", "--better"),
     ("postprocess", "all", "--post-process"),
     ("tiles", "split2x2", "--split-processing"),
     ("normalize", "softplus_minmax", "--normalize-method softplus_minmax"),
