@@ -1,3 +1,3 @@
 """Version of the program, which rooms below the package's door ask for, too."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
