@@ -154,11 +154,14 @@ def reporting_errors(run: Callable[[DictConfig], _Result], cfg: DictConfig, *, s
     except (KeyboardInterrupt, SystemExit) as stop:
         if not stop_at_once and isinstance(stop, SystemExit) and stop.code in (130, SIGTERM_STATUS):
             raise  # training has told how to go on
+        removed = "outputs that were not complete have been removed."
+        if "resume" in cfg:
+            removed = removed[:-1] + "; the same with resume=true goes on."
         # Lightning turns Ctrl-C into `sys.exit(1)`
         if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
-            exit_with_error("interrupted; outputs that were not complete have been removed.", status=130)
+            exit_with_error(f"interrupted; {removed}", status=130)
         if stop.code == SIGTERM_STATUS:
-            exit_with_error("told to stop (SIGTERM); outputs that were not complete have been removed.", SIGTERM_STATUS)
+            exit_with_error(f"told to stop (SIGTERM); {removed}", SIGTERM_STATUS)
         raise
     except Exception as error:
         if cfg.get("debug", False) is True:

@@ -218,6 +218,7 @@ def test_ctrl_c_ends_with_status_130_and_leaves_nothing(predict, tomogram, monke
     monkeypatch.setattr("etsam.prediction.writer.apply_steps", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     outcome = predict("tomo.mrc", "--post-process")
     assert outcome.status == 130
+    assert "--resume" in outcome.message
     assert outcome.message.startswith("interrupted")
     assert outcome.files == []
 

@@ -2,6 +2,9 @@
 
 import errno
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import mrcfile
@@ -11,6 +14,7 @@ import pytest
 from etsam import __version__
 from etsam.errors import OutputError
 from etsam.volume import MrcWriter, Volume, atomic_path, read_volume
+from etsam.volume.atomic import atomic_folder
 
 SHAPE = (3, 4, 5)
 DATA = Path(__file__).parent / "data" / "mrc_dialects"
@@ -237,6 +241,36 @@ def test_file_system_without_hard_links_is_written_to(tmp_path, monkeypatch):
         part.write_text(json.dumps([1]))
     assert json.loads((tmp_path / "a.json").read_text()) == [1]
     assert names(tmp_path) == ["a.json"]
+
+
+_KILLED = """
+import os, signal, sys
+from etsam.volume.atomic import atomic_folder, atomic_path
+lend = atomic_path(sys.argv[1]) if sys.argv[2] == "file" else atomic_folder(sys.argv[1], replaceable=lambda _: False)
+with lend as part:
+    (part.write_text if sys.argv[2] == "file" else (part / "0").write_text)("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_left_half_written_goes_when_the_output_is_written_again(tmp_path, kind):
+    target = tmp_path / "a"
+    assert subprocess.run([sys.executable, "-c", _KILLED, target, kind]).returncode == -signal.SIGKILL
+    assert [name.endswith(".part") for name in names(tmp_path)] == [True]
+    with atomic_path(target) if kind == "file" else atomic_folder(target, replaceable=lambda _: False) as part:
+        if kind == "file":
+            part.write_text("whole")
+    assert names(tmp_path) == ["a"]
+
+
+def test_what_another_is_writing_is_left_to_it(tmp_path):
+    with atomic_path(tmp_path / "a", overwrite=True) as first:
+        first.write_text("first")
+        with atomic_path(tmp_path / "a", overwrite=True) as second:
+            second.write_text("second")
+        assert (tmp_path / "a").read_text() == "second"
+    assert (tmp_path / "a").read_text() == "first"
 
 
 def test_output_has_the_permissions_of_an_ordinary_file(tmp_path):

@@ -1,6 +1,8 @@
 """Outputs that are complete or not there: written under a temporary name in the same folder, then renamed."""
 
 import errno
+import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -53,10 +55,12 @@ def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterat
     """
     target = Path(path)
     refuse_existing(target, overwrite)
+    _remove_abandoned(target)
     part = _part_of(target)
     try:
         # not tempfile: its files are readable by their owner only, and stay so after renaming
         part.open("xb").close()
+        held = _hold(part)
     except OSError as error:
         raise output_error(error, target) from error
     try:
@@ -71,6 +75,7 @@ def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterat
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+        os.close(held)
 
 
 @contextmanager
@@ -100,9 +105,11 @@ def atomic_folder(
     """
     target = Path(path)
     _refuse_folder(target, overwrite, replaceable)
+    _remove_abandoned(target)
     part = _part_of(target)
     try:
         part.mkdir()
+        held = _hold(part)
     except OSError as error:
         raise output_error(error, target) from error
     try:
@@ -128,6 +135,7 @@ def atomic_folder(
         raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        os.close(held)
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:
@@ -157,6 +165,30 @@ def _refuse_folder(target: Path, overwrite: bool, replaceable: Callable[[Path], 
 def _part_of(target: Path) -> Path:
     # 60 characters of the name: the whole stays below the usual limit of 255 bytes, in any alphabet
     return target.parent / f".{target.name[:60]}.{secrets.token_hex(6)}.part"
+
+
+def _hold(part: Path) -> int:
+    """Descriptor that holds a lock on a temporary file or folder for as long as this process lives."""
+    held = os.open(part, os.O_RDONLY)
+    with suppress(OSError):  # file systems without locks
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return held
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove temporary files of `target` that nobody holds: a process that was killed (SIGKILL) leaves its own."""
+    for name in glob.glob(f".{glob.escape(target.name[:60])}.{'?' * 12}.part", root_dir=target.parent):
+        part = target.parent / name
+        with suppress(OSError):  # held, somebody else's, or gone meanwhile
+            held = os.open(part, os.O_RDONLY)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if part.is_dir():
+                    shutil.rmtree(part)
+                else:
+                    part.unlink()
+            finally:
+                os.close(held)
 
 
 def output_error(error: OSError, target: Path) -> OutputError:
