@@ -128,6 +128,9 @@ class Model:
             raise InputError("voxel_size is for arrays; a file has its own in its header.")
         else:
             volume = read_volume(tomogram)
+        if self._segmenter.voxel_size is not None:
+            volume = volume.at_voxel_size(self._segmenter.voxel_size)
+        also = [also] if isinstance(also, str | Path | np.ndarray) else also
         others = [Volume.from_array(one) if isinstance(one, np.ndarray) else read_volume(one) for one in also]
         for one in others:
             if one.shape != volume.shape:
@@ -140,9 +143,11 @@ class Model:
             mask = self._mask(logits, threshold)
             mask = np.stack([mask[z] for z in range(volume.shape[0])])
             return Segmentation(logits, mask, volume.voxel_size_angstrom, threshold, unsure)
-        if volume.path is not None and os.path.realpath(volume.path) == os.path.realpath(output_path):
-            raise OutputError(f"{output_path} is the tomogram itself; choose another output_path.")
         beside = Path(output_path).with_name(_with_ending(Path(output_path).name, "_uncertainty"))
+        read = {os.path.realpath(one.path) for one in (volume, *others) if one.path is not None}
+        for path in (output_path, beside):
+            if os.path.realpath(path) in read:
+                raise OutputError(f"{path} is the tomogram itself, or one of `also`; choose another output_path.")
         # opened first, so that hours of prediction are not for a file that may not be written
         with ExitStack() as stack:
             writers = [

@@ -8,7 +8,7 @@ import pytest
 from conftest import write_mrc
 
 from etsam import segment
-from etsam.errors import InputError
+from etsam.errors import InputError, OutputError
 from etsam.volume import read_volume
 
 SHAPE = (7, 14, 19)
@@ -65,11 +65,32 @@ def test_another_shape_itself_and_several_tomograms_are_refused(etsam, work, hal
     other = etsam(*COMMAND, "a.mrc", "--also", "b.mrc").stderr
     assert "b.mrc" in other
     assert "a.mrc" in other
-    assert "also=" in etsam(*COMMAND, "a.mrc", "--also", "a.mrc").stderr
-    assert "also=c.mrc" in etsam(*COMMAND, "a.mrc", "b.mrc", "--also", "c.mrc").stderr
+    assert "--also a.mrc" in etsam(*COMMAND, "a.mrc", "--also", "a.mrc").stderr
+    assert "--also c.mrc" in etsam(*COMMAND, "a.mrc", "b.mrc", "--also", "c.mrc").stderr
     assert not (work / "out").exists()
     with pytest.raises(InputError, match="also"):
         segment(halves[0], also=[halves[1][:, :-1]], overrides=SETTINGS, device="cpu")
+
+
+def test_a_mask_and_the_same_file_twice_are_refused(etsam, work, halves):
+    write_mrc(work / "t.mrc", halves[0])
+    write_mrc(work / "of_t.mrc", (halves[0] < -2).astype(np.int8))
+    assert "of_t.mrc" in etsam(*COMMAND, "t.mrc", "--also", "of_t.mrc").stderr
+    write_mrc(work / "other.mrc", halves[1])
+    twice = etsam(*COMMAND, "t.mrc", "--also", "other.mrc", "--also", "other.mrc")
+    assert twice.status == 1
+    assert "--also other.mrc" in twice.stderr
+    os.symlink("t.mrc", work / "link.mrc")
+    assert etsam(*COMMAND, "t.mrc", "--also", "link.mrc").status == 1
+
+
+def test_no_input_is_overwritten(work, halves):
+    for name, half in zip(("a", "b"), halves, strict=True):
+        write_mrc(work / f"{name}.mrc", half)
+    before = (work / "b.mrc").read_bytes()
+    with pytest.raises(OutputError, match=r"b\.mrc"):
+        segment(work / "a.mrc", also="b.mrc", output_path="b.mrc", overwrite=True, overrides=SETTINGS, device="cpu")
+    assert (work / "b.mrc").read_bytes() == before
 
 
 def test_where_the_first_is_padded_there_is_no_membrane(halves):

@@ -9,9 +9,9 @@ import pytest
 import starfile
 import trimesh
 from membrane_shapes import shell, sphere
-from omegaconf import OmegaConf
 from scipy.ndimage import distance_transform_edt
 
+from etsam.app import compose_config
 from etsam.cli.measure import after_prediction
 from etsam.errors import ConfigError, InputError, OutputError
 from etsam.measure import run as measure_run
@@ -317,8 +317,10 @@ def test_after_a_prediction_the_cleaned_mask_is_measured_beside_it(tmp_path: Pat
     cleaned = mask.copy()
     cleaned[:, :, 31:] = 0
     write(tmp_path / "cell_etsam_predicted_post_processed_mask.mrc", cleaned)
-    settings = {"input": [str(tomogram)], "output_dir": str(tmp_path), "output_format": "mrc", "output_infix": ""}
-    after_prediction(OmegaConf.create(settings | {"overwrite": False, "resume": False}))
+    (tmp_path / "cell_etsam_predicted_record.json").write_text('{"settings": {}}')
+    given = [f"input=[{tomogram},{write(tmp_path / 'failed.mrc', -mask)}]", f"output_dir={tmp_path}", "postprocess=all"]
+    after_prediction(compose_config("predict", [*given, "voxel_size=20"]))  # `failed` has no record
     table = pd.read_csv(tmp_path / "cell_membranes.csv")
+    assert json.loads((tmp_path / "cell_measure.json").read_text())["voxel_angstrom"] == 20
     assert len(table) == 1
     assert "thickness_nm" in table

@@ -7,7 +7,7 @@ from membrane_shapes import cylinder, field, shell, sphere, torus
 
 from etsam.errors import ConfigError
 from etsam.measure.columns import COLUMNS, CONTACT_COLUMNS
-from etsam.measure.measure import Measurement, MeasureSettings, measure
+from etsam.measure.measure import Measurement, MeasureSettings, _label_surfaces, measure
 from etsam.measure.shape import fitted_sphere
 
 pytestmark = pytest.mark.workshop
@@ -146,3 +146,10 @@ def test_a_sphere_is_fitted_to_part_of_it() -> None:
     centre, radius, deviation = fitted_sphere(np.array([3.0, 4.0, 5.0]) + 7 * directions, np.ones(400))
     assert centre == pytest.approx([3, 4, 5], abs=1e-6)
     assert (radius, deviation) == pytest.approx((7, 0), abs=1e-6)
+
+
+def test_labels_that_fill_their_boxes_have_a_surface() -> None:
+    labels = np.zeros((20, 40, 50), np.uint8)
+    labels[6:9, 5:35, 5:45], labels[14:17, 5:35, 5:45] = 1, 2  # flat, along the axes
+    found = _label_surfaces(labels, 1)
+    assert [len(one.points) > 1000 for one in found] == [True, True]

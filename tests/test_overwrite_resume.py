@@ -3,6 +3,7 @@
 import json
 import os
 
+import numpy as np
 import pytest
 from conftest import grey, write_mrc
 
@@ -159,6 +160,26 @@ def test_a_run_that_is_stopped_while_it_replaces_leaves_what_was_complete(predic
     assert states() == before
     assert predict("tomo.mrc", FAST, "--resume").status == 0
     assert states() == before
+
+
+def test_what_an_earlier_mask_had_beside_it_goes_with_it(predict, first, work):
+    assert predict("tomo.mrc", FAST, "--overwrite", "--store-logits", "--post-process").status == 0
+    assert predict("tomo.mrc", FAST, "--overwrite", "stage2.threshold=-100").status == 0
+    assert not list((work / "out").glob("*_logits.mrc")) + list((work / "out").glob("*_post_processed_mask.mrc"))
+
+
+def test_resume_refuses_another_voxel_size(predict, first):
+    assert "(voxel_size)" in predict("tomo.mrc", FAST, "--resume", "voxel_size=12.5").message
+
+
+def test_a_setting_that_does_not_fit_one_tomogram_leaves_the_others(predict, work):
+    values = np.random.default_rng(0).normal(0, 1, (13, 30, 31)).astype(np.float32)
+    write_mrc("small.mrc", values[:9])
+    write_mrc("tomo.mrc", values)
+    outcome = predict("small.mrc", "tomo.mrc", FAST, "start_slice=11")
+    assert outcome.status == 1
+    assert "small.mrc" in outcome.message
+    assert [name for name in outcome.files if name.endswith("_mask.mrc")] == ["tomo_etsam_predicted_mask.mrc"]
 
 
 def test_resume_refuses_other_views(predict, first):

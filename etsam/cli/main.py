@@ -42,6 +42,7 @@ from etsam.cli.flags import (
     add_settings_flag,
     running_overrides,
     segmentation_overrides,
+    threshold_value,
 )
 from etsam.cli.postprocess_flags import add_postprocess_flags, postprocess_overrides
 from etsam.cli.wording import InFlags, did_you_mean, flags_of, unknown_word
@@ -139,7 +140,8 @@ def evaluate_overrides(args: argparse.Namespace, items: Sequence[str]) -> list[s
         overrides.append(f"predictions={quote(args.predictions)}")
     if args.threshold is not None:
         stored = args.predictions is not None or any(item.startswith("predictions=") for item in settings)
-        overrides.append(f"{'prediction_threshold' if stored else 'stage2.threshold'}={args.threshold}")
+        key = "prediction_threshold" if stored else "threshold" if args.threshold == "auto" else "stage2.threshold"
+        overrides.append(f"{key}={args.threshold}")
     return overrides + running_overrides(args) + settings
 
 
@@ -248,7 +250,7 @@ def build_parser() -> argparse.ArgumentParser:
         "settings", nargs="*", metavar="MANIFEST", help="CSV of tomograms and masks; KEY=VALUE settings may follow"
     )
     evaluate.add_argument("--predictions", metavar="DIR", help="masks or logits that are there; without: predict now")
-    evaluate.add_argument("--threshold", type=float, metavar="T", help="logits above are membrane")
+    evaluate.add_argument("--threshold", type=threshold_value, metavar="T", help="logits above are membrane; or auto")
     evaluate._negative_number_matcher = predict._negative_number_matcher
     add_running_flags(evaluate, "evaluation")
     add_settings_flag(evaluate)

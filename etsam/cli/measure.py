@@ -112,18 +112,23 @@ def after_prediction(cfg: "DictConfig") -> None:
     from etsam.app import is_first_process
     from etsam.cli.console import print_line, progress_bar
     from etsam.measure.run import MeasureJob, run_jobs
-    from etsam.prediction.inputs import find_tomograms
-    from etsam.prediction.record import OutputNames
-    from etsam.volume import strip_suffix
+    from etsam.prediction.record import read_record
 
     if not is_first_process():
         return
-    folder, suffix = Path(cfg.output_dir), ".zarr" if cfg.output_format == "zarr" else ".mrc"
+    from hydra.utils import instantiate
+
+    inputs = instantiate(cfg.inputs)
+    writer = instantiate(cfg.writer, _partial_=True)(settings={})
+    writer.subfolders = inputs.subfolders
     jobs = []
-    for path in find_tomograms(cfg.input):
-        names = OutputNames(folder, strip_suffix(path), cfg.output_infix, suffix)
-        mask = names.post_processed_mask if names.post_processed_mask.exists() else names.mask
-        jobs.append(MeasureJob(mask, path, folder, overwrite=cfg.overwrite, resume=cfg.resume))
+    for path in inputs.paths:
+        names = writer.names(path)
+        if read_record(names.record) is None:  # it was passed over, or failed, which has been said
+            continue
+        mask = names.post_processed_mask if writer.steps else names.mask
+        voxel, replace, resume = cfg.voxel_size, cfg.overwrite, cfg.resume
+        jobs.append(MeasureJob(mask, path, names.folder, voxel_angstrom=voxel, overwrite=replace, resume=resume))
     for line in [*run_jobs(jobs, progress_bar), *_closing(jobs)]:
         print_line(line)
 

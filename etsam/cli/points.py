@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> None:
         print_line(f"{scores.outside} of {scores.points} points lie outside of it: are they those of this tomogram?")
     print_line(f"{scores.recall:.3f} of {scores.points} points have mask within {args.near:g} voxels")
     if scores.mask_voxels:
-        print_line(f"{scores.far:.3f} of {scores.mask_voxels} mask voxels lie farther than {args.far:g} from any point")
+        print_line(
+            f"{scores.far:.3f} of {scores.mask_voxels} mask voxels lie farther than {args.far:g} voxels from any point"
+        )
     else:
         print_line("the mask is empty")

@@ -37,6 +37,7 @@ _FLAGS: tuple[tuple[str, str | None, str], ...] = (
     ("weights", None, "--weights"),
     ("slice_stride", "2", "--quick"),
     ("axes", "[z,y,x]", "--better"),
+    ("also", None, "--also"),
     ("postprocess", "all", "--post-process"),
     ("tiles", "split2x2", "--split-processing"),
     ("normalize", "softplus_minmax", "--normalize-method softplus_minmax"),

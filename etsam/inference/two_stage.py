@@ -353,8 +353,8 @@ class TwoStage(nn.Module):
         self.axes, self.side_views = check_axes(axes), SideViews(*(side_views or ()))
         if settings.start_slice is not None and self.axes != ("z",):
             raise ConfigError(
-                f"start_slice={settings.start_slice} counts slices along z, and axes={','.join(self.axes)} has others; "
-                "leave one of them out."
+                f"start_slice={settings.start_slice} counts slices along z, and axes=[{','.join(self.axes)}] has "
+                "others; leave one of them out."
             )
         self.eval()
 

@@ -192,6 +192,9 @@ def _label_surfaces(labels: np.ndarray, workers: int) -> list[MidSurface]:
     for number, box in enumerate(find_objects(labels), 1):
         if box is None:
             continue
+        # a voxel around it: a flat label would fill its box, which has no inside and outside then
+        sides = zip(box, labels.shape, strict=True)
+        box = tuple(slice(max(side.start - 1, 0), min(side.stop + 1, length)) for side, length in sides)
         low = np.array([side.start for side in box])
         part = find_midsurface((labels[box] == number).astype(np.uint8), workers=workers)
         whole = part.points + low.astype(np.float32)

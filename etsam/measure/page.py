@@ -33,6 +33,10 @@ class _Cell:
     css: str
 
 
+_ALIKE = 2.0  # times the smallest diameter, up to which a mean of all is a size that some have; our choice
+_TOUCHING_NM = 2.0  # between middles; a bilayer is 3 to 5 nm thick, so what is nearer lies in the same place
+
+
 def sentence(found: Measurement) -> str:
     """The measurement in a sentence, such as "8 membranes (6 closed), 8 shells, mean diameter 115 nm"."""
     table = found.table
@@ -44,7 +48,12 @@ def sentence(found: Measurement) -> str:
     shells = table[table["diameter_nm"].notna()]
     if len(shells):
         some = "a shell" if len(shells) == 1 else f"{len(shells)} shells"
-        parts.append(f"{some}, mean diameter {shells['diameter_nm'].mean():.0f} nm")
+        sizes = shells["diameter_nm"]
+        alike = sizes.max() < _ALIKE * sizes.min()
+        size = (
+            f"mean diameter {sizes.mean():.0f} nm" if alike else f"diameters {sizes.min():.0f} to {sizes.max():.0f} nm"
+        )
+        parts.append(f"{some}, {size}")
     parts.append(f"together {table['area_nm2'].sum():,.0f} nm²")
     if "thickness_nm" in table:
         sure = table[table["thickness_reliable"] == "yes"]
@@ -54,7 +63,8 @@ def sentence(found: Measurement) -> str:
             parts.append("thickness not measured reliably")
     near = table["nearest_min_nm"].min()
     if np.isfinite(near):
-        parts.append(f"the closest two {near:.1f} nm apart")
+        apart = f"the closest two {near:.1f} nm apart"
+        parts.append(apart if near >= _TOUCHING_NM else "the closest two touch, so perhaps they are one")
     return ", ".join(parts) + "."
 
 

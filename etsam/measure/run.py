@@ -33,7 +33,7 @@ COMBINED = "membranes_of_all.csv"
 """Table of all masks of one call, in the output folder."""
 
 _MASK_NAME = re.compile(
-    r"_etsam_predicted(_split_processing)?(_post_processed)?_mask$|_(post_processed_mask|mask|membrane|seg)$"
+    r"_etsam_predicted(_split_processing)?(_at_-?[\d.e+-]+)?(_post_processed)?_mask$|_(post_processed_mask|mask|membrane|seg)$"
 )
 _SIDES_ANGSTROM = (1.0, 100.0)
 _SAME_SIDES = 0.01

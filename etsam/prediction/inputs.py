@@ -180,7 +180,7 @@ def read_also(path: Location, first: Location, shape: Sequence[int] | None) -> V
     InputError
         If it cannot be read, is the tomogram itself, or has another shape.
     """
-    if absolute(path) == absolute(first):
+    if isinstance(path, Path) and isinstance(first, Path) and path.resolve() == first.resolve():
         raise InputError(f"also={path} is the tomogram itself; name another reconstruction of it, or leave it out.")
     volume = read_volume(path, warn=False)
     if shape is not None and volume.shape != tuple(shape):
@@ -282,6 +282,8 @@ class Tomograms(LightningDataModule):
         ConfigError
             If there is `also` for several tomograms.
         """
+        if len({absolute(path) for path in self.also}) < len(self.also):
+            raise ConfigError(f"also={self.also[0]} is named twice; name each reconstruction once.")
         if self.also and len(self.paths) > 1:
             raise ConfigError(
                 f"also={self.also[0]} is of one tomogram, and input names {len(self.paths)}; run them one by one."

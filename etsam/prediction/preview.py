@@ -328,8 +328,8 @@ def preview(grey: Sections, mask: MaskSections, caption: Caption, doubt: Uncerta
     lines = _lines(grey, mask, caption)
     if doubt is not None:
         lines.append(
-            f"Orange: the chance that a voxel is wrongly called, full at {MOST:g}; {100 * doubt.mean:.1f} % of all are "
-            "expected to be."
+            f"Orange: where the mask may be wrong, strongest where it is as likely wrong as right. About "
+            f"{100 * doubt.mean:.1f} % of all voxels are."
         )
     return sheet(caption.name, lines, columns, caption.badge)
 

@@ -154,6 +154,10 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     since = {"propagation": "forward", "start_slice": None, "axes": ["z"]}
     chosen = {key: plain_settings(cfg[key]) for key in since}
     settings |= {key: value for key, value in chosen.items() if value != since[key]}
+    if cfg.voxel_size is not None:
+        settings["voxel_size"] = cfg.voxel_size
+    if cfg.get("write_uncertainty"):
+        settings["calibration"] = plain_settings(cfg.weights.get("calibration"))
     if cfg.get("also"):
         settings["also"] = [absolute(locate(path)) for path in cfg.also]
     if len(cfg.axes) > 1:

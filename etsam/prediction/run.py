@@ -10,6 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from etsam.app import check_values, is_first_process, require
+from etsam.errors import ConfigError
 from etsam.screen import readable_seconds, working
 from etsam.volume import Location
 from etsam.weights.registry import PUBLISHED, StageWeights, is_embedded
@@ -56,9 +57,15 @@ def run(cfg: DictConfig) -> list[Path]:
         writer.failures += inputs.faults
         voxels = {path: math.prod(shape or (0,)) for path, shape in shapes.items()}
         sizes = inputs.voxel_sizes
-        todo = writer.check(
-            voxels, {path: scratch_bytes(cfg, shape, sizes.get(path)) for path, shape in shapes.items()}
-        )
+        scratch = {}
+        for path, shape in shapes.items():
+            try:
+                scratch[path] = scratch_bytes(cfg, shape, sizes.get(path))
+            except ConfigError as error:  # a setting that does not fit this tomogram, which is told in its turn
+                if len(shapes) == 1:
+                    raise ConfigError(f"{path}: {error}") from error
+                scratch[path] = 0
+        todo = writer.check(voxels, scratch)
         inputs.only(todo)
     working("loading the networks ...")
     segmenter = instantiate(cfg.segmenter, _partial_=True)(progress=bars.update)

@@ -222,6 +222,8 @@ class Segmenter(LightningModule):
                 )
         except InputError as error:
             return error
+        except ConfigError as error:  # a setting that does not fit this tomogram
+            return InputError(f"{path}: {error}")
         except OSError as error:  # of a disk or network, in mid-volume; what is written raises OutputError
             return InputError(f"{path}: cannot be read: {error.strerror or error}.")
         except (MemoryError, RuntimeError) as error:
@@ -348,6 +350,8 @@ class Segmenter(LightningModule):
         normalization = Noted(self.normalization)
         try:
             raw, search = survey(volume, reading)
+            if not self.force:
+                refuse_other_kinds(volume, raw)
             fitted = fit_to(without_padding(volume, raw, search, reading), normalization, self.nonfinite)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error

@@ -195,7 +195,8 @@ def _tomogram(record: Mapping[str, Any], logits: Volume) -> Volume:
         tomogram = read_volume(path, warn=False)
         if tomogram.shape != logits.shape or known.get("fingerprint", fingerprint_of(path)) != fingerprint_of(path):
             raise InputError(f"{path}: has changed since the logits were made")
-        return tomogram
+        size = known.get("voxel_size_angstrom_zyx")  # the run may have been told another than the header's
+        return tomogram if size is None else tomogram.at_voxel_size(tuple(size))
     except EtsamError as error:
         log.warning("%s; the picture shows the logits instead of the tomogram", error)
         return logits

@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -440,12 +440,27 @@ class PredictionWriter(BasePredictionWriter):
             made.append(kind.path(names))
         if in_making:
             record["seconds"]["companions"] = round(time.perf_counter() - started - seconds["write"], 3)
+        if replace:
+            self._remove_stale(names, made)
         write_record(names.record, record, replace)
         self.written.append(names.mask)
         for warning in warnings:
             log.warning("%s: %s", display_name(volume.path), warning)
         self._tell(volume.path, names, record)
         return names
+
+    @staticmethod
+    def _remove_stale(names: OutputNames, made: Collection[Path]) -> None:
+        """Remove what an earlier run left beside the mask and this one did not make: it belongs to another mask."""
+        optional = (names.logits, names.uncertainty, names.post_processed_mask, names.instances, names.preview)
+        for path in (*optional, names.view(".html"), names.view(".cxc")):
+            if path in made or not os.path.lexists(path):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            log.info("removed %s, which was of an earlier mask", path)
 
     def _tell(self, path: Location, names: OutputNames, record: Mapping[str, Any]) -> None:
         """Closing block in a terminal, one line elsewhere; the number beside a file is that file's."""

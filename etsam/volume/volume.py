@@ -126,9 +126,9 @@ class Volume:
             voxel_size_angstrom = (sizes[0], sizes[1], sizes[2])
         return cls(_Array(array, voxel_size_angstrom))
 
-    def at_voxel_size(self, angstrom: float) -> "Volume":
-        """The same volume with another voxel size, Å in all three axes, whatever its header says."""
-        self.voxel_size_angstrom = (angstrom,) * 3
+    def at_voxel_size(self, angstrom: float | tuple[float, float, float]) -> "Volume":
+        """The same volume with another voxel size, Å in all three axes or (z, y, x), whatever its header says."""
+        self.voxel_size_angstrom = angstrom if isinstance(angstrom, tuple) else (angstrom,) * 3
         return self
 
     def __len__(self) -> int:
