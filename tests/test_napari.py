@@ -265,4 +265,4 @@ def test_the_demo_from_opening_to_saving_equals_the_command_line_and_its_correct
     one_step = ("trainer.max_steps=1", "trainer.limit_val_batches=1", "trainer.limit_train_batches=1")
     outcome = etsam("finetune", "manifest.csv", *one_step)
     assert outcome.status == 0, outcome.stderr
-    assert {path.name for path in Path("runs").iterdir()} == {"finetuned_stage1", "finetuned_stage2"}
+    assert {"finetuned_stage1", "finetuned_stage2"} <= {path.name for path in Path("runs").iterdir()}
