@@ -158,7 +158,7 @@ def test_voxels_that_nobody_annotated_are_known_by_their_value_whatever_the_dtyp
     known[:, 10:30] = False
     with MrcWriter(sample.target_mask, truth.shape, dtype, overwrite=True) as writer:
         for z in range(7):
-            writer[z] = np.where(known[z], truth[z], unknown).astype(dtype)
+            writer[z] = np.where(known[z], truth[z].astype(np.int16), unknown).astype(dtype)
     validator = Validator(prompts.zero)
     logits = validator.segment(tracker, sample, normalized(sample))[1]
     mask = (np.stack([logits[z] for z in range(7)]) > validator.threshold) & known
