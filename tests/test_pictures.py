@@ -184,6 +184,27 @@ def test_demo_and_random_weights_are_named():
     assert "MEANINGLESS" in weights_warning("random (seed 0)")
 
 
+def test_side_views_of_large_deep_tomograms_are_no_taller_than_regions_of_slices(monkeypatch):
+    shape = (90, 64, 72)
+    monkeypatch.setattr("etsam.prediction.preview._CROPPED_FROM", 60)
+    monkeypatch.setattr("etsam.prediction.preview._PANEL_PIXELS", 48)  # regions of 24 voxels
+    mask = np.zeros(shape, np.uint8)
+    mask[50:60, 20:24, 10:40] = 1
+    regions = []
+    real = module._richest_region
+
+    def noted(plane, size, **more):
+        regions.append(real(plane, size, **more))
+        return regions[-1]
+
+    monkeypatch.setattr(module, "_richest_region", noted)
+    preview(*gathered(np.random.default_rng(0).normal(0, 1, shape).astype(np.float32), mask), Caption("a", 0.0, 1))
+    for first, last, _, _ in regions[-2:]:  # of the side views
+        assert last - first == 24
+        assert first <= 50
+        assert last >= 60
+
+
 def test_of_large_slices_the_richest_region_is_shown_beside_the_whole(monkeypatch):
     shape = (3, 700, 900)
     mask = np.zeros(shape, bool)

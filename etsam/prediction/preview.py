@@ -291,9 +291,11 @@ def preview(grey: Sections, mask: MaskSections, caption: Caption, doubt: Uncerta
     z_size, y_size, x_size = grey.voxel_size_angstrom or (1.0, 1.0, 1.0)
     slices = mask.richest("z", 2)
     views: list[tuple[_View, ...]] = []  # one a column
+    deep = depth  # of side views
     if max(height, width) > _CROPPED_FROM:
         pixels = _CROP_ZOOM / x_size  # for an angstrom
         side = round(_PANEL_PIXELS / _CROP_ZOOM)
+        deep = min(depth, side)  # taller ones would leave the sheet empty beside them
         first = _richest_region(mask.mask("z", slices[0]), (side, side))
         small = _PANEL_PIXELS / max(height * y_size, width * x_size)
         views.append((_View("z", slices[0], small, frame=first, note="whole slice"),))
@@ -309,9 +311,9 @@ def preview(grey: Sections, mask: MaskSections, caption: Caption, doubt: Uncerta
     sides = []
     for axis in "yx":
         (place,) = mask.richest(axis)
-        region = _richest_region(mask.mask(axis, place), (depth, side))
+        region = _richest_region(mask.mask(axis, place), (deep, side))
         sides.append(_View(axis, place, pixels, region=region))
-    thin = 2 * depth * z_size <= 1.2 * min(height, side) * y_size
+    thin = 2 * deep * z_size <= 1.2 * min(height, side) * y_size
     views += [tuple(sides)] if thin else [(view,) for view in sides]
     columns = [
         [
@@ -380,6 +382,8 @@ class _View:
             words.append(f"x {self.region[2]} to {self.region[3] - 1}, y {self.region[0]} to {self.region[1] - 1}")
         elif self.region is not None and self.region[3] - self.region[2] < grey.shape[2 if self.axis == "y" else 1]:
             words.append(f"{'x' if self.axis == 'y' else 'y'} {self.region[2]} to {self.region[3] - 1}")
+            if self.region[1] - self.region[0] < grey.shape[0]:
+                words.append(f"z {self.region[0]} to {self.region[1] - 1}")
         return ", ".join(words)
 
     @staticmethod
