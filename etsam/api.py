@@ -16,18 +16,8 @@ if TYPE_CHECKING:
     from etsam.volume import Slices, Volume
 
 _COMMAND_LINE = (
-    *(
-        "input",
-        "also",
-        "output_dir",
-        "overwrite",
-        "resume",
-        "debug",
-        "write_logits",
-        "write_instances",
-        "write_preview",
-    ),
-    *("write_page", "write_chimerax"),
+    *("input", "also", "output_dir", "overwrite", "resume", "debug", "write_logits", "write_instances"),
+    *("write_preview", "write_page", "write_chimerax"),
     *("output_format", "output_infix", "inputs", "writer", "segmenter", "paths", "local", "trainer", "hydra"),
 )
 _HONOURED = (  # settings of configs/predict.yaml, and their groups, that mean something for arrays
@@ -120,6 +110,7 @@ class Model:
             Whatever is wrong with input or output, in one line.
         """
         from etsam.errors import InputError, OutputError
+        from etsam.prediction.inputs import refuse_other_shape
         from etsam.volume import Volume, read_volume, volume_writer
 
         if isinstance(tomogram, np.ndarray):
@@ -128,14 +119,11 @@ class Model:
             raise InputError("voxel_size is for arrays; a file has its own in its header.")
         else:
             volume = read_volume(tomogram)
-        if self._segmenter.voxel_size is not None:
-            volume = volume.at_voxel_size(self._segmenter.voxel_size)
+        volume = self._segmenter.as_told(volume)
         also = [also] if isinstance(also, str | Path | np.ndarray) else also
         others = [Volume.from_array(one) if isinstance(one, np.ndarray) else read_volume(one) for one in also]
         for one in others:
-            if one.shape != volume.shape:
-                shapes = [" x ".join(map(str, sides)) for sides in (one.shape, volume.shape)]
-                raise InputError(f"also: {one.path or 'an array'} has {shapes[0]} voxels, the tomogram {shapes[1]}.")
+            refuse_other_shape(one.shape, f"also: {one.path or 'an array'}", volume.shape, "the tomogram")
         if output_path is None:
             logits = np.empty(volume.shape, np.float32)
             unsure = np.empty_like(logits) if self._is_unsure else None

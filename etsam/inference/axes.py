@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from etsam.errors import ConfigError
-from etsam.inference.ensemble import Averaged, average_of, spread_of
+from etsam.inference.ensemble import Averaged, average_of, mean_of, spread_of
 from etsam.inference.logit_store import open_store
 from etsam.inference.tiles import BLEND_LIMIT
 from etsam.volume.slices import LazySlices, Slices
@@ -38,7 +38,7 @@ def check_axes(axes: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class SideViews:
-    """How much logits along Y and X count beside those along Z.
+    """Weight of logits along Y and X beside those along Z.
 
     From the side the missing wedge hides membranes, and the networks were trained on slices across Z, so that a side
     view that says no says little, while one that says yes is evidence. A mean of all, weighted or not, was measured to
@@ -83,8 +83,7 @@ def fused(along: Mapping[str, Slices], side_views: SideViews = SideViews()) -> S
         the other: how far Z and a side view differ says more of the wedge than of the mask.
     """
     if len(along) == 1 or "z" not in along:
-        members = list(along.values())
-        return members[0] if len(members) == 1 else average_of(members)
+        return mean_of(list(along.values()))
     straight = LazySlices.of(along["z"]).keep_last()
     sides = [along[axis] for axis in sorted(along.keys() - {"z"})]
     weight, floor, shift = (np.float32(number) for number in (side_views.weight, side_views.floor, side_views.shift))
@@ -132,7 +131,7 @@ def turned(slices: Slices, axis: str, folder: Path | None = None, dtype: type[np
         return slices
     depth, height, width = slices.shape
     planes, across = (height, width) if axis == "y" else (width, height)
-    slab = min(depth, max(1, _SLAB_BYTES // (4 * height * width)))
+    slab = _slab_slices(slices.shape)
     starts = range(0, depth, slab)
     store = open_store((len(starts) * planes, slab, across), folder, dtype)  # of each slab a part of each new slice
     block = np.zeros((slab, height, width), dtype)
@@ -150,10 +149,16 @@ def turned(slices: Slices, axis: str, folder: Path | None = None, dtype: type[np
     return LazySlices(turned_shape(slices.shape, axis), plane)
 
 
+def _slab_slices(shape: Sequence[int]) -> int:
+    """Slices of a volume (Z, Y, X) that are turned together."""
+    depth, height, width = shape
+    return min(depth, max(1, _SLAB_BYTES // (4 * height * width)))
+
+
 def turned_bytes(shape: Sequence[int], axis: str, dtype: type[np.floating] = np.float32) -> int:
     """Bytes of the scratch file of `turned`."""
     if axis == "z":
         return 0
     depth, height, width = shape
-    slab = min(depth, max(1, _SLAB_BYTES // (4 * height * width)))
+    slab = _slab_slices(shape)
     return -(-depth // slab) * slab * height * width * np.dtype(dtype).itemsize

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from etsam.errors import ConfigError
-from etsam.inference.ensemble import Averaged, average_of
+from etsam.inference.ensemble import Averaged, mean_of, spread_of
 from etsam.volume.slices import LazySlices, Slices
 
 Propagation = Literal["forward", "backward", "bidirectional"]
@@ -119,7 +119,7 @@ def joined(logits: Sequence[Slices], ways: Sequence[Pass], depth: int) -> Slices
         return logits[0]
     whole = [_put_back(one, way, depth) for one, way in zip(logits, ways, strict=True)]
     if all(way.depth == depth for way in ways):
-        return average_of(whole) if len(whole) > 1 else whole[0]
+        return mean_of(whole)
 
     def choose(parts: Sequence[Slices]) -> LazySlices:
         def plane(z: int) -> np.ndarray:
@@ -132,5 +132,5 @@ def joined(logits: Sequence[Slices], ways: Sequence[Pass], depth: int) -> Slices
 
 
 def _put_back(logits: Slices, way: Pass, depth: int) -> Averaged:
-    spread = getattr(logits, "spread", None)
+    spread = spread_of(logits)
     return Averaged(way.put_back(logits, depth), None if spread is None else way.put_back(spread, depth))

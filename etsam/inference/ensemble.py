@@ -77,6 +77,11 @@ def average_of(members: Sequence[Slices]) -> Averaged:
     return Averaged(LazySlices(shape, mean), LazySlices(shape, spread))
 
 
+def mean_of(members: Sequence[Slices]) -> Slices:
+    """The only member as it is, or the average of several."""
+    return members[0] if len(members) == 1 else average_of(members)
+
+
 def with_spread_to(logits: Slices, other: Slices) -> Averaged:
     """The same logits; their spread is that of both together, each one half."""
     return Averaged(logits, average_of([logits, other]).spread)

@@ -144,7 +144,7 @@ class ThresholdChoice:
         return text + ")"
 
     def facts(self) -> dict[str, Any]:
-        """What the record holds; `from_facts` takes it back."""
+        """Facts for the record; `from_facts` takes them back."""
         return {
             "threshold": self.threshold,
             "fixed": self.fixed,

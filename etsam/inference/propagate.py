@@ -34,7 +34,7 @@ from etsam.volume.slices import Slices
 
 @dataclass(frozen=True)
 class PropagationSettings:
-    """How slices are segmented one after another; these decide the result.
+    """Way in which slices are segmented one after another; it decides the result.
 
     Attributes
     ----------

@@ -13,7 +13,7 @@ from torch import nn
 from etsam.errors import ConfigError
 from etsam.inference.axes import SideViews, check_axes, fused, turned, turned_bytes, turned_shape
 from etsam.inference.directions import Pass, joined, passes
-from etsam.inference.ensemble import Averaged, average_of, spread_of, with_spread_to
+from etsam.inference.ensemble import Averaged, mean_of, spread_of, with_spread_to
 from etsam.inference.fusion import fuse
 from etsam.inference.logit_store import LogitStore, open_store
 from etsam.inference.memory_plan import Batching, MemoryPlan, plan_memory
@@ -439,7 +439,7 @@ class TwoStage(nn.Module):
             seen = stage2_input(sight.slices, sight.stage1_logits, sight.tiles, self.tiling, stage1.threshold)
             logits = run("stage 2", stage2, number, seen.slices, seen.stage1_mask)
             found[sight.axis].append(with_spread_to(logits, sight.stage1_logits) if self.spread else logits)
-        along = {axis: _turned_back(_mean(found[axis]), axis, scratch_folder, self.spread) for axis in self.axes}
+        along = {axis: _turned_back(mean_of(found[axis]), axis, scratch_folder, self.spread) for axis in self.axes}
         assert first is not None
         of_stage1 = _turned_back(first, self.axes[0], scratch_folder, False)
         return TwoStageOutput(of_stage1, fused(along, self.side_views), sights[0].tiles, seconds)
@@ -466,10 +466,6 @@ class TwoStage(nn.Module):
             "" if self.axes == ("z",) else f"; along {', '.join(self.axes)}",
             "" if inputs == 1 else f"; mean of {inputs} inputs",
         )
-
-
-def _mean(members: Sequence[Slices]) -> Slices:
-    return members[0] if len(members) == 1 else average_of(members)
 
 
 def _turned_back(logits: Slices, axis: str, folder: Path | None, spread: bool) -> Slices:

@@ -1,4 +1,4 @@
-"""What each column of the tables means: for the page, the documents and whoever reads a CSV file."""
+"""Meaning of each column of the tables: for the page, the documents and whoever reads a CSV file."""
 
 COLUMNS: dict[str, str] = {
     "membrane": "Number in the label volume; 1 is the largest.",

@@ -33,7 +33,7 @@ _COMPARE = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operato
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """What is measured, and how.
+    """Choice of the measures, and how they are taken.
 
     Attributes
     ----------

@@ -322,7 +322,7 @@ def _agreeing(surface: MidSurface, pairs: np.ndarray) -> np.ndarray:
 
 
 def _without_merged(surface: MidSurface, links: np.ndarray) -> np.ndarray:
-    """Where points belong to one membrane, (N,) bool: not in a patch that is twice as wide and lies between two."""
+    """Mask (N,) of points that belong to one membrane: not in a patch that is twice as wide and lies between two."""
     kept = np.ones(len(surface), bool)
     _, piece = connected_components(_graph(links, len(surface)), directed=False)
     usual = _medians(surface.widths, piece)[piece]
@@ -456,7 +456,7 @@ def _behind(
 
 
 def _supported(pairs: np.ndarray, sheet: np.ndarray, rim: np.ndarray) -> np.ndarray:
-    """Which pairs join two sheets, or a sheet with itself, by enough of their edges, (P,) bool."""
+    """Mask (P,) of pairs that join two sheets, or a sheet with itself, by enough of their edges."""
     ends = np.sort(sheet[pairs], axis=1)
     _, group, counts = np.unique(ends, axis=0, return_inverse=True, return_counts=True)
     edge = np.bincount(sheet[rim], minlength=int(sheet.max()) + 1)

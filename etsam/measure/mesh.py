@@ -226,7 +226,7 @@ def _welded(vertices: np.ndarray, faces: np.ndarray, lattice: float) -> tuple[np
 
 
 def _supported(mask: np.ndarray, centres: np.ndarray, tree: KDTree, bridge: KDTree | None) -> np.ndarray:
-    """Which triangles lie in the tomogram, and in the mask or across a gap, (F,) bool."""
+    """Mask (F,) of the triangles that lie in the tomogram, and in the mask or across a gap."""
     inside = ((centres >= -0.5) & (centres <= np.array(mask.shape) - 0.5)).all(axis=1)
     cells = np.clip(np.rint(centres), 0, np.array(mask.shape) - 1).astype(np.int64)
     found = inside & (mask[tuple(cells.T)] > 0)
@@ -249,7 +249,7 @@ def _supported(mask: np.ndarray, centres: np.ndarray, tree: KDTree, bridge: KDTr
 
 
 def _near_gap(vertices: np.ndarray, tree: KDTree, bridge: KDTree | None) -> np.ndarray:
-    """Which vertices lie nearer to joined points than to the membrane's own."""
+    """Mask of the vertices that lie nearer to joined points than to the membrane's own."""
     if bridge is None:
         return np.zeros(len(vertices), bool)
     return bridge.query(vertices)[0] < tree.query(vertices)[0]
@@ -288,7 +288,7 @@ def _rim(faces: np.ndarray) -> np.ndarray:
 
 
 def _inner(faces: np.ndarray, around: csr_array) -> np.ndarray:
-    """Which vertices lie more than `_DISTURBED` triangles from an open edge, (V,) bool."""
+    """Mask (V,) of the vertices more than `_DISTURBED` triangles from an open edge."""
     near = np.zeros(around.shape[0])
     near[_rim(faces)] = 1
     for _ in range(_DISTURBED):

@@ -164,7 +164,7 @@ def _rim_lengths(mesh: Mesh, shape: tuple[int, int, int]) -> tuple[float, float]
 
 @dataclass(frozen=True)
 class Distances:
-    """How far membranes are from each other, voxels.
+    """Distances of membranes from each other, voxels.
 
     Attributes
     ----------

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 ARTEFACTS = ("gold", "border")
 
 _BLOCK_ANGSTROM = 20.0  # side of a block, about; half of a membrane's thickness, less than the smallest bead
+_ROBUST = 1.4826  # times the median deviation: the standard deviation of normal noise
 _MOST_BLOCKS = 16_000_000  # 64 MB; of larger tomograms blocks are larger
 
 
@@ -156,7 +157,7 @@ class Slab:
         return float(np.degrees(np.arctan(np.hypot(b * z / y, c * z / x))))
 
     def facts(self) -> dict[str, Any]:
-        """What the record holds."""
+        """Facts for the record."""
         unit = "nm" if self.voxel_size_angstrom is not None else "voxels"
         return {
             f"thickness_{unit}": round(self.thickness, 1),
@@ -405,7 +406,7 @@ class Beads:
         return out
 
     def facts(self) -> dict[str, Any]:
-        """What the record holds."""
+        """Facts for the record."""
         diameters = [bead.diameter_nm for bead in self.beads]
         found: dict[str, Any] = {"beads": len(self.beads)}
         if diameters:
@@ -441,7 +442,7 @@ def find_gold(coarse: Coarse) -> Beads:
     if not known.any():
         return Beads((), coarse.shape)
     values = coarse.values - np.median(coarse.values[known])
-    scatter = 1.4826 * float(np.median(np.abs(values[known]))) or 1.0
+    scatter = _ROBUST * float(np.median(np.abs(values[known]))) or 1.0
     beads: list[Bead] = []
     for sign in (-1, 1):  # dark ones as a rule; what then is bright within their margins is their ringing
         for bead in _prominent(np.where(known, sign * values, 0), scatter, coarse):
@@ -544,7 +545,7 @@ class Border:
         return out
 
     def facts(self) -> dict[str, Any]:
-        """What the record holds."""
+        """Facts for the record."""
         ends = (side - last for side, last in zip(self.shape, self.last, strict=True))
         return {f"{axis}_voxels": [first, end] for axis, first, end in zip("zyx", self.first, ends, strict=True)}
 
@@ -576,13 +577,11 @@ def find_border(coarse: Coarse) -> Border:
         layers = np.stack([values.mean(axis=others), np.log(np.maximum(values.std(axis=others), 1e-12))])
         inner = layers[:, most : side - most]
         middle = np.median(inner, axis=1, keepdims=True)
-        scatter = 1.4826 * np.median(np.abs(inner - middle), axis=1, keepdims=True)
+        scatter = _ROBUST * np.median(np.abs(inner - middle), axis=1, keepdims=True)
         odd = (np.abs(layers - middle) > _RIM_SCATTERS * np.maximum(scatter, 1e-9)).any(axis=0)
         step = coarse.steps[axis]
         for ends, line in ((first, odd), (last, odd[::-1])):
-            # the last odd layer of the rim, should a good one lie between
-            found = np.flatnonzero(line[:most])
-            if not len(found) or not line[0]:
+            if not line[0]:
                 continue
             layer_count = int(np.argmin(line)) if not line[:most].all() else most
             width = layer_count * step
@@ -629,7 +628,7 @@ class Regions:
         return LazySlices(self.shape, plane)
 
     def facts(self) -> dict[str, Any]:
-        """What the record holds, by name of the part; an empty one where no void was found."""
+        """Facts for the record, by name of the part; an empty one where no void was found."""
         return {name: {} if part is None else part.facts() for name, part in self.parts.items()}
 
     def words(self) -> str:
@@ -657,7 +656,7 @@ class Regions:
 
 @dataclass(frozen=True)
 class RegionSettings:
-    """What is looked for in each tomogram.
+    """Regions that are looked for in each tomogram.
 
     Attributes
     ----------

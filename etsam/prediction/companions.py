@@ -36,7 +36,7 @@ class Companion(Protocol):
         ...
 
     def path(self, names: OutputNames) -> Path:
-        """Where the file of a tomogram goes."""
+        """Place of the file of a tomogram."""
         ...
 
     def begin(self, prediction: "Prediction", names: OutputNames, post_processed: bool) -> CompanionInMaking:

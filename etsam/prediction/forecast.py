@@ -9,7 +9,7 @@ _STAGES = ("stage 1", "stage 2")
 
 
 def fraction_done(part: str, done: int, total: int) -> float:
-    """How much of a tomogram is done, 0 to 1, by what its parts take as a rule.
+    """Share of a tomogram that is done, 0 to 1, by what its parts take as a rule.
 
     Parameters
     ----------

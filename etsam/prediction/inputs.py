@@ -183,13 +183,19 @@ def read_also(path: Location, first: Location, shape: Sequence[int] | None) -> V
     if isinstance(path, Path) and isinstance(first, Path) and path.resolve() == first.resolve():
         raise InputError(f"also={path} is the tomogram itself; name another reconstruction of it, or leave it out.")
     volume = read_volume(path, warn=False)
-    if shape is not None and volume.shape != tuple(shape):
-        sides = [" x ".join(map(str, one)) for one in (volume.shape, shape)]
+    if shape is not None:
+        refuse_other_shape(volume.shape, str(path), tuple(shape), str(first))
+    return volume
+
+
+def refuse_other_shape(shape: tuple[int, ...], name: str, first_shape: tuple[int, ...], first: str) -> None:
+    """Raise InputError unless a reconstruction has the (Z, Y, X) of the first one of its tomogram."""
+    if shape != first_shape:
+        sides = [" x ".join(map(str, one)) for one in (shape, first_shape)]
         raise InputError(
-            f"{path} has {sides[0]} voxels (Z x Y x X) and {first} has {sides[1]}; reconstructions of one tomogram "
+            f"{name} has {sides[0]} voxels (Z x Y x X) and {first} has {sides[1]}; reconstructions of one tomogram "
             "have the same."
         )
-    return volume
 
 
 class Tomograms(LightningDataModule):

@@ -88,7 +88,7 @@ def evenly(length: int, count: int) -> list[int]:
 
 
 def side_positions(length: int) -> list[int]:
-    """Where side views lie, the middle among them."""
+    """Places of side views, the middle among them."""
     return sorted({length * (number + 1) // (_SIDE_VIEWS + 1) for number in range(_SIDE_VIEWS)})
 
 

@@ -215,11 +215,8 @@ class Segmenter(LightningModule):
         fast = self.device.type == "cpu" and all(tracker.kernels == "fast" for tracker in self.two_stage.trackers)
         try:
             with retain_freed_memory() if fast else nullcontext():
-                volume = read_volume(path)
-                others = [read_also(locate(one), locate(path), volume.shape) for one in self.also]
-                return self.segment(
-                    volume if self.voxel_size is None else volume.at_voxel_size(self.voxel_size), others
-                )
+                volume = self.as_told(read_volume(path))
+                return self.segment(volume, [read_also(locate(one), locate(path), volume.shape) for one in self.also])
         except InputError as error:
             return error
         except ConfigError as error:  # a setting that does not fit this tomogram
@@ -232,6 +229,10 @@ class Segmenter(LightningModule):
             why = f"{path}: out of memory: {' '.join(str(error).split())[:200]}"
         torch.cuda.empty_cache()  # not before the error, which holds tensors, is gone
         return InputError(f"{why} - use tile_batch_size=1, a smaller net, or tiles=auto tiles.size_voxels=N.")
+
+    def as_told(self, volume: Volume) -> Volume:
+        """The volume with the voxel size that was set, if one was."""
+        return volume if self.voxel_size is None else volume.at_voxel_size(self.voxel_size)
 
     def segment(
         self,

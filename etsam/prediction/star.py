@@ -10,7 +10,7 @@ from etsam.errors import InputError
 from etsam.volume import Location
 
 _COLUMNS = ("_rlnTomoReconstructedTomogramDenoised", "_rlnTomoReconstructedTomogram")
-"""Where RELION 5 names the file of a tomogram, the better one first."""
+"""Columns in which RELION 5 names the file of a tomogram, the better one first."""
 
 
 def tomograms_of_star(file: Path) -> list[Location]:

@@ -38,7 +38,7 @@ def _size(count: int) -> str:
 
 
 def _remove(output: Path) -> None:
-    if output.is_dir():  # OME-Zarr
+    if output.is_dir() and not output.is_symlink():  # OME-Zarr
         shutil.rmtree(output)
     else:
         output.unlink(missing_ok=True)
@@ -454,13 +454,9 @@ class PredictionWriter(BasePredictionWriter):
         """Remove what an earlier run left beside the mask and this one did not make: it belongs to another mask."""
         optional = (names.logits, names.uncertainty, names.post_processed_mask, names.instances, names.preview)
         for path in (*optional, names.view(".html"), names.view(".cxc")):
-            if path in made or not os.path.lexists(path):
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-            log.info("removed %s, which was of an earlier mask", path)
+            if path not in made and os.path.lexists(path):
+                _remove(path)
+                log.info("removed %s, which was of an earlier mask", path)
 
     def _tell(self, path: Location, names: OutputNames, record: Mapping[str, Any]) -> None:
         """Closing block in a terminal, one line elsewhere; the number beside a file is that file's."""

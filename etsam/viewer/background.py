@@ -21,7 +21,7 @@ _ERROR = "etsam: error: "
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes
     ----------
@@ -97,7 +97,7 @@ class BackgroundRun:
         return self._process is not None and self._process.poll() is None
 
     def progress(self) -> Progress:
-        """How far it is, by the last line of its log that says so."""
+        """Progress, by the last line of its log that tells of it."""
         found = _LINE.findall(self._told())
         if not found:
             return Progress(0.0, "starting")

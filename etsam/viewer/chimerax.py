@@ -109,7 +109,7 @@ class ChimeraXScript:
     enabled: bool = True
 
     def path(self, names: OutputNames) -> Path:
-        """Where the script of a tomogram goes."""
+        """Place of the script of a tomogram."""
         return names.view(".cxc")
 
     def begin(self, prediction: "Prediction", names: OutputNames, post_processed: bool) -> "ScriptInMaking":
