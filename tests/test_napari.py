@@ -47,7 +47,8 @@ def panel(viewer, qtbot):
     panel.weights.setCurrentText("random")
     panel.more.setText(TOY.replace("weights=random ", ""))
     panel.folder.setText("out")
-    return panel
+    yield panel
+    panel._slab.cleanup()  # Qt may destroy the panel only after Python has collected it, which warns in another test
 
 
 def wait(panel, qtbot):
