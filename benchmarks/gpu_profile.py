@@ -134,7 +134,7 @@ def main() -> None:
             Stage(tracker, prompts.grid_zero),
             volume,
             [Tile(0, args.shape[1], 0, args.shape[2])],
-            settings=PropagationSettings(resegment_prompted=False),
+            settings=PropagationSettings(resegment_conditioning=False),
             batching=plan_memory([tracker], 1),
             progress=window,
         )

@@ -141,7 +141,7 @@ def _own(spec: Mapping[str, Any], tracker: Any, clock: Clock) -> Callable[[], No
             Stage(tracker, getattr(prompts, spec["prompt"])),
             volume,
             [tile],
-            settings=PropagationSettings(resegment_prompted=False),
+            settings=PropagationSettings(resegment_conditioning=False),
             batching=plan,
             progress=lambda done, total: clock.done.append(time.perf_counter()),  # a GPU is not waited for
         )

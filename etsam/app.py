@@ -329,11 +329,21 @@ def _program() -> str:
     return name if name in ("train", "evaluate") else "predict"
 
 
+_RENAMED = {
+    "resegment_prompted": "resegment_conditioning",
+    "max_prompted_slices": "max_conditioning_slices",
+}
+"""Last part of a setting's name in version 0.1 -> since then."""
+
+
 def _similar_settings(key: str) -> list[str]:
     """Find groups and settings of this program's config that are written like `key`.
 
     The last part of the name decides, first among those beside it: `trainer.` is common to many that mean other things.
     """
+    group, point, last = key.rpartition(".")
+    if last in _RENAMED:
+        return [group + point + _RENAMED[last]]
     known = [folder.name for folder in resource_path("configs").iterdir() if folder.is_dir()]
     first, dot, rest = key.partition(".")
     if dot and first not in known and (meant := difflib.get_close_matches(first, known, n=1, cutoff=0.75)):

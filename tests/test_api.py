@@ -117,7 +117,7 @@ def test_a_voxel_size_beside_a_file_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "override", ["no_such_key=3", "normalize=foo", "prompt@stage1.prompt=stage1_mask", "resegment_prompted=no"]
+    "override", ["no_such_key=3", "normalize=foo", "prompt@stage1.prompt=stage1_mask", "resegment_conditioning=no"]
 )
 def test_a_setting_that_does_not_fit_is_a_config_error(array, override):
     with pytest.raises(ConfigError):

@@ -149,6 +149,7 @@ def test_reading_a_good_checkpoint_warns_of_nothing(work, state):
     [
         (["foo=3"], "there is no setting foo (foo=3); `python predict.py --help` lists all"),
         (["stage2.treshold=0"], "did you mean stage2.threshold"),
+        (["resegment_prompted=false"], "did you mean resegment_conditioning"),  # its name in version 0.1
         (["normalise=robust"], "did you mean normalize"),
         (["prompt=grid"], "did you mean prompt@stage1.prompt or prompt@stage2.prompt"),
         (["normalize=foo"], "normalize=foo is unknown; allowed: min_max_positive, robust, softplus_minmax."),

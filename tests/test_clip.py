@@ -22,7 +22,7 @@ PLANS = {
     "center": ClipPlan({0: "click"}, {0: (False,)}, click_method="center"),
     "grid_zero": ClipPlan({0: "grid_zero"}, grid_interval=7),
     "zero": ClipPlan({0: "zero"}),
-    "zero_again": ClipPlan({0: "zero"}, resegment_prompted=True),
+    "zero_again": ClipPlan({0: "zero"}, resegment_conditioning=True),
 }
 
 
@@ -142,11 +142,11 @@ def test_same_generator_seed_gives_the_same_plan_and_loss(tracker):
 def test_prompts_of_inference_give_what_inference_gives(tracker, kind, again, depth):
     tracker.eval()
     images, masks = clip(depth)
-    plan = replace(PLANS[kind], resegment_prompted=again)
+    plan = replace(PLANS[kind], resegment_conditioning=again)
     prompt = tracker.prepare_prompt(fixed_prompt(kind, plan, CROP)).expand(CLIPS, -1, -1, -1)
     with torch.inference_mode():
         ours = final_logits(forward_clip(tracker, images, masks, plan, crop_shape=CROP, memory_dtype=MEMORY_DTYPE))
-        found = dict(track(tracker, images.__getitem__, depth, {0: prompt}, resegment_prompted=again))
+        found = dict(track(tracker, images.__getitem__, depth, {0: prompt}, resegment_conditioning=again))
     theirs = torch.stack([found[z].low_res_logits for z in range(depth)])
     assert torch.unique(ours).numel() > 400
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)

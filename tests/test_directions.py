@@ -63,7 +63,7 @@ def both_stages(trackers, volume, *others, spread=False, folder=None, progress=N
 # ---------------------------------------------------------------------- directions
 
 
-@pytest.mark.parametrize("more", [{}, {"slice_stride": 3}, {"views": 2}, {"resegment_prompted": False}])
+@pytest.mark.parametrize("more", [{}, {"slice_stride": 3}, {"views": 2}, {"resegment_conditioning": False}])
 def test_backward_is_forward_on_the_reversed_volume_to_the_bit(trackers, volume, more):
     backward = logits(trackers[0], volume, propagation="backward", **more)
     reversed_volume = np.ascontiguousarray(volume[::-1])
@@ -73,8 +73,8 @@ def test_backward_is_forward_on_the_reversed_volume_to_the_bit(trackers, volume,
 
 def test_a_backward_pass_takes_its_prompts_from_its_own_first_slice(trackers, volume):
     prompt, mask = partial(prompts.stage1_mask, interval=4), (volume > 0.5).astype(np.uint8)
-    found = logits(trackers[0], volume, prompt, mask, propagation="backward", resegment_prompted=False)
-    turned_round = logits(trackers[0], volume[::-1].copy(), prompt, mask[::-1].copy(), resegment_prompted=False)
+    found = logits(trackers[0], volume, prompt, mask, propagation="backward", resegment_conditioning=False)
+    turned_round = logits(trackers[0], volume[::-1].copy(), prompt, mask[::-1].copy(), resegment_conditioning=False)
     np.testing.assert_array_equal(found, turned_round[::-1])
     assert set(np.unique(np.sign(found[6]))) == {-1, 1}  # slices 6 and 2 are prompted, and shown as they were
 

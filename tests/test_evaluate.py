@@ -334,7 +334,7 @@ def test_evaluation_predicts_as_prediction_does():
     del other.segmenter.samples  # for pages, which an evaluation has none of
     del other.segmenter.also  # of a single tomogram
     sizes = ("tile_batch_size", "encode_batch_size", "memory_budget_gb")
-    for key in ("stage1", "stage2", "segmenter", "nonfinite", "resegment_prompted", *sizes):
+    for key in ("stage1", "stage2", "segmenter", "nonfinite", "resegment_conditioning", *sizes):
         assert OmegaConf.select(one, key) == OmegaConf.select(other, key), key
 
 

@@ -78,7 +78,7 @@ def one_stage(tracker, volume, prompt):
     depth, height, width = volume.shape
     tile = Tile(0, height, 0, width)
     store = np.zeros((depth, 1, tracker.low_res_side, tracker.low_res_side), np.float32)
-    propagate(tracker, volume, [prompt(volume.shape)], [tile], store, PropagationSettings(resegment_prompted=False))
+    propagate(tracker, volume, [prompt(volume.shape)], [tile], store, PropagationSettings(resegment_conditioning=False))
     return stack(Stitched(store, [tile], volume.shape))
 
 
@@ -162,7 +162,7 @@ def test_default_pipeline_gives_the_published_mask(trackers, method):
 
 def two_stage(trackers, prompt1, prompt2, tiling=None, batch=1):
     stages = [Stage(tracker_of(trackers, 1), prompt1, THRESHOLD), Stage(tracker_of(trackers, 2), prompt2, THRESHOLD)]
-    return TwoStage(*stages, tiling, PropagationSettings(resegment_prompted=False), Batching(batch))
+    return TwoStage(*stages, tiling, PropagationSettings(resegment_conditioning=False), Batching(batch))
 
 
 LONG_KINDS = ["stage1_zero", "stage1_grid_zero", "stage1_grid", "stage2_zero", "stage2_grid"]

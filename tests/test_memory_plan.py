@@ -52,7 +52,7 @@ def test_the_estimate_grows_with_the_prompted_slices_that_every_slice_attends_to
 def test_how_many_slices_a_prompt_takes_is_known_without_masks(depth):
     shape = (depth, 12, 7)
     for prompt in (prompts.zero, prompts.grid, prompts.grid_zero, prompts.stage1_mask):
-        assert prompts.prompted_slices(prompt, depth) == len(prompt(shape, np.ones(shape, dtype=bool)))
+        assert prompts.conditioning_slices(prompt, depth) == len(prompt(shape, np.ones(shape, dtype=bool)))
 
 
 def test_only_a_cpu_works_at_batches_side_by_side(tracker, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +122,14 @@ def test_resume_completes_a_batch(predict, first, states):
 def test_resume_adds_an_output_that_is_wanted_now(predict, first, states):
     assert predict("tomo.mrc", FAST, "--resume", "--store-logits").status == 0
     assert set(states()) == {MASK, RECORD, LOGITS}
+
+
+def test_resume_knows_a_setting_by_its_name_of_version_0_1(predict, first, states):
+    path = Path("out", RECORD)
+    path.write_text(path.read_text().replace('"resegment_conditioning"', '"resegment_prompted"'))
+    before = states()
+    assert predict("tomo.mrc", FAST, "--resume").status == 0
+    assert states() == before
 
 
 @pytest.mark.parametrize("more", [[], ["--store-logits"]])

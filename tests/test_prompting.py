@@ -89,7 +89,7 @@ def test_prompted_slices_are_corrected_and_some_others():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_slices", [1, 2, 3])
 def test_short_clips_always_have_something_to_learn(kind, num_slices):
-    for plan in draws(sampler_of(kind, max_prompted_slices=4, max_corrected_slices=5), num_slices, 50):
+    for plan in draws(sampler_of(kind, max_conditioning_slices=4, max_corrected_slices=5), num_slices, 50):
         assert set(plan.prompts) | set(plan.corrections) <= set(range(num_slices))
         predicted = {z for z in range(num_slices) if plan.prompts.get(z) in (None, "box", "click")}
         assert predicted
@@ -101,8 +101,8 @@ def test_short_clips_always_have_something_to_learn(kind, num_slices):
         {"box": 0.6, "click": 0.6},
         {"zero": -0.1},
         {"truth_click": 1.1},
-        {"max_prompted_slices": 0},
-        {"max_prompted_slices": 3},
+        {"max_conditioning_slices": 0},
+        {"max_conditioning_slices": 3},
         {"clicks_per_slice": -1},
         {"grid_interval": 0},
         {"click_method": "edge"},

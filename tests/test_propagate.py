@@ -1,4 +1,4 @@
-"""Streaming, tiles side by side, fusion, and the second look at prompted slices."""
+"""Streaming, tiles side by side, fusion, and the second look at conditioning slices."""
 
 import threading
 from functools import partial
@@ -43,7 +43,7 @@ def run(tracker, volume, prompt, tiles=None, batch=1, resegment=False, folder=No
         [prompt((depth, *tile.shape)) for tile in tiles],
         tiles,
         store,
-        PropagationSettings(resegment_prompted=resegment),
+        PropagationSettings(resegment_conditioning=resegment),
         Batching(tile_batch_size=batch, tile_workers=workers),
     )
     return np.stack([store[z] for z in range(depth)])
@@ -147,7 +147,7 @@ def test_a_prompted_slice_is_segmented_again_from_its_neighbours_and_not_from_it
         with torch.inference_mode():
             for z, prompt in masks.items():
                 tracker.prompt(z, tracker.encode(images[z : z + 1]), prompt, memory)
-            del memory.prompted[4]  # so that slices 1..3 and 5 do not depend on it
+            del memory.conditioning[4]  # so that slices 1..3 and 5 do not depend on it
             for z in (1, 2, 3, 5):
                 tracker.track(z, tracker.encode(images[z : z + 1]), memory)
             results.append(_segment_again(tracker, 4, tracker.encode(images[4:5]), memory).low_res_logits)
@@ -174,7 +174,7 @@ def test_a_slice_is_segmented_with_its_neighbours(volume):
 
 
 def test_tracking_without_any_prompt_is_refused(tracker):
-    with pytest.raises(ValueError, match="at least one prompted slice"):
+    with pytest.raises(ValueError, match="at least one conditioning slice"):
         next(track(tracker, lambda z: None, 5, {}))
 
 
@@ -212,7 +212,7 @@ def test_each_slice_is_read_once_a_stage_however_many_tiles(tracker, volume):
     tiles = Overlapping(size_voxels=40).plan(*SHAPE[1:], side=64)
     store = open_store((SHAPE[0], len(tiles), 16, 16), None)
     empty = [prompts.zero((SHAPE[0], *tile.shape)) for tile in tiles]
-    propagate(tracker, slices, empty, tiles, store, PropagationSettings(resegment_prompted=False))
+    propagate(tracker, slices, empty, tiles, store, PropagationSettings(resegment_conditioning=False))
     assert slices.reads == list(range(SHAPE[0]))
 
 
@@ -262,7 +262,7 @@ def test_both_stages_chained_by_hand_equal_the_two_stages_as_one(tracker, volume
     other = random_tracker(seed=8)
     score_bias(other, 20.0)
     stages = Stage(tracker, prompts.zero), Stage(other, prompts.zero)
-    model = TwoStage(*stages, settings=PropagationSettings(resegment_prompted=False))
+    model = TwoStage(*stages, settings=PropagationSettings(resegment_conditioning=False))
     small = volume[:, :50, :60]
     out = model(small)
     by_hand = fuse(small, Stitched(run(tracker, small, prompts.zero), out.tiles, small.shape))

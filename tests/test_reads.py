@@ -32,9 +32,9 @@ def masks(outcome):
 @pytest.mark.parametrize(
     "settings",
     [
-        ["resegment_prompted=true"],
-        ["resegment_prompted=true", "net.input_slices=3", "encode_batch_size=2"],
-        ["resegment_prompted=false", "write_preview=false"],
+        ["resegment_conditioning=true"],
+        ["resegment_conditioning=true", "net.input_slices=3", "encode_batch_size=2"],
+        ["resegment_conditioning=false", "write_preview=false"],
         [
             "tiles.size_voxels=32",
             "views=2",

@@ -43,7 +43,7 @@ def upstream_logits(tracker, net, images, prompt_masks, monkeypatch):
 def our_logits(tracker, images, prompt_masks):
     masks = {z: tracker.prepare_prompt(torch.from_numpy(mask)[None]) for z, mask in prompt_masks.items()}
     with torch.inference_mode():
-        found = track(tracker, lambda z: images[z : z + 1], len(images), masks, resegment_prompted=False)
+        found = track(tracker, lambda z: images[z : z + 1], len(images), masks, resegment_conditioning=False)
         return torch.stack([state.low_res_logits[0, 0] for _, state in found])
 
 

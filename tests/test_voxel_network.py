@@ -79,7 +79,7 @@ def track_by_hand(tracker, volume):
 def test_inference_is_the_trackers_steps_cropped_to_the_slice(tracker, volume):
     by_hand = track_by_hand(tracker, volume)
     assert by_hand.shape == (7, 80, 96)
-    found = run(tracker, volume, resegment_prompted=False)
+    found = run(tracker, volume, resegment_conditioning=False)
     assert np.std(by_hand[1:]) > 0.1
     np.testing.assert_allclose(found[:, 0], by_hand[:, :70, :93], rtol=1e-3, atol=HALF)
 
@@ -271,7 +271,7 @@ def test_gradients_reach_every_part(kind):
     tracker = random_tracker(name=NET).train()
     images = torch.rand(3, 2, 3, 64, 80)
     masks = torch.rand(3, 2, 64, 80) > 0.8
-    outputs = forward_clip(tracker, images, masks, ClipPlan(prompts={0: kind}, resegment_prompted=True))
+    outputs = forward_clip(tracker, images, masks, ClipPlan(prompts={0: kind}, resegment_conditioning=True))
     assert outputs[2].candidates[0].shape == (2, 1, 64, 80)
     sum(output.candidates[-1].square().mean() for output in outputs).backward()
     network = tracker.network
@@ -454,7 +454,7 @@ def test_an_image_of_another_size_is_no_image_of_the_trunk(tracker):
 def test_stage_one_of_the_method_is_prompted_by_a_grid_over_the_slice_alone(tracker, volume):
     store = store_for(tracker.logit_format, [Tile(0, 70, 0, 93)], 7)
     prompt = partial(prompts.grid_zero, interval=20)
-    tiles, settings = [Tile(0, 70, 0, 93)], PropagationSettings(resegment_prompted=False)
+    tiles, settings = [Tile(0, 70, 0, 93)], PropagationSettings(resegment_conditioning=False)
     propagate(tracker, volume, [prompt(SHAPE)], tiles, store, settings)
     expected = np.where(prompt(SHAPE)[0], 10, -10)
     np.testing.assert_array_equal(np.asarray(store[0])[0], expected)

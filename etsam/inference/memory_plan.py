@@ -85,7 +85,7 @@ def plan_memory(
     trackers: Sequence[SliceTracker],
     num_tiles: int,
     batching: Batching = Batching(),
-    prompted: Sequence[int] | None = None,
+    conditioning: Sequence[int] | None = None,
 ) -> MemoryPlan:
     """Batch sizes that were asked for; with a budget, the largest that fit it, tiles before slices.
 
@@ -97,8 +97,8 @@ def plan_memory(
         Tiles of a slice.
     batching
         As asked for.
-    prompted
-        Number of prompted slices of each stage, all of which every slice attends to; default: one.
+    conditioning
+        Number of conditioning slices of each stage, all of which every slice attends to; default: one.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def plan_memory(
         resident = psutil.Process().memory_info().rss
     together = encode_batch_size or (_GPU_ENCODE_BATCH if on_gpu else 1)
     name = torch.cuda.get_device_name(device) if on_gpu else device.type.upper()
-    prompts = [1] * len(trackers) if prompted is None else prompted
+    prompts = [1] * len(trackers) if conditioning is None else conditioning
 
     def plan(tiles: int, slices: int) -> MemoryPlan:
         margin = _MARGIN * (_RECORDED if on_gpu else 1)
@@ -143,7 +143,7 @@ def plan_memory(
     )
 
 
-def working_bytes(tracker: SliceTracker, tiles: int, slices: int, prompted: int = 1) -> int:
+def working_bytes(tracker: SliceTracker, tiles: int, slices: int, conditioning: int = 1) -> int:
     """Expected peak of tensors, weights not counted, bytes.
 
     Parameters
@@ -152,14 +152,14 @@ def working_bytes(tracker: SliceTracker, tiles: int, slices: int, prompted: int 
         The stage.
     tiles, slices
         So many tiles of so many slices together.
-    prompted
-        Prompted slices of the volume.
+    conditioning
+        Conditioning slices of the volume.
     """
     if tracker.tile_step:
-        return _voxel_bytes(tracker, tiles, slices, prompted)
+        return _voxel_bytes(tracker, tiles, slices, conditioning)
     network, quarter = tracker.network, tracker.side // 4
     most = network.max_cond_frames_in_attn
-    attended = prompted if most == -1 else min(prompted, most)
+    attended = conditioning if most == -1 else min(conditioning, most)
     wide, narrow = network.hidden_dim, network.image_encoder.trunk.patch_embed.proj.out_channels
     planes = max(_BLOCKS * narrow, _EMBEDDED * narrow + _MODELED * wide)
     encoding = 4 * quarter**2 * planes * tiles * slices
@@ -168,15 +168,15 @@ def working_bytes(tracker: SliceTracker, tiles: int, slices: int, prompted: int 
     tracking = 4 * _TRACKED * ((tracker.memory_slices + attended) * tokens + pointers) * wide * tiles
     # features of slices that wait for the tracker: an eighth and a quarter of the channels at the finer levels
     waiting = 4 * quarter**2 * wide * (1 / 8 + 1 / 16 + 1 / 16) * tiles * slices
-    bank = (network.num_maskmem + 1 + prompted) * tokens * network.mem_dim * 2 * tiles
-    bank += 4 * quarter**2 * prompted * tiles  # their masks
+    bank = (network.num_maskmem + 1 + conditioning) * tokens * network.mem_dim * 2 * tiles
+    bank += 4 * quarter**2 * conditioning * tiles  # their masks
     return int(max(encoding, tracking) + waiting + bank)
 
 
-def _voxel_bytes(tracker: SliceTracker, tiles: int, slices: int, prompted: int) -> int:
+def _voxel_bytes(tracker: SliceTracker, tiles: int, slices: int, conditioning: int) -> int:
     """As `working_bytes`, of a network at voxel resolution whose tiles are as large as they can be."""
     network, voxels = tracker.network, tracker.side**2
     widths = network.image_encoder.trunk.channel_list
     encoding = 4 * voxels * _VOXEL_BLOCKS * widths[0] * tiles * slices
     waiting = 4 * voxels * (1 + sum(network.sam_mask_decoder.widths)) * tiles * slices  # coarser levels are smaller
-    return int(encoding + waiting + 4 * voxels * prompted * tiles)  # masks of prompted slices
+    return int(encoding + waiting + 4 * voxels * conditioning * tiles)  # masks of conditioning slices

@@ -13,14 +13,14 @@ from etsam.errors import ConfigError
 from etsam.volume.slices import Slices
 
 GRID_INTERVAL = 50
-"""Published interval of grid points and of prompted slices, voxels; 10 in split mode."""
+"""Published interval of grid points and of conditioning slices, voxels; 10 in split mode."""
 
 
 class Prompt(Protocol):
     """Prompt of a stage: one of the functions below, its interval bound."""
 
     def __call__(self, shape: tuple[int, ...], stage1_mask: Slices | None = None) -> dict[int, np.ndarray]:
-        """Masks of the prompted slices of a volume of `shape` (Z, Y, X)."""
+        """Masks of the conditioning slices of a volume of `shape` (Z, Y, X)."""
         ...
 
 
@@ -60,7 +60,7 @@ def stage1_mask(
     return {z: np.asarray(stage1_mask[z], dtype=bool) for z in range(0, shape[0], interval)}
 
 
-def prompted_slices(prompt: Prompt, depth: int) -> int:
+def conditioning_slices(prompt: Prompt, depth: int) -> int:
     """Number of slices that a prompt has masks for, given the depth; it does not depend on what a mask shows."""
     return len(prompt((depth, 1, 1), np.zeros((depth, 1, 1), dtype=bool)))
 

@@ -1,9 +1,9 @@
 """Slices and prompts -> logits of one stage, one slice at a time, memory bounded.
 
-A prompted slice gives back its prompt, not a prediction, so the published pipeline leaves slice 0 empty (DESIGN
-decision 4). With `resegment_prompted` such a slice is segmented again once its neighbours are known: from the memory of
-the slice after it, which takes the part of the prompt, and of those before it; for slice 0 from those after it, in
-reverse. Its own prompt is not attended to. The other slices are not touched by this.
+A conditioning slice gives back its prompt, not a prediction, so the published pipeline leaves slice 0 empty (DESIGN
+decision 4). With `resegment_conditioning` such a slice is segmented again once its neighbours are known: from the
+memory of the slice after it, which takes the part of the prompt, and of those before it; for slice 0 from those after
+it, in reverse. Its own prompt is not attended to. The other slices are not touched by this.
 """
 
 from collections import deque
@@ -38,8 +38,8 @@ class PropagationSettings:
 
     Attributes
     ----------
-    resegment_prompted
-        Segment prompted slices from their neighbours afterwards; False: as published, they stay their prompts.
+    resegment_conditioning
+        Segment conditioning slices from their neighbours afterwards; False: as published, they stay their prompts.
     views
         Mirrored views of each tile that are averaged: 1 (as published), 2 or 4.
     slice_stride
@@ -55,7 +55,7 @@ class PropagationSettings:
         If a number is out of range, or there is no such direction.
     """
 
-    resegment_prompted: bool = True
+    resegment_conditioning: bool = True
     views: int = 1
     slice_stride: int = 1
     propagation: Propagation = "forward"
@@ -73,10 +73,10 @@ def track(
     num_slices: int,
     prompts: Mapping[int, Tensor],
     *,
-    resegment_prompted: bool = True,
+    resegment_conditioning: bool = True,
     encode_batch: EncodeBatch | None = None,
 ) -> Iterator[tuple[int, SliceState]]:
-    """Track forward from slice 0; yields each slice once, prompted ones late if they are segmented again.
+    """Track forward from slice 0; yields each slice once, conditioning slices late if they are segmented again.
 
     Parameters
     ----------
@@ -88,13 +88,13 @@ def track(
         Z.
     prompts
         Slice index -> (B, 1, S, S) mask from `tracker.prepare_prompt`; at least one.
-    resegment_prompted
-        False: prompted slices yield their prompt at +-10, as published.
+    resegment_conditioning
+        False: conditioning slices yield their prompt at +-10, as published.
     encode_batch
         Number of slices encoded together; default: one.
     """
     if not prompts:
-        raise ValueError("tracking needs at least one prompted slice")
+        raise ValueError("tracking needs at least one conditioning slice")
     memory = tracker.new_memory(num_slices)
     order = [z for z in range(num_slices) if z not in prompts]
     features = EncodedAhead(tracker, image_at, order, encode_batch)
@@ -104,30 +104,30 @@ def track(
     for z in range(num_slices):
         if z not in prompts:
             yield z, tracker.track(z, features[z], memory)
-        elif resegment_prompted:
+        elif resegment_conditioning:
             waiting.append(z)
         else:
-            yield z, memory.prompted[z]
+            yield z, memory.conditioning[z]
         for due in [p for p in waiting if _neighbours_known(tracker, memory, p, z)]:
             waiting.remove(due)
             yield due, _segment_again(tracker, due, features[due], memory)
 
 
-def _neighbours_known(tracker: SliceTracker, memory: MemoryBank, prompted: int, z: int) -> bool:
-    """True if prompted slice `prompted` can be segmented again now that `z` is done."""
+def _neighbours_known(tracker: SliceTracker, memory: MemoryBank, conditioning: int, z: int) -> bool:
+    """True if conditioning slice `conditioning` can be segmented again now that `z` is done."""
     if z == memory.num_slices - 1:
         return True
-    if any(other < prompted for other in memory.tracked):
-        return any(other > prompted for other in memory.tracked)
-    return z - prompted >= tracker.network.num_maskmem - 1
+    if any(other < conditioning for other in memory.tracked):
+        return any(other > conditioning for other in memory.tracked)
+    return z - conditioning >= tracker.network.num_maskmem - 1
 
 
 def _segment_again(tracker: SliceTracker, z: int, features: SliceFeatures, memory: MemoryBank) -> SliceState:
     known = {other: state for other, state in memory.tracked.items() if state.memory is not None}
     before = {other: state for other, state in known.items() if other < z}
     after = {other: state for other, state in known.items() if other > z}
-    if not known:  # a single slice, or every slice prompted: nothing but prompts to start from
-        return tracker.segment(z, features, memory.prompted, {}, memory.num_slices)
+    if not known:  # a single slice, or every slice a conditioning slice: nothing but prompts to start from
+        return tracker.segment(z, features, memory.conditioning, {}, memory.num_slices)
     nearest = min(after) if after else max(before)
     others = before if before else after
     others = {other: state for other, state in others.items() if other != nearest}
@@ -148,7 +148,7 @@ def propagate(
 ) -> None:
     """Logits of one pass of one stage over a volume, all tiles side by side, so that each slice is read once.
 
-    A slice is read a second time if it, or one that is seen with it, is prompted and not among the first.
+    A slice is read a second time if it, or one that is seen with it, is a conditioning slice and not among the first.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def propagate(
     depth = slices.shape[0]
     seen_with = [tracker.seen_with(z, depth) for z in segmented_slices(depth, settings.slice_stride)]
     needed = sorted({z for together in seen_with for z in together})
-    pinned = _waiting_longest(tracker, seen_with, prompts[0]) if settings.resegment_prompted else ()
+    pinned = _waiting_longest(tracker, seen_with, prompts[0]) if settings.resegment_conditioning else ()
     with SlicesAhead(slices, kept, ahead, needed, pinned) as planes, faster(tracker), graphed(tracker):
         runs = _runs(tracker, planes, seen_with, inputs, settings, batching, encode_batch)
         under_way: deque[tuple[LogitStore, int, Callable[[], Tensor]]] = deque()
@@ -204,9 +204,11 @@ def propagate(
             _put(*one)
 
 
-def _waiting_longest(tracker: SliceTracker, seen_with: Sequence[Sequence[int]], prompted: Collection[int]) -> list[int]:
-    """Slices that stay in memory for the first prompted ones, which are segmented again only after several others."""
-    first = takewhile(lambda index: index in prompted, range(min(len(seen_with), tracker.network.num_maskmem)))
+def _waiting_longest(
+    tracker: SliceTracker, seen_with: Sequence[Sequence[int]], conditioning: Collection[int]
+) -> list[int]:
+    """Slices that stay in memory for the first conditioning ones, which are segmented again after several others."""
+    first = takewhile(lambda index: index in conditioning, range(min(len(seen_with), tracker.network.num_maskmem)))
     return sorted({z for index in first for z in seen_with[index]})
 
 
@@ -270,7 +272,7 @@ def _runs(
             images(batch),
             len(seen_with),
             masks(batch),
-            resegment_prompted=settings.resegment_prompted,
+            resegment_conditioning=settings.resegment_conditioning,
             encode_batch=encode_batch,
         )
         for batch in batches

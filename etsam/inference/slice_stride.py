@@ -33,7 +33,7 @@ def segmented_slices(depth: int, stride: int) -> list[int]:
 def prompts_on(
     places: Sequence[int], prompt: Prompt, shape: tuple[int, ...], stage1_mask: Slices | None = None
 ) -> dict[int, np.ndarray]:
-    """Masks of prompted slices, each on the nearest slice that is segmented.
+    """Masks of conditioning slices, each on the nearest slice that is segmented.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ from etsam.inference.ensemble import Averaged, mean_of, spread_of, with_spread_t
 from etsam.inference.fusion import fuse
 from etsam.inference.logit_store import LogitStore, open_store
 from etsam.inference.memory_plan import Batching, MemoryPlan, plan_memory
-from etsam.inference.prompts import Prompt, prompted_slices
+from etsam.inference.prompts import Prompt, conditioning_slices
 from etsam.inference.propagate import PropagationSettings, propagate
 from etsam.inference.slice_stride import InterpolatedLogits, prompts_on, segmented_slices
 from etsam.inference.tiles import BLEND_LIMIT, Overlapping, Stitched, Tile, Tiling, common_shape
@@ -89,7 +89,7 @@ def run_pass(
         store = store_for(stage.tracker.logit_format, tiles, len(places))
     if batching.tile_workers is None:  # as in prediction
         batching = plan_memory(
-            [stage.tracker], len(tiles) * settings.views, batching, [prompted_slices(stage.prompt, depth)]
+            [stage.tracker], len(tiles) * settings.views, batching, [conditioning_slices(stage.prompt, depth)]
         )
     masks = [None if stage1_mask is None else LazySlices.of(stage1_mask).crop(*tile.index) for tile in tiles]
     propagate(
@@ -377,7 +377,7 @@ class TwoStage(nn.Module):
             [stage.tracker for stage in self.stages],
             num_tiles * self.settings.views,
             self.batching,
-            [prompted_slices(stage.prompt, depth) for stage in self.stages],
+            [conditioning_slices(stage.prompt, depth) for stage in self.stages],
         )
 
     def forward(

@@ -199,7 +199,7 @@ def logit_format(net: Mapping[str, Any]) -> LogitFormat:
 
 
 def memory_slices(net: Mapping[str, Any], network: "SAM2Base") -> int:
-    """Number of slices attended to besides prompted ones; `ConfigError` if the network was not made for so many."""
+    """Number of slices attended to besides conditioning ones; `ConfigError` if the network was not made for so many."""
     most = int(network.num_maskmem) - 1
     asked = net.get("memory_slices")
     if asked is None:

@@ -89,8 +89,8 @@ class SliceState:
     Attributes
     ----------
     low_res_logits
-        (B, 1, S/4, S/4) float32: the prompt at +-10 on a prompted slice, else the prediction; -1024 where the network
-        says that there is no object.
+        (B, 1, S/4, S/4) float32: the prompt at +-10 on a conditioning slice, else the prediction; -1024 where the
+        network says that there is no object.
     object_score
         (B, 1) logit of there being an object at all.
     pointer
@@ -106,7 +106,7 @@ class SliceState:
 
 
 class MemoryBank:
-    """Memory bank of one pass over the slices: all prompted slices, and as many others as attention can reach.
+    """Memory bank of one pass over the slices: all conditioning slices, and as many others as attention can reach.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class MemoryBank:
 
     def __init__(self, num_slices: int, pointer_reach: int, feature_reach: int) -> None:
         self.num_slices = num_slices
-        self.prompted: dict[int, SliceState] = {}
+        self.conditioning: dict[int, SliceState] = {}
         self.tracked: dict[int, SliceState] = {}
         self._pointer_reach, self._feature_reach = pointer_reach, feature_reach
 

@@ -74,7 +74,7 @@ class SliceTracker(nn.Module):
         Side of the tiles that the network is made for; smaller than its image side if it sees them magnified. None: the
         image side.
     memory_slices
-        How many slices are attended to besides prompted ones, the nearest; None: as many as the network was made for.
+        Attended to besides conditioning ones, the nearest; None: as many as the network was made for.
     kernels
         `fast`: with the replacements of `etsam.network.fast`; `reference`: SAM2's own code.
     """
@@ -136,7 +136,7 @@ class SliceTracker(nn.Module):
     def new_memory(self, num_slices: int) -> MemoryBank:
         """An empty memory bank for a volume of so many slices.
 
-        Two slices more than attention reaches are kept, because a prompted slice is segmented again after the one
+        Two slices more than attention reaches are kept, because a conditioning slice is segmented again after the one
         that follows it (inference/propagate.py).
         """
         network = self.network
@@ -171,7 +171,7 @@ class SliceTracker(nn.Module):
         return SliceFeatures(levels, positions, sizes)
 
     def prompt(self, z: int, features: SliceFeatures, prompt: Tensor, memory: MemoryBank) -> SliceState:
-        """Put a prompted slice into memory. Its logits are the prompt itself at +-10, not a prediction.
+        """Put a conditioning slice into memory. Its logits are the prompt itself at +-10, not a prediction.
 
         Parameters
         ----------
@@ -182,18 +182,18 @@ class SliceTracker(nn.Module):
         prompt
             (B, 1, S, S) from `prepare_prompt`.
         memory
-            Gets the slice under `prompted`.
+            Gets the slice under `conditioning`.
         """
         decoded = self.decode(z, features, memory.num_slices, prompt=prompt)
-        memory.prompted[z] = self.remember_prompt(features, decoded)
-        return memory.prompted[z]
+        memory.conditioning[z] = self.remember_prompt(features, decoded)
+        return memory.conditioning[z]
 
     def track(self, z: int, features: SliceFeatures, memory: MemoryBank) -> SliceState:
         """Segment slice `z` from the memory of others, and remember it.
 
-        `memory` needs at least one prompted slice.
+        `memory` needs at least one conditioning slice.
         """
-        state = self.segment(z, features, memory.prompted, memory.tracked, memory.num_slices, remember=True)
+        state = self.segment(z, features, memory.conditioning, memory.tracked, memory.num_slices, remember=True)
         memory.remember(z, state)
         return state
 
@@ -215,7 +215,7 @@ class SliceTracker(nn.Module):
         z, features
             The slice.
         conditioning
-            Slices attended to as prompted ones are, wherever they lie; at least one.
+            Slices attended to wherever they lie; at least one.
         others
             Slices attended to by their distance: those before `z`, or after it if `reverse`.
         num_slices

@@ -82,6 +82,9 @@ def write_record(path: Path, record: dict[str, Any], overwrite: bool = False) ->
         part.write_text(text, encoding="utf-8")
 
 
+_RENAMED = {"resegment_prompted": "resegment_conditioning"}  # in records of version 0.1
+
+
 def read_record(path: Path) -> dict[str, Any] | None:
     """Read a record; None if there is none.
 
@@ -98,6 +101,8 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, OSError) as error:
         raise OutputError(f"{path} is no record of a run ({error}); remove it or set overwrite=true.") from error
+    settings = record["settings"]
+    record["settings"] = {_RENAMED.get(key, key): value for key, value in settings.items()}
     return record
 
 
@@ -147,7 +152,7 @@ def _plain(value: Any) -> Any:
 
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """Settings that decide a mask, plain values: for the record and for `resume`."""
-    keys = ["net", "normalize", "nonfinite", "tiles", "postprocess", "resegment_prompted", "views", "slice_stride"]
+    keys = ["net", "normalize", "nonfinite", "tiles", "postprocess", "resegment_conditioning", "views", "slice_stride"]
     keys += ["target_voxel_size"]
     settings = {key: plain_settings(cfg[key]) for key in keys}
     # not in records of version 0.1, of which `resume` shall keep what is as by default

@@ -1,6 +1,6 @@
 """Forward of a batch of clips through the tracker of inference, with gradients, as SAM2 trains.
 
-Prompted slices first, each by its prompt alone; then the others in order, from the memory of those before. Memory
+Conditioning slices first, each by its prompt alone; then the others in order, from the memory of those before. Memory
 features keep the precision they are computed in, and gradients flow through memory.
 
 Axes: T slices of a clip, B clips, K candidate masks, S image side; (H, W) in its place with a network of any size.
@@ -110,7 +110,7 @@ def forward_clip(
             outputs[z] = run.prompt(z, kind, planes.to(masks.device))
         else:
             outputs[z] = run.prompt(z, kind, truth[:, 0])
-        if plan.resegment_prompted and z == due and plan.prompts.get(0) in FIXED_KINDS:
+        if plan.resegment_conditioning and z == due and plan.prompts.get(0) in FIXED_KINDS:
             outputs[0] = run.segment_first_again()
     return [outputs[z] for z in range(len(images))]
 
@@ -149,14 +149,14 @@ class _Run:
         decoded = self.tracker.decode(z, features, self.memory.num_slices, prompt=prompt)
         fixed = kind in FIXED_KINDS
         remember = self.tracker.remember_prompt if fixed else self.tracker.remember
-        self.memory.prompted[z] = remember(features, decoded, dtype=self.dtype)
+        self.memory.conditioning[z] = remember(features, decoded, dtype=self.dtype)
         return _output([decoded], None, supervised=not fixed)
 
     def decode(self, z: int, kind: PromptKind | None, annotator: Annotator) -> SliceOutput:
         """A slice that is predicted: from clicks (`kind`), or from memory; then corrected."""
         tracker, plan, features, memory = self.tracker, self.plan, self.features[z], self.memory
         clicks = None if kind is None else annotator.first(kind)
-        conditioning, others = (memory.prompted, memory.tracked) if kind is None else ({}, {})
+        conditioning, others = (memory.conditioning, memory.tracked) if kind is None else ({}, {})
         steps = [tracker.decode(z, features, memory.num_slices, conditioning, others, clicks=clicks)]
         corrections = plan.corrections.get(z, ())
         for step in range(len(corrections)):
@@ -164,7 +164,7 @@ class _Run:
             steps.append(tracker.correct(steps[-1], clicks, initial=kind is not None))
         state = tracker.remember(features, steps[-1], clicked=clicks is not None, dtype=self.dtype)
         if kind is not None or (corrections and plan.corrected_as_conditioning):
-            memory.prompted[z] = state
+            memory.conditioning[z] = state
         else:
             memory.remember(z, state)
         return _output(steps, clicks)

@@ -2,7 +2,7 @@
 
 Two families of prompts. `mask`, `box` and `click` come from the truth, as SAM2 trains. `grid_zero` and `zero` are what
 inference gives on slice 0; there the output of slice 0 is the prompt and not a prediction, so that slice has no loss,
-unless it is segmented again as inference does (`resegment_prompted`).
+unless it is segmented again as inference does (`resegment_conditioning`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,16 +33,16 @@ class ClipPlan:
     Attributes
     ----------
     prompts
-        Prompted slice -> kind; these slices come first, in this order, and see no memory.
+        Conditioning slice -> kind; these slices come first, in this order, and see no memory.
     corrections
         Corrected slice -> for each click, whether it is drawn from the truth (True) or from the error (False).
     corrected_as_conditioning
-        Whether a corrected slice is remembered as a prompted one is.
+        Whether a corrected slice is remembered as a conditioning slice is.
     click_method
         `uniform`: any voxel of the error; `center`: the voxel deepest inside it (deterministic).
     grid_interval
         Of `grid_zero`, voxels of the crop before it is resized to the network's side.
-    resegment_prompted
+    resegment_conditioning
         With `grid_zero` and `zero`: slice 0 is segmented again from the slices after it, and trained by that.
     seed
         Of the clicks and boxes, so that they do not depend on torch's global random state.
@@ -55,7 +55,7 @@ class ClipPlan:
     corrected_as_conditioning: bool = True
     click_method: ClickMethod = "uniform"
     grid_interval: int = GRID_INTERVAL
-    resegment_prompted: bool = False
+    resegment_conditioning: bool = False
     seed: int = 0
     alone: bool = False
 
@@ -67,18 +67,18 @@ class PromptSampler:
     Attributes
     ----------
     box, click, grid_zero, zero
-        Probabilities of the kinds; the rest goes to `mask`. Boxes and clicks mix over the prompted slices of a clip.
+        Probabilities of the kinds; the rest goes to `mask`. A clip can have both boxes and clicks.
     alone
-        Probability that nothing is prompted and nothing remembered: each slice by itself, to start a network with.
-    max_prompted_slices
-        Of `mask`, `box`, `click`: 1 to so many prompted slices, slice 0 always among them.
+        Probability that there is no prompt and nothing remembered: each slice by itself, to start a network with.
+    max_conditioning_slices
+        Of `mask`, `box`, `click`: 1 to so many conditioning slices, slice 0 always among them.
     max_corrected_slices
-        Of `box`, `click`: so many slices at most get correction clicks, the prompted ones always among them.
+        Of `box`, `click`: so many slices at most get correction clicks, the conditioning slices always among them.
     clicks_per_slice
         Correction clicks on each of those; 0: none.
     truth_click
         Probability that a correction click is drawn from the truth instead of the error.
-    corrected_as_conditioning, click_method, grid_interval, resegment_prompted
+    corrected_as_conditioning, click_method, grid_interval, resegment_conditioning
         As in `ClipPlan`.
 
     Raises
@@ -92,14 +92,14 @@ class PromptSampler:
     grid_zero: float = 0.0
     zero: float = 0.0
     alone: float = 0.0
-    max_prompted_slices: int = 2
+    max_conditioning_slices: int = 2
     max_corrected_slices: int = 2
     clicks_per_slice: int = 7
     truth_click: float = 0.1
     corrected_as_conditioning: bool = True
     click_method: ClickMethod = "uniform"
     grid_interval: int = GRID_INTERVAL
-    resegment_prompted: bool = False
+    resegment_conditioning: bool = False
 
     def __post_init__(self) -> None:
         names = ("box", "click", "grid_zero", "zero", "alone", "truth_click")
@@ -112,14 +112,14 @@ class PromptSampler:
             raise ConfigError(
                 f"prompts: box + click + grid_zero + zero + alone = {total:g}; at most 1, the rest goes to masks."
             )
-        if self.max_prompted_slices < 1 or self.clicks_per_slice < 0 or self.grid_interval < 1:
+        if self.max_conditioning_slices < 1 or self.clicks_per_slice < 0 or self.grid_interval < 1:
             raise ConfigError(
-                "prompts: max_prompted_slices and grid_interval are at least 1, clicks_per_slice at least 0."
+                "prompts: max_conditioning_slices and grid_interval are at least 1, clicks_per_slice at least 0."
             )
-        if self.max_corrected_slices < self.max_prompted_slices:
+        if self.max_corrected_slices < self.max_conditioning_slices:
             raise ConfigError(
-                f"prompts.max_corrected_slices={self.max_corrected_slices} has to be at least max_prompted_slices="
-                f"{self.max_prompted_slices}: slices prompted by clicks are corrected (clicks_per_slice=0: none are)."
+                f"prompts.max_corrected_slices={self.max_corrected_slices} has to be at least max_conditioning_slices="
+                f"{self.max_conditioning_slices}: slices with clicks are corrected (clicks_per_slice=0: none are)."
             )
         if self.click_method not in ("uniform", "center"):
             raise ConfigError(f"prompts.click_method={self.click_method}: uniform or center.")
@@ -127,29 +127,31 @@ class PromptSampler:
     def draw(self, num_slices: int, generator: np.random.Generator) -> ClipPlan:
         """Draw the plan of a batch of clips of `num_slices` slices.
 
-        A slice prompted by a mask teaches nothing by itself. So at least one slice stays unprompted, and a clip of one
-        slice is prompted by a box or a click, as in SAM2.
+        A slice that is given its mask teaches nothing by itself. So at least one slice is tracked, and a clip of one
+        slice gets a box or a click, as in SAM2.
         """
         if self.alone and generator.random() < self.alone:
             return ClipPlan(prompts={}, alone=True)
         kind = self._kind(num_slices, generator)
         by_hand = kind in ("box", "click")
-        most = 1 if kind in FIXED_KINDS else min(self.max_prompted_slices, num_slices if by_hand else num_slices - 1)
-        prompted = [0, *_some(range(1, num_slices), int(generator.integers(1, most, endpoint=True)) - 1, generator)]
+        most = (
+            1 if kind in FIXED_KINDS else min(self.max_conditioning_slices, num_slices if by_hand else num_slices - 1)
+        )
+        conditioning = [0, *_some(range(1, num_slices), int(generator.integers(1, most, endpoint=True)) - 1, generator)]
         corrected: list[int] = []
         if by_hand and self.clicks_per_slice:
-            number = int(generator.integers(len(prompted), self.max_corrected_slices, endpoint=True))
-            rest = [z for z in range(num_slices) if z not in prompted]
-            corrected = prompted + _some(rest, number - len(prompted), generator)
+            number = int(generator.integers(len(conditioning), self.max_corrected_slices, endpoint=True))
+            rest = [z for z in range(num_slices) if z not in conditioning]
+            corrected = conditioning + _some(rest, number - len(conditioning), generator)
         return ClipPlan(
-            prompts={z: self._box_or_click(generator) if by_hand else kind for z in prompted},
+            prompts={z: self._box_or_click(generator) if by_hand else kind for z in conditioning},
             corrections={
                 z: tuple(bool(x) for x in generator.random(self.clicks_per_slice) < self.truth_click) for z in corrected
             },
             corrected_as_conditioning=self.corrected_as_conditioning,
             click_method=self.click_method,
             grid_interval=self.grid_interval,
-            resegment_prompted=self.resegment_prompted,
+            resegment_conditioning=self.resegment_conditioning,
             seed=int(generator.integers(2**31)),
         )
 
@@ -204,7 +206,7 @@ class Annotator:
     clip_seeds: Sequence[int]
 
     def first(self, kind: PromptKind) -> Clicks:
-        """The click, or the box (P = 2), that the slice is prompted with.
+        """The click, or the box (P = 2), of the slice.
 
         Where there is no object: a click on the background, and instead of the second corner none.
         """

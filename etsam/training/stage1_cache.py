@@ -66,7 +66,7 @@ class Stage1Logits:
         Of stage 1, for the prompt `stage1_mask` of stage 2.
     precision
         As of Lightning's Trainer: stage 1 computes in it, as in prediction.
-    resegment_prompted
+    resegment_conditioning
         As in inference.
     """
 
@@ -82,20 +82,20 @@ class Stage1Logits:
         tile_step: int | None = None,
         threshold: float = DEFAULT_THRESHOLD,
         precision: str = "32-true",
-        resegment_prompted: bool = True,
+        resegment_conditioning: bool = True,
         nonfinite: Literal["error", "mean"] = "error",
     ) -> None:
         self.folder = Path(folder)
         self._build = stage
         self._tiling = tiling or Overlapping()
         self._tile_voxels, self._tile_step = tile_voxels, tile_step
-        self._resegment = resegment_prompted
+        self._resegment = resegment_conditioning
         self._threshold, self._precision = threshold, str(precision)
         described = {
             **identity,
             "normalization": repr(normalization),
             "tiling": repr(self._tiling),
-            "resegment_prompted": resegment_prompted,
+            "resegment_conditioning": resegment_conditioning,
         }
         if nonfinite != "error":  # else there are no such voxels
             described["nonfinite"] = nonfinite
@@ -188,7 +188,7 @@ def stage1_logits(
     seed: int = 0,
     threshold: float = DEFAULT_THRESHOLD,
     precision: str = "32-true",
-    resegment_prompted: bool = True,
+    resegment_conditioning: bool = True,
     nonfinite: Literal["error", "mean"] = "error",
 ) -> Stage1Logits:
     """`Stage1Logits` from configs; the network is built only if something has to be computed.
@@ -201,7 +201,7 @@ def stage1_logits(
         As for `build_tracker`.
     prompt, normalization, tiling
         Configs of the groups of these names.
-    threshold, precision, resegment_prompted, nonfinite
+    threshold, precision, resegment_conditioning, nonfinite
         As for `Stage1Logits`.
 
     Raises
@@ -229,7 +229,7 @@ def stage1_logits(
         tile_step=net.get("tile_step"),
         threshold=threshold,
         precision=precision,
-        resegment_prompted=resegment_prompted,
+        resegment_conditioning=resegment_conditioning,
         nonfinite=nonfinite,
     )
 

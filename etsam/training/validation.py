@@ -82,7 +82,7 @@ class Validator:
         How slices are cut.
     max_slices
         So many slices from the middle; None: all.
-    resegment_prompted
+    resegment_conditioning
         As in inference.
     stage1_logits
         For stage 2: (tomogram, its normalised slices) -> input of stage 2 (`Stage1Logits`).
@@ -92,7 +92,7 @@ class Validator:
     threshold: float = DEFAULT_THRESHOLD
     tiling: Tiling = field(default_factory=Overlapping)
     max_slices: int | None = None
-    resegment_prompted: bool = True
+    resegment_conditioning: bool = True
     stage1_logits: Stage2Inputs | None = None
 
     def __post_init__(self) -> None:
@@ -135,7 +135,7 @@ class Validator:
             seen,
             self.tiling.plan(height, width, tracker.tile_voxels, tracker.tile_step),
             stage1_mask=stage1_mask,
-            settings=PropagationSettings(self.resegment_prompted),
+            settings=PropagationSettings(self.resegment_conditioning),
         )
         return seen, logits
 
