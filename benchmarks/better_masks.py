@@ -29,6 +29,7 @@ from scipy.optimize import minimize
 from etsam.app import reporting_errors
 from etsam.errors import InputError
 from etsam.evaluation.metrics.calibration import calibration_curve, expected_calibration_error
+from etsam.evaluation.metrics.scores import Metrics, Scored
 from etsam.inference.axes import SideViews, fused
 from etsam.inference.ensemble import Averaged, spread_of
 from etsam.inference.uncertainty import Calibration
@@ -38,16 +39,25 @@ OPTIONS = {
     "plain": [],
     "along_y": ["axes=[y]"],
     "along_x": ["axes=[x]"],
+    "along_y_strided": ["axes=[y]", "slice_stride=2"],
+    "along_x_strided": ["axes=[x]", "slice_stride=2"],
     "bidirectional": ["propagation=bidirectional"],
     "views4": ["views=4"],
 }
-"""Option -> settings of predict. `axes`, which is axes=[z,y,x], is put together from the first three."""
+"""Option -> settings of predict."""
 
-_SIDES = {"z": "plain", "y": "along_y", "x": "along_x"}
+TOGETHER = {
+    "axes": {"z": "plain", "y": "along_y", "x": "along_x"},
+    "better": {"z": "plain", "y": "along_y_strided", "x": "along_x_strided"},
+}
+"""Option that is put together -> axis -> option along it: axes=[z,y,x], and the same with side_slice_stride=2."""
+
+_SIDES = TOGETHER["axes"]
 _SECONDS, _SPREAD = "seconds.json", ".spread.npy"
 _SAMPLE = 60_000  # voxels of each tomogram that constants are fitted to
 _FLOORS, _WEIGHTS, _SHIFTS = (0, 1, 2, 3, 4, 6, 10), (0.1, 0.15, 0.2, 0.25, 0.3, 0.4), np.arange(0, 4.1, 0.5)
 _BINS = 10
+_VOXELS, _ANGLES = (1.0, 1.0, 1.0), (0, 30, 60)  # distances count in voxels
 
 
 # ---------------------------------------------------------------------- segmenting
@@ -100,17 +110,17 @@ def _stack(slices: Any) -> np.ndarray:
     return np.stack([slices[z] for z in range(slices.shape[0])])
 
 
-def _put_together(args: argparse.Namespace, side_views: SideViews) -> None:
-    """Logits of axes=[z,y,x] from those along each axis, as the program does it."""
-    folder = args.logits / "axes"
+def _put_together(args: argparse.Namespace, option: str, side_views: SideViews) -> None:
+    """Logits of several axes from those along each, as the program does it."""
+    folder, sides = args.logits / option, TOGETHER[option]
     folder.mkdir(exist_ok=True)
     seconds: dict[str, float] = {}
-    for name in _there(args, list(_SIDES.values())):
-        along = {axis: _loaded(args.logits / option, name) for axis, option in _SIDES.items()}
+    for name in _there(args, list(sides.values())):
+        along = {axis: _loaded(args.logits / one, name) for axis, one in sides.items()}
         found = fused(along, side_views)
         _save(folder / f"{name}.npy", _stack(found))
         _save(folder / f"{name}{_SPREAD}", _stack(spread_of(found)))
-        times = [_seconds(args.logits / option).get(name) for option in _SIDES.values()]
+        times = [_seconds(args.logits / one).get(name) for one in sides.values()]
         if None not in times:
             seconds[name] = sum(one for one in times if one is not None)
     (folder / _SECONDS).write_text(json.dumps(seconds, indent=1))
@@ -212,8 +222,9 @@ def score(args: argparse.Namespace) -> None:
 
     weights = compose_config("predict", ["weights=nano", *args.settings]).weights
     calibration = Calibration.of(weights.calibration)
-    _put_together(args, SideViews(*(weights.side_views or ())))
-    entries, options = _entries(args.set), [*OPTIONS, "axes"]
+    for option in TOGETHER:
+        _put_together(args, option, SideViews(*(weights.side_views or ())))
+    entries, options = _entries(args.set), [*OPTIONS, *TOGETHER]
     options = [one for one in options if (args.logits / one).is_dir() and _there(args, ["plain", one])]
     columns: dict[str, dict[str, str]] = {}
     for option in options:
@@ -223,7 +234,7 @@ def score(args: argparse.Namespace) -> None:
             if other == option or len(names) < len(_there(args, ["plain"])):
                 curves = measure(args.logits / other, {name: entries[name] for name in names})
                 columns[column] = {"tomograms": str(len(names)), **_mean_dice(curves, args.threshold)}
-                columns[column] |= rows(curves, args.threshold)
+                columns[column] |= rows(curves, args.threshold) | _of_surfaces(args, other, names)
                 columns[column]["time"] = _factor(args, other, names)
         columns[option] |= _calibrated(args, option, calibration)
     labels = list(dict.fromkeys(label for column in columns.values() for label in column))
@@ -252,6 +263,31 @@ def _mean_dice(curves: Mapping[str, Any], threshold: float) -> dict[str, str]:
     at = int(np.argmin(np.abs(THRESHOLDS - threshold)))
     dice = [found["dice"][at] for group, found in curves.items() if group.startswith("val_") and "dice" in found]
     return {"simulated, mean Dice of groups": f"{np.mean(dice):.3f}"} if dice else {}
+
+
+def _of_surfaces(args: argparse.Namespace, option: str, names: Sequence[str]) -> dict[str, str]:
+    """Mean surface Dice, and recall of surfaces by the angle of their normal to Z, of tomograms with truth."""
+    entries, metrics = _entries(args.set), Metrics(["surface", "inclination"])
+    dice: list[float] = []
+    found = {lower: 0.0 for lower in _ANGLES}
+    surface = dict.fromkeys(_ANGLES, 0)
+    for name in names:
+        if "mask" not in entries[name] or not ((truth := _volume(entries[name]["mask"])) == 1).any():
+            continue
+        mask = _stack(_loaded(args.logits / option, name)) > args.threshold
+        scores = metrics(truth, Scored(mask=mask), _VOXELS)
+        dice.append(scores.metrics["surface_dice"])
+        for row in scores.inclination:
+            lower = max(angle for angle in _ANGLES if angle <= row.lower_degrees)
+            surface[lower] += row.truth_voxels
+            found[lower] += row.recall * row.truth_voxels if row.truth_voxels else 0.0
+    if not dice:
+        return {}
+    recall = [f"{found[lower] / surface[lower]:.3f}" if surface[lower] else "" for lower in _ANGLES]
+    return {
+        "surface Dice within 2 voxels, mean of those with truth": f"{np.mean(dice):.3f}",
+        "recall of surfaces whose normal lies 0, 30, 60 degrees and more from Z": ", ".join(recall),
+    }
 
 
 def _factor(args: argparse.Namespace, option: str, names: Sequence[str]) -> str:

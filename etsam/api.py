@@ -24,7 +24,8 @@ _HONOURED = (  # settings of configs/predict.yaml, and their groups, that mean s
     *("net", "weights", "stage1", "stage2", "prompt", "grid_interval", "normalize", "nonfinite", "tiles", "views"),
     *("target_voxel_size", "propagation", "start_slice", "axes", "write_uncertainty"),
     *("threshold", "false_rate", "sample", "exclude"),
-    *("slice_stride", "resegment_conditioning", "tile_batch_size", "encode_batch_size", "memory_budget_gb", "kernels"),
+    *("slice_stride", "side_slice_stride", "resegment_conditioning"),
+    *("tile_batch_size", "encode_batch_size", "memory_budget_gb", "kernels"),
     *("postprocess", "workers", "trainer.precision", "trainer.accelerator", "trainer=auto", "trainer=cpu"),
 )
 

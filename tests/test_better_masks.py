@@ -75,4 +75,6 @@ def test_score_compares_options_on_the_same_tomograms_and_says_how_well_calibrat
     assert found["axes", "tomograms"] == found["plain, as axes", "tomograms"] == "3"
     assert float(found["axes", "val_plain, Dice"]) > float(found["plain, as axes", "val_plain, Dice"]) + 0.05
     assert float(found["plain", "expected calibration error"]) < 0.02
+    assert 0.3 < float(found["plain", "surface Dice within 2 voxels, mean of those with truth"]) <= 1
+    assert found["plain", "recall of surfaces whose normal lies 0, 30, 60 degrees and more from Z"].count(".") == 3
     assert "| uncertainty" in Path(f"{out}.md").read_text()

@@ -54,9 +54,23 @@ def logits(tracker, volume, prompt=GRID, mask=None, **settings):
     )
 
 
-def both_stages(trackers, volume, *others, spread=False, folder=None, progress=None, axes=("z",), side=None, **more):
+def both_stages(
+    trackers,
+    volume,
+    *others,
+    spread=False,
+    folder=None,
+    progress=None,
+    axes=("z",),
+    side=None,
+    side_slice_stride=1,
+    **more,
+):
     stages = Stage(trackers[0], GRID), Stage(trackers[1], partial(prompts.stage1_mask, interval=3))
-    segment = TwoStage(*stages, TILING, PropagationSettings(**more), axes=axes, side_views=side, spread=spread)
+    settings = PropagationSettings(**more)
+    segment = TwoStage(
+        *stages, TILING, settings, axes=axes, side_views=side, spread=spread, side_slice_stride=side_slice_stride
+    )
     return segment(volume, *others, scratch_folder=folder, progress=progress)
 
 
@@ -188,6 +202,33 @@ def test_side_views_add_to_what_is_seen_along_z_whatever_the_order_of_axes(track
     assert [done for done in of_stages[0] if done] == list(range(1, 4 + 6 + 9 + 1))
     assert of_stages[1][-1] == 19
     assert {total for *_, total in steps} == {19}
+
+
+def test_side_views_of_every_second_slice_are_interpolated_and_what_is_seen_along_z_is_not(trackers, volume, tmp_path):
+    volume = volume[:4, :6, :9]
+    alone = {
+        axis: stack(both_stages(trackers, volume, axes=(axis,), slice_stride=stride).logits).clip(-10, 10)
+        for axis, stride in (("z", 1), ("y", 2), ("x", 2))
+    }
+    side, floor, shift = (0.4, 0.1, -0.05), 0.1, -0.05
+    expected = alone["z"] + 0.4 * sum(np.maximum(alone[axis], floor) + shift for axis in "yx")
+    steps = []
+    out = both_stages(
+        *(trackers, volume),
+        axes=("z", "y", "x"),
+        side=side,
+        side_slice_stride=2,
+        folder=tmp_path,
+        progress=lambda *step: steps.append(step),
+    )
+    np.testing.assert_allclose(stack(out.logits), expected, atol=1e-2)  # half precision while they wait
+    assert {total for *_, total in steps} == {4 + 4 + 5}
+    every_third = both_stages(trackers, volume, axes=("y",), side_slice_stride=2, slice_stride=3)
+    np.testing.assert_array_equal(
+        stack(every_third.logits), stack(both_stages(trackers, volume, axes=("y",), slice_stride=3).logits)
+    )
+    with pytest.raises(ConfigError, match="side_slice_stride=0"):
+        both_stages(trackers, volume, axes=("z", "y"), side_slice_stride=0)
 
 
 @pytest.mark.parametrize("axes", [(), "zy", ("z", "z"), ("z", "t")])

@@ -34,6 +34,7 @@ def composed(command, *arguments):
         (["--page"], "overview.page", True),
         (["--quick"], "slice_stride", 2),
         (["--better"], "axes", ["z", "y", "x"]),
+        (["--better"], "side_slice_stride", 2),
         (["--memory", "4GB"], "memory_budget_gb", 4.0),
         (["--memory", "500 MB"], "memory_budget_gb", 0.5),
         (["--memory", "2GiB"], "memory_budget_gb", 2.14748365),

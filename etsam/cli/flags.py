@@ -51,7 +51,7 @@ def add_segmentation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--strict", action="store_true", help="all or nothing, where one of several cannot be used")
     group.add_argument("--force", action="store_true", help="segment what looks like a mask or a tilt series, too")
     group.add_argument("--quick", action="store_true", help="a first look: every second slice, half the time")
-    group.add_argument("--better", action="store_true", help="also seen from the sides: three times the time")
+    group.add_argument("--better", action="store_true", help="also seen from the sides: twice the time")
 
 
 def add_region_flags(group: argparse._ActionsContainer) -> None:
@@ -113,7 +113,7 @@ def segmentation_overrides(args: argparse.Namespace) -> list[str]:
     overrides += ["strict=true"] * args.strict + ["force=true"] * args.force
     overrides += ["write_logits=true"] * args.store_logits + ["write_instances=true"] * args.instances
     overrides += ["write_uncertainty=true"] * args.uncertainty
-    return overrides + ["slice_stride=2"] * args.quick + ["axes=[z,y,x]"] * args.better
+    return overrides + ["slice_stride=2"] * args.quick + ["axes=[z,y,x]", "side_slice_stride=2"] * args.better
 
 
 def _devices(which: str) -> list[str]:

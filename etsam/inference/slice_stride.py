@@ -18,10 +18,10 @@ MOST = 10
 slices of 10 A."""
 
 
-def check_stride(stride: int) -> int:
-    """Give back a stride; `ConfigError` if it is no whole number from 1 to 10."""
+def check_stride(stride: int, key: str = "slice_stride") -> int:
+    """Give back the stride of a setting; `ConfigError` if it is no whole number from 1 to 10."""
     if type(stride) is not int or not 1 <= stride <= MOST:
-        raise ConfigError(f"slice_stride={stride} is not allowed: 1 for every slice, or a whole number up to {MOST}.")
+        raise ConfigError(f"{key}={stride} is not allowed: 1 for every slice, or a whole number up to {MOST}.")
     return stride
 
 

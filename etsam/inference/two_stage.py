@@ -19,7 +19,7 @@ from etsam.inference.logit_store import LogitStore, open_store
 from etsam.inference.memory_plan import Batching, MemoryPlan, plan_memory
 from etsam.inference.prompts import Prompt, conditioning_slices
 from etsam.inference.propagate import PropagationSettings, propagate
-from etsam.inference.slice_stride import InterpolatedLogits, prompts_on, segmented_slices
+from etsam.inference.slice_stride import InterpolatedLogits, check_stride, prompts_on, segmented_slices
 from etsam.inference.tiles import BLEND_LIMIT, Overlapping, Stitched, Tile, Tiling, common_shape
 from etsam.network.tracker import LogitFormat, SliceTracker
 from etsam.volume.slices import LazySlices, Slices
@@ -266,6 +266,13 @@ def segmented_in_all(depth: int, settings: PropagationSettings) -> int:
     return sum(len(segmented_slices(way.depth, settings.slice_stride)) for way in ways)
 
 
+def settings_along(axis: str, settings: PropagationSettings, side_slice_stride: int) -> PropagationSettings:
+    """Settings along an axis: those along Z, but that side views segment no more than one of so many slices."""
+    if axis == "z":
+        return settings
+    return replace(settings, slice_stride=max(settings.slice_stride, check_stride(side_slice_stride)))
+
+
 def scratch_bytes(
     formats: Sequence[LogitFormat],
     tile_voxels: int,
@@ -275,6 +282,7 @@ def scratch_bytes(
     axes: Sequence[str] = ("z",),
     inputs: int = 1,
     spread: bool = False,
+    side_slice_stride: int = 1,
 ) -> int:
     """Bytes of scratch files that `TwoStage` has at most, before any network is built.
 
@@ -284,7 +292,7 @@ def scratch_bytes(
         Of both stages.
     tile_voxels
         Side of the tiles that both stages are made for.
-    tiling, settings, axes, spread
+    tiling, settings, axes, spread, side_slice_stride
         As of `TwoStage`.
     shape
         (Z, Y, X) of the volume as the networks see it.
@@ -300,7 +308,8 @@ def scratch_bytes(
     for number, axis in enumerate(check_axes(axes)):
         seen = turned_shape(shape, axis)
         tiles = tiling.plan(*seen[1:], tile_voxels, formats[0].tile_step)
-        steps, kept = segmented_in_all(seen[0], settings), 2 if spread and settings.views > 1 else 1
+        steps = segmented_in_all(seen[0], settings_along(axis, settings, side_slice_stride))
+        kept = 2 if spread and settings.views > 1 else 1
         for form in formats:
             total += inputs * kept * math.prod(_store_shape(form, tiles, steps)) * np.dtype(form.dtype).itemsize
         results = 1 + spread + (number == 0)  # turned back: logits, their spread, and of stage 1 those of the first
@@ -327,6 +336,9 @@ class TwoStage(nn.Module):
         Weight, floor and shift of `SideViews`; None: its own.
     spread
         Give the spread of logits, too: of views, directions, axes, inputs and both stages.
+    side_slice_stride
+        Along Y and X one of so many slices is segmented, if that is more than the settings' own stride: what is seen
+        from the sides is added to what is seen along Z, and needs less detail.
 
     Raises
     ------
@@ -344,6 +356,7 @@ class TwoStage(nn.Module):
         axes: Sequence[str] = ("z",),
         side_views: Sequence[float] | None = None,
         spread: bool = False,
+        side_slice_stride: int = 1,
     ) -> None:
         super().__init__()
         self.stages = (stage1, stage2)
@@ -351,6 +364,7 @@ class TwoStage(nn.Module):
         self.tiling = tiling if tiling is not None else Overlapping()
         self.settings, self.batching, self.spread = settings, batching, spread
         self.axes, self.side_views = check_axes(axes), SideViews(*(side_views or ()))
+        self.side_slice_stride = check_stride(side_slice_stride, "side_slice_stride")
         if settings.start_slice is not None and self.axes != ("z",):
             raise ConfigError(
                 f"start_slice={settings.start_slice} counts slices along z, and axes=[{','.join(self.axes)}] has "
@@ -423,7 +437,7 @@ class TwoStage(nn.Module):
                 stage1_mask=mask,
                 scratch_folder=scratch_folder,
                 spread=self.spread,
-                settings=settings,
+                settings=sight.settings,
                 batching=sight.plan,
                 progress=None if progress is None else lambda done, _: progress(name, before + done, total),
             )
@@ -449,6 +463,7 @@ class TwoStage(nn.Module):
         passes(depth, settings.propagation, settings.start_slice)  # refuses a slice that there is not
         trackers = [stage.tracker for stage in self.stages]
         tiles = self.tiling.plan(height, width, min(one.tile_voxels for one in trackers), trackers[0].tile_step)
+        settings = settings_along(axis, settings, self.side_slice_stride)
         return _Sight(axis, turned(slices, axis, folder), tiles, self.plan(len(tiles), depth), settings)
 
     def _tell_plan(self, first: _Sight, depth: int, inputs: int) -> None:

@@ -156,7 +156,7 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     keys += ["target_voxel_size"]
     settings = {key: plain_settings(cfg[key]) for key in keys}
     # not in records of version 0.1, of which `resume` shall keep what is as by default
-    since = {"propagation": "forward", "start_slice": None, "axes": ["z"]}
+    since = {"propagation": "forward", "start_slice": None, "axes": ["z"], "side_slice_stride": 1}
     chosen = {key: plain_settings(cfg[key]) for key in since}
     settings |= {key: value for key, value in chosen.items() if value != since[key]}
     if cfg.voxel_size is not None:

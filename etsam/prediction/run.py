@@ -128,10 +128,16 @@ def scratch_bytes(
         if settings.start_slice is not None:
             settings = replace(settings, start_slice=settings.start_slice * seen[0] // shape[0])
         shape = seen
-    inputs, spread = 1 + len(cfg.also), cfg.write_uncertainty
-    side = min(tile_voxels(net) for net in nets)
     return scratch_bytes(
-        [logit_format(net) for net in nets], side, instantiate(cfg.tiles), shape, settings, cfg.axes, inputs, spread
+        [logit_format(net) for net in nets],
+        min(tile_voxels(net) for net in nets),
+        instantiate(cfg.tiles),
+        shape,
+        settings,
+        axes=cfg.axes,
+        inputs=1 + len(cfg.also),
+        spread=cfg.write_uncertainty,
+        side_slice_stride=cfg.side_slice_stride,
     )
 
 

@@ -53,7 +53,7 @@ _BETTER: dict[str, list[str]] = {
     "no, as quick as can be": [],
     "mirrored (4 times the time)": ["views=4"],
     "both directions (twice)": ["propagation=bidirectional"],
-    "also from the sides (3 times)": ["axes=[z,y,x]"],
+    "also from the sides (twice)": ["--better"],
 }
 
 
