@@ -24,11 +24,12 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.patches import FancyArrowPatch
 
+from etsam.pictures import DOUBT, MEMBRANE
 from etsam.volume import read_volume
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
-BLUE, ORANGE = "#56b4e9", "#e69f00"  # Okabe and Ito: told apart with any colour vision
+BLUE, ORANGE = MEMBRANE, DOUBT
 COLUMNS = 92  # of terminals
 Figures = dict[str, Callable[[], None]]
 

@@ -13,6 +13,7 @@ import pytest
 from conftest import write_mrc
 from scipy.ndimage import gaussian_filter
 
+from etsam.pictures import MEMBRANE
 from etsam.postprocess.steps import RemoveSmallComponents
 from etsam.prediction.preview import Sections
 from etsam.prediction.samples import Samples, evenly, reduced
@@ -153,6 +154,10 @@ const key = (name, target = document.body) =>
   document.querySelector('[value=fill]').click();
   await wait();
   out.final = masked();
+  const { width, height } = byId('mask');
+  const pixels = byId('mask').getContext('2d').getImageData(0, 0, width, height).data;
+  const colours = Array.from({ length: width * height }, (_, i) => pixels.slice(4 * i, 4 * i + 4));
+  out.colours = [...new Set(colours.filter((pixel) => pixel[3]).map((pixel) => pixel.slice(0, 3).join()))];
   for (const stop of STOPS) {
     tell('threshold', data.stops.indexOf(stop));
     for (let view = 0; view < 3; view++) {
@@ -211,6 +216,7 @@ def test_the_mask_at_each_step_is_what_the_command_writes(tmp_path):
     assert seen["final"] == text(cleaned[3])
     assert seen["start"] == f"slice z = 3: {100 * cleaned[3].mean():.2f} % membrane, after post-processing"
     assert seen["outline"]
+    assert seen["colours"] == [",".join(str(int(MEMBRANE[i : i + 2], 16)) for i in (1, 3, 5))]
     assert [move.partition(":")[0] for move in seen["moves"]] == [f"slice z = {z}" for z in (3, 4, 3, 0, 1, 2, 2, 2)]
     assert seen["moves"][-2].endswith("threshold 1.1")
     assert seen["moves"][-1].endswith("after post-processing")
@@ -332,6 +338,7 @@ def test_the_script_opens_both_files_from_its_own_folder(tmp_path):
     depth, height, width = SHAPE
     assert shown["##name=TS_1_tomogram"]["positionPlanes"] == [f"{width // 2},{height // 2},{depth // 2}"]
     assert shown["##name=TS_1_membranes"]["level"] == ["0.5"]
+    assert shown["##name=TS_1_membranes"]["color"] == [MEMBRANE]  # as in the pictures and on the page
 
 
 def test_measured_membranes_open_in_their_colours_over_the_tomogram_and_a_folder_of_them_is_tiled(tmp_path):

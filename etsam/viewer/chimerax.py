@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from etsam.pictures import MEMBRANE
 from etsam.prediction.record import OutputNames
 from etsam.volume import Location, Url, atomic_path, read_volume
 from etsam.volume.location import PLAIN_SUFFIXES
@@ -45,7 +46,7 @@ def _name(stem: str, kind: str) -> str:
 
 
 def surface_commands(mask: Path, stem: str, voxels: int, folder: Path) -> list[str]:
-    """Open a mask as a smooth orange surface.
+    """Open a mask as a smooth surface in the blue of all pictures.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def surface_commands(mask: Path, stem: str, voxels: int, folder: Path) -> list[s
     lines = _opened(mask, name, folder)
     if lines[0].startswith("open"):
         step = 1 if voxels <= _FULL_VOXELS else 2
-        lines.append(f"volume ##name={name} style surface level 0.5 color orange step {step}")
+        lines.append(f"volume ##name={name} style surface level 0.5 color {MEMBRANE} step {step}")
         lines.append(f"volume ##name={name} surfaceSmoothing true smoothingIterations 5 smoothingFactor 0.3")
     return lines
 

@@ -32,6 +32,7 @@ from qtpy.QtWidgets import (
 )
 
 from etsam.errors import EtsamError
+from etsam.pictures import MEMBRANE
 from etsam.postprocess.steps import InstanceLabels, RemoveThinNoise, SeverMisconnections, apply_steps
 from etsam.prediction.record import OutputNames, read_record, threshold_of
 from etsam.viewer.background import BackgroundRun
@@ -246,7 +247,7 @@ class SegmentWidget(QWidget):
             )
             for z in range(first, last):
                 mask[z] = cut[z - first]
-            self._labels(mask, "preview", layer, orange=True)
+            self._labels(mask, "preview", layer, membrane=True)
             self.told.setText(f"preview of slices {first} to {last - 1}; with the whole tomogram it will be surer.")
 
         return self._start(BackgroundRun(path, Path(self._slab.name) / "out", [*self.arguments(), "--overwrite"]), show)
@@ -308,17 +309,17 @@ class SegmentWidget(QWidget):
     def _watch(self, logits: Any, threshold: float) -> None:
         """Lay the mask of a threshold over a layer of logits."""
         self._view = AboveThreshold(volume_of(logits), threshold)
-        self._mask_layer = self._labels(self._view, f"{logits.name} above threshold", logits, orange=True)
+        self._mask_layer = self._labels(self._view, f"{logits.name} above threshold", logits, membrane=True)
         self._mask_layer.editable = False
         self.threshold.setValue(threshold)
 
-    def _labels(self, data: Any, name: str, like: Any, *, orange: bool = False) -> Any:
-        """Add labels where another layer lies; a mask in the orange of the pages."""
+    def _labels(self, data: Any, name: str, like: Any, *, membrane: bool = False) -> Any:
+        """Add labels where another layer lies; a mask in the blue of all pictures."""
         from napari.utils import DirectLabelColormap
 
         options = {"scale": like.scale, "translate": like.translate, "units": like.units, "opacity": 0.6}
-        if orange:
-            options["colormap"] = DirectLabelColormap(color_dict={None: "#ffb000", 0: "transparent"})
+        if membrane:
+            options["colormap"] = DirectLabelColormap(color_dict={None: MEMBRANE, 0: "transparent"})
         return self.viewer.add_labels(data, name=name, metadata={"path": like.metadata.get("path")}, **options)
 
     def _move_threshold(self, value: float) -> None:
@@ -347,7 +348,7 @@ class SegmentWidget(QWidget):
         """Add the mask after the published post-processing as a layer."""
         cleaned = apply_steps((self.mask() > 0).astype(np.uint8), [RemoveThinNoise(), SeverMisconnections()])
         self._labels(
-            np.stack([cleaned[z] for z in range(cleaned.shape[0])]), "cleaned mask", self._layer(), orange=True
+            np.stack([cleaned[z] for z in range(cleaned.shape[0])]), "cleaned mask", self._layer(), membrane=True
         )
 
     def number(self) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from etsam.pictures import MEMBRANE
 from etsam.prediction.record import OutputNames
 from etsam.prediction.samples import Samples, evenly
 from etsam.viewer.facts import demo_note, facts_of, headline, warnings_of
@@ -176,9 +177,11 @@ def _jpeg(plane: np.ndarray, low: float, high: float) -> bytes:
 
 
 def environment() -> Environment:
-    """Templates of this room, every text in them escaped."""
+    """Templates of this room, every text in them escaped; they know the colour of the mask."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
-    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    found = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    found.globals["membrane"] = MEMBRANE
+    return found
 
 
 def document(

@@ -3,7 +3,9 @@
 'use strict';
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId('data').textContent);
-const MASK = [255, 176, 0]; // --mask of page.css
+const colourOf = (name) => getComputedStyle(document.documentElement).getPropertyValue(name)
+  .match(/[0-9a-f]{2}/gi).map((part) => parseInt(part, 16));
+const MASK = colourOf('--mask'); // of page.css
 const KEPT = 16; // unpacked planes
 // both lines of a membrane would run together, and hide it, where a voxel has little more than one pixel of the screen
 const STYLE = data.views[0].width > 500 ? 'fill' : 'outline';
