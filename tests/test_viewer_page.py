@@ -11,7 +11,7 @@ import mrcfile
 import numpy as np
 import pytest
 from conftest import write_mrc
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import binary_erosion, gaussian_filter
 
 from etsam.pictures import MEMBRANE
 from etsam.postprocess.steps import RemoveSmallComponents
@@ -111,6 +111,22 @@ def test_a_large_volume_is_sampled_within_the_limit_and_the_page_says_so(tmp_pat
     assert (shown[0], shown[-1]) == (0, 39)
     assert 3 <= len(shown) < 40
     assert f"{len(shown)} of 40 slices are here" in page.read_text()
+
+
+@pytest.mark.parametrize("steps", [None, {"small": RemoveSmallComponents(min_voxels=40)}])
+def test_the_page_opens_where_the_mask_has_the_longest_rim_also_among_few_slices(tmp_path, steps):
+    names, _ = write_prediction(tmp_path, "nine", postprocess=steps, page=SlicePage(limit_mb=0.02), shape=(19, 30, 46))
+    mask = mrcfile.read(names.post_processed_mask if steps else names.mask) > 0
+    views = data_of(names.view(".html"))["views"]
+    assert len(views[0]["planes"]) <= 4
+    opened = {}
+    for view in views:
+        planes = np.moveaxis(mask, "zyx".index(view["axis"]), 0)
+        rims = np.array([(plane & ~binary_erosion(plane)).sum() for plane in planes])
+        open_to = rims if view["axis"] == "z" else [rims[plane["at"]] for plane in view["planes"]]
+        opened[view["axis"]] = at = view["planes"][view["start"]]["at"]
+        assert rims[at] == max(open_to)
+    assert opened["z"] != 9  # the middle
 
 
 def test_samples_of_a_huge_tomogram_are_few_and_reduced():
@@ -213,8 +229,10 @@ def test_the_mask_at_each_step_is_what_the_command_writes(tmp_path):
                 assert seen["masks"].pop(f"{stop:g},{axis},{at}") == text(plane)
     assert seen["masks"] == {}
     cleaned = mrcfile.read(names.post_processed_mask)
-    assert seen["final"] == text(cleaned[3])
-    assert seen["start"] == f"slice z = 3: {100 * cleaned[3].mean():.2f} % membrane, after post-processing"
+    view = data_of(names.view(".html"))["views"][0]
+    start = view["planes"][view["start"]]["at"]
+    assert seen["final"] == text(cleaned[start])
+    assert seen["start"] == f"slice z = {start}: {100 * cleaned[start].mean():.2f} % membrane, after post-processing"
     assert seen["outline"]
     assert seen["colours"] == [",".join(str(int(MEMBRANE[i : i + 2], 16)) for i in (1, 3, 5))]
     assert [move.partition(":")[0] for move in seen["moves"]] == [f"slice z = {z}" for z in (3, 4, 3, 0, 1, 2, 2, 2)]

@@ -5,7 +5,7 @@ about 10 nm of slices at places spread over the volume, as bytes, and the mask a
 any volume: measured at 500 x 928 x 960 voxels, 71 MB, and 109 MB while it is drawn.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,21 +173,10 @@ class MaskSections:
         return np.where(outside if image.ndim == 2 else outside[..., None], image // 2, image)
 
     def richest(self, axis: str, number: int = 1) -> list[int]:
-        """Places with most membrane, the richest first, apart from each other; from the middle if there is none.
-
-        Only the rim of what is filled counts: where a membrane is cut flat it fills a disc, which shows nothing.
-        """
-        places = self.places[axis]
-        content = np.array([_rim(self.mask(axis, int(place))) for place in places], np.float64)
-        content += 1e-3 / (1 + np.abs(places - self.shape["zyx".index(axis)] / 2))  # of equals, the one in the middle
-        apart = min(_APART * self.averaged[axis], self.shape["zyx".index(axis)] // 3)
-        found: list[int] = []
-        while len(found) < number and len(found) < len(places):
-            open_places = np.array([all(abs(place - other) >= apart for other in found) for place in places])
-            if not open_places.any():
-                break
-            found.append(int(places[np.where(open_places, content, -1).argmax()]))
-        return found
+        """Places with most membrane, the richest first, apart from each other; from the middle if there is none."""
+        places, length = self.places[axis], self.shape["zyx".index(axis)]
+        rims = [rim(self.mask(axis, int(place))) for place in places]
+        return richest(places, rims, length, number, min(_APART * self.averaged[axis], length // 3))
 
 
 class UncertaintySections:
@@ -411,8 +400,38 @@ def _spread(side: int, averaged: int, most: int) -> np.ndarray:
     return np.unique(np.floor(starts).astype(int)) + averaged // 2
 
 
-def _rim(mask: np.ndarray) -> int:
-    """Number of pixels of a mask (rows, columns) that have one outside beside them, or lie at the border."""
+def richest(places: Sequence[int], rims: Sequence[int], length: int, number: int = 1, apart: int = 0) -> list[int]:
+    """Places with most membrane, the richest first; of equals, and without any, the one in the middle.
+
+    Parameters
+    ----------
+    places
+        Where planes lie along an axis.
+    rims
+        Of the mask in each, as of `rim`.
+    length
+        Of the axis.
+    number
+        Of places, at most.
+    apart
+        Of each other, at least.
+    """
+    at = np.asarray(places)
+    content = np.asarray(rims, np.float64) + 1e-3 / (1 + np.abs(at - length / 2))
+    found: list[int] = []
+    while len(found) < number and len(found) < len(at):
+        open_places = np.array([all(abs(place - other) >= apart for other in found) for place in at])
+        if not open_places.any():
+            break
+        found.append(int(at[np.where(open_places, content, -1).argmax()]))
+    return found
+
+
+def rim(mask: np.ndarray) -> int:
+    """Number of pixels of a mask (rows, columns) that have one outside beside them, or lie at the border.
+
+    The measure of how much membrane a plane shows: cut flat, a membrane fills a disc, which shows nothing.
+    """
     inner = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     return int(np.count_nonzero(mask)) - int(np.count_nonzero(inner))
 

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from etsam.pictures import MEMBRANE
+from etsam.prediction.preview import richest, rim
 from etsam.prediction.record import OutputNames
 from etsam.prediction.samples import Samples, evenly
 from etsam.viewer.facts import demo_note, facts_of, headline, warnings_of
@@ -91,6 +92,7 @@ class PageInMaking:
         self.page, self.grey, self.threshold, self.names = page, grey, threshold, names
         self.stops = stops_around(threshold)
         self._planes: dict[str, dict[int, dict[str, bytes]]] = {"z": {z: {} for z in grey.z}}
+        self._rims: dict[int, int] = {}  # of the final mask in the XY planes
         self._post_processed = post_processed
         depth, height, width = grey.shape
         kinds = ("logits", *(["mask"] if post_processed else []))
@@ -107,7 +109,9 @@ class PageInMaking:
         self._add("logits", z, plane, lambda part: quantised(part, self.stops))
 
     def add_mask(self, z: int, plane: np.ndarray) -> None:
-        """Take what is needed of slice `z` of the final mask, (Y, X), if that is more than a threshold."""
+        """Take what is needed of slice `z` of the final mask, (Y, X); its voxels, if it is more than a threshold."""
+        if z in self._planes["z"]:
+            self._rims[z] = rim(np.asarray(plane) > 0)
         if self._post_processed:
             self._add("mask", z, plane, lambda part: (np.asarray(part) > 0).astype(np.uint8))
 
@@ -148,9 +152,13 @@ class PageInMaking:
             for axis, planes in self._planes.items()
         }
         limit = self.page.limit_mb * 1e6 * 0.73 - size["y"] - size["x"]  # base64 makes 4 bytes of 3
+        starts = self._starts()
         positions = list(self._planes["z"])
         count = max(3, min(len(positions), int(len(positions) * limit / size["z"])))
-        self._planes["z"] = {at: self._planes["z"][at] for at in (positions[i] for i in evenly(len(positions), count))}
+        kept = [positions[i] for i in evenly(len(positions), count)]
+        if starts["z"] not in kept:
+            kept = sorted({starts["z"], *(positions[i] for i in evenly(len(positions), count - 1))})
+        self._planes["z"] = {at: self._planes["z"][at] for at in kept}
         depth, height, width = self.grey.shape
         sides = {"z": (height, width, "x", "y"), "y": (depth, width, "x", "z"), "x": (depth, height, "y", "z")}
         return [
@@ -160,6 +168,7 @@ class PageInMaking:
                 "width": sides[axis][1],
                 "across": sides[axis][2],
                 "up": sides[axis][3],
+                "start": list(planes).index(starts[axis]),
                 "planes": [
                     {"at": at} | {kind: base64.b64encode(part).decode() for kind, part in plane.items()}
                     for at, plane in planes.items()
@@ -167,6 +176,15 @@ class PageInMaking:
             }
             for axis, planes in self._planes.items()
         ], depth
+
+    def _starts(self) -> dict[str, int]:
+        """Axis -> place of the plane with most of the final mask, chosen as in the picture: there the page opens."""
+        final = self._side["mask" if self._post_processed else "logits"]
+        above = 0 if self._post_processed else self.stops.index(self.threshold)
+        rims = {axis: [rim(plane > above) for plane in planes.values()] for axis, planes in final.items()}
+        rims["z"] = [self._rims[z] for z in self._planes["z"]]
+        lengths = dict(zip("zyx", self.grey.shape, strict=True))
+        return {axis: richest(list(self._planes[axis]), found, lengths[axis])[0] for axis, found in rims.items()}
 
 
 def _jpeg(plane: np.ndarray, low: float, high: float) -> bytes:

@@ -9,7 +9,7 @@ const MASK = colourOf('--mask'); // of page.css
 const KEPT = 16; // unpacked planes
 // both lines of a membrane would run together, and hide it, where a voxel has little more than one pixel of the screen
 const STYLE = data.views[0].width > 500 ? 'fill' : 'outline';
-const state = { view: 0, at: data.views.map((view) => Math.floor(view.planes.length / 2)), stop: data.start,
+const state = { view: 0, at: data.views.map((view) => view.start), stop: data.start,
   style: STYLE, final: data.post_processed };
 const planes = new Map();
 let drawing = 0;
