@@ -185,6 +185,7 @@ const key = (name, target = document.body) =>
       }
     }
   }
+  out.command = byId('command').textContent;
   document.querySelectorAll('[name=view]')[0].click();
   const moves = [() => tell('slice', 3), () => key('ArrowRight'), () => key('ArrowLeft'),
     () => key('Home', byId('stage')), () => byId('forward').click(),
@@ -209,8 +210,8 @@ def in_browser(page, script, folder, width=390):
 
 
 @needs_browser
-def test_the_mask_at_each_step_is_what_the_command_writes(tmp_path):
-    names, logits = write_prediction(tmp_path, postprocess={"small": RemoveSmallComponents(min_voxels=40)})
+def test_the_mask_at_each_step_is_what_the_command_on_the_page_writes(tmp_path, monkeypatch, etsam):
+    names, logits = write_prediction(Path("a folder"), postprocess={"small": RemoveSmallComponents(min_voxels=40)})
     stops = [-0.5, THRESHOLD, 1.0]
     seen = in_browser(names.view(".html"), SCRIPT.replace("STOPS", json.dumps(stops)), tmp_path)
     written = threshold_logits(locate(names.logits), stops, preview=False)
@@ -234,6 +235,10 @@ def test_the_mask_at_each_step_is_what_the_command_writes(tmp_path):
     assert seen["final"] == text(cleaned[start])
     assert seen["start"] == f"slice z = {start}: {100 * cleaned[start].mean():.2f} % membrane, after post-processing"
     assert seen["outline"]
+    written[-1].mask.unlink()
+    monkeypatch.chdir("/")
+    assert etsam(*shlex.split(seen["command"])[1:], "--no-preview", "--overwrite").status == 0
+    np.testing.assert_array_equal(mrcfile.read(tmp_path / written[-1].mask), logits > stops[-1])
     assert seen["colours"] == [",".join(str(int(MEMBRANE[i : i + 2], 16)) for i in (1, 3, 5))]
     assert [move.partition(":")[0] for move in seen["moves"]] == [f"slice z = {z}" for z in (3, 4, 3, 0, 1, 2, 2, 2)]
     assert seen["moves"][-2].endswith("threshold 1.1")

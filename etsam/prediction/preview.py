@@ -400,7 +400,9 @@ def _spread(side: int, averaged: int, most: int) -> np.ndarray:
     return np.unique(np.floor(starts).astype(int)) + averaged // 2
 
 
-def richest(places: Sequence[int], rims: Sequence[int], length: int, number: int = 1, apart: int = 0) -> list[int]:
+def richest(
+    places: Sequence[int] | np.ndarray, rims: Sequence[int], length: int, number: int = 1, apart: int = 0
+) -> list[int]:
     """Places with most membrane, the richest first; of equals, and without any, the one in the middle.
 
     Parameters

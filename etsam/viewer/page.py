@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shlex
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from etsam.prediction.record import OutputNames
 from etsam.prediction.samples import Samples, evenly
 from etsam.viewer.facts import demo_note, facts_of, headline, warnings_of
 from etsam.volume import atomic_path
+from etsam.volume.location import absolute
 
 if TYPE_CHECKING:
     from etsam.prediction.segmenter import Prediction
@@ -236,14 +238,14 @@ def document(
         notes.append(f"Grey values are means of {reduction} × {reduction} voxels; the mask is shown voxel by voxel.")
     size = record["input"]["voxel_size_angstrom_zyx"]
     made_from = record["settings"].get("made_from")  # of `etsam threshold`
-    logits = Path(made_from["logits"]).name if made_from else names.logits.name
+    logits = made_from["logits"] if made_from else absolute(names.logits)
     data = {
         "stops": list(stops),
         "start": list(stops).index(threshold),
         "voxel_nm": None if size is None else {axis: value / 10 for axis, value in zip("zyx", size, strict=True)},
         "views": views,
         "post_processed": bool(views[0]["planes"] and "mask" in views[0]["planes"][0]),
-        "command": f"etsam threshold {logits} --at",
+        "command": shlex.join(["etsam", "threshold", logits, "--at"]),
     }
     words = {
         "title": Path(str(record["input"]["path"])).name,
@@ -254,6 +256,6 @@ def document(
         "record": json.dumps(record, indent=2, default=str),
         "notes": notes,
         "data": data,
-        "has_logits": made_from is not None or logits in record["outputs"],
+        "has_logits": made_from is not None or names.logits.name in record["outputs"],
     }
     return environment().get_template("slices.html").render(words)
