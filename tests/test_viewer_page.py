@@ -13,7 +13,8 @@ import pytest
 from conftest import write_mrc
 from scipy.ndimage import binary_erosion, gaussian_filter
 
-from etsam.pictures import MEMBRANE
+from etsam.pictures import DOUBT, MEMBRANE
+from etsam.postprocess.regions import Beads, Regions, Slab
 from etsam.postprocess.steps import RemoveSmallComponents
 from etsam.prediction.preview import Sections
 from etsam.prediction.samples import Samples, evenly, reduced
@@ -38,7 +39,16 @@ needs_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="nee
 
 
 def write_prediction(
-    folder, name="tomo", *, threshold=THRESHOLD, postprocess=None, page=None, shape=SHAPE, chimerax=False
+    folder,
+    name="tomo",
+    *,
+    threshold=THRESHOLD,
+    postprocess=None,
+    page=None,
+    shape=SHAPE,
+    chimerax=False,
+    uncertainty=None,
+    regions=None,
 ):
     """Outputs of a prediction whose logits are smooth noise; gives the names and the logits."""
     noise = np.random.default_rng(len(name))
@@ -52,13 +62,15 @@ def write_prediction(
     writer = PredictionWriter(
         folder,
         write_logits=True,
+        write_uncertainty=uncertainty is not None,
         write_preview=False,
         postprocess=postprocess,
         settings=settings | {"postprocess": dict.fromkeys(postprocess or {})},
         companions={"page": page or SlicePage(), "chimerax": ChimeraXScript(enabled=chimerax)},
         overwrite=True,
     )
-    prediction = Prediction(volume, logits, logits, threshold, 1, {"stage 1": 2.0}, grey, {}, samples=samples)
+    made = {"samples": samples, "uncertainty": uncertainty, "regions": regions}
+    prediction = Prediction(volume, logits, logits, threshold, 1, {"stage 1": 2.0}, grey, {}, **made)
     return writer.write(prediction), logits
 
 
@@ -255,6 +267,66 @@ def test_wide_slices_start_with_a_fill_and_only_a_cleaned_mask_has_a_switch_for_
     assert in_browser(names.view(".html"), script, tmp_path) == {"style": "fill", "opacity": "50", "shown": False}
     names, _ = write_prediction(tmp_path, postprocess={"small": RemoveSmallComponents(min_voxels=40)})
     assert in_browser(names.view(".html"), script, tmp_path) == {"style": "outline", "opacity": "100", "shown": True}
+
+
+LAYERS = """<script>
+const wait = async () => { for (let before = null; before !== drawing || !planes.size;) {
+  before = drawing; await new Promise((after) => setTimeout(after, 60)); } };
+const layer = (id) => {
+  const canvas = byId(id);
+  if (canvas.hidden) return null;
+  const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+  return Array.from(pixels);
+};
+(async () => {
+  await wait();
+  const out = { start: [layer('doubt'), layer('left-out')].map((pixels) => pixels !== null), planes: {} };
+  byId('show-doubt').click();
+  for (let view = 0; view < 3; view++) {
+    document.querySelectorAll('[name=view]')[view].click();
+    await wait();
+    const shown = data.views[view];
+    out.planes[shown.axis] = [shown.planes[shown.start].at, layer('doubt'), layer('left-out')];
+  }
+  document.body.dispatchEvent(new KeyboardEvent('keydown', { key: 'l', bubbles: true }));
+  await wait();
+  out.hidden = layer('left-out') === null;
+  document.title = JSON.stringify(out);
+})();
+</script>"""
+
+
+@needs_browser
+def test_uncertainty_and_what_was_left_out_are_layers_with_a_switch_each(tmp_path):
+    chances = np.random.default_rng(3).uniform(0, 0.5, SHAPE).astype(np.float32)
+    slab = Slab((1.5, 0.0, 0.05), (5.0, 0.0, 0.0), None, SHAPE)
+    regions = Regions(SHAPE, {"slab": slab, "gold": Beads((), SHAPE), "border": None})
+    names, _ = write_prediction(tmp_path, uncertainty=chances, regions=regions)
+    page = names.view(".html")
+    text = page.read_text()
+    assert "Darker: parts where nothing is marked (void around the sample)." in text  # no bead, no rim was found
+    assert "Orange: where the mask at threshold 0.33 may be wrong" in text
+    seen = in_browser(page, LAYERS, tmp_path, width=1400)
+    assert (seen["start"], seen["hidden"]) == ([False, True], True)
+    outside = np.stack([regions.outside(z) for z in range(SHAPE[0])])
+    assert 0.1 < outside.mean() < 0.9
+    colour = [int(DOUBT[i : i + 2], 16) for i in (1, 3, 5)]
+    for axis, (at, doubt, left_out) in seen["planes"].items():
+        shown, void = (np.take(volume, at, "zyx".index(axis)) for volume in (chances, outside))
+        pixels = np.reshape(doubt, (*shown.shape, 4))
+        np.testing.assert_allclose(pixels[..., 3] / 255, shown, atol=0.5 / 15 / 2 + 0.004)
+        strong = pixels[..., 3] > 60  # fewer bits of a colour are kept where it is faint
+        assert np.abs(pixels[strong][:, :3] - colour).max() <= 2
+        np.testing.assert_array_equal(np.reshape(left_out, (*void.shape, 4))[..., 3] > 100, void)
+
+
+def test_a_page_has_no_layer_that_was_not_made_or_shows_nothing(tmp_path):
+    names, _ = write_prediction(tmp_path, regions=Regions(SHAPE, {"slab": None, "gold": Beads((), SHAPE)}))
+    text = names.view(".html").read_text()
+    assert not re.search(r'id="show-|Darker|Orange', text)
+    assert {key for view in data_of(names.view(".html"))["views"] for plane in view["planes"] for key in plane} == {
+        "at", "grey", "logits"
+    }  # fmt: skip
 
 
 def test_the_overview_shows_what_needs_a_look_first(tmp_path):

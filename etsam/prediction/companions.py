@@ -18,6 +18,10 @@ class CompanionInMaking(Protocol):
         """Take what is needed of the logits of slice `z`, (Y, X) float32; slices come in order."""
         ...
 
+    def add_uncertainty(self, z: int, plane: np.ndarray) -> None:
+        """Take what is needed of the uncertainty of slice `z`, (Y, X) float32, 0 to 0.5; not called if none is made."""
+        ...
+
     def add_mask(self, z: int, plane: np.ndarray) -> None:
         """Take what is needed of slice `z` of the final mask, (Y, X); slices come in order."""
         ...

@@ -366,6 +366,8 @@ class PredictionWriter(BasePredictionWriter):
                 if unsure is not None and chances is not None and doubt is not None:
                     chances[z] = chance = unsure[z]
                     doubt.add(z, chance)
+                    for one in in_making:
+                        one.add_uncertainty(z, chance)
                 for one in in_making:
                     one.add_logits(z, plane)
                 if progress is not None:

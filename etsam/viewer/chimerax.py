@@ -132,6 +132,9 @@ class ScriptInMaking:
     def add_logits(self, z: int, plane: np.ndarray) -> None:
         """Take nothing."""
 
+    def add_uncertainty(self, z: int, plane: np.ndarray) -> None:
+        """Take nothing."""
+
     def add_mask(self, z: int, plane: np.ndarray) -> None:
         """Take nothing."""
 

@@ -5,7 +5,7 @@ import io
 import json
 import shlex
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 from pathlib import Path
@@ -15,10 +15,12 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from etsam.pictures import MEMBRANE
+from etsam.inference.uncertainty import MOST
+from etsam.pictures import DOUBT, MEMBRANE
+from etsam.postprocess.regions import Regions
 from etsam.prediction.preview import richest, rim
 from etsam.prediction.record import OutputNames
-from etsam.prediction.samples import Samples, evenly
+from etsam.prediction.samples import Samples, evenly, reduced
 from etsam.viewer.facts import demo_note, facts_of, headline, warnings_of
 from etsam.volume import atomic_path
 from etsam.volume.location import absolute
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 _CLIP_PERCENT = (0.5, 99.5)
 _JPEG_QUALITY = 70
 _COMPRESSION = 6
+_DOUBT_LEVELS = 15  # of uncertainty, besides 0
+_LEFT_OUT = {"slab": "void around the sample", "gold": "gold beads", "border": "incomplete rims"}
 
 
 def stops_around(threshold: float) -> list[float]:
@@ -79,7 +83,7 @@ class SlicePage:
     def begin(self, prediction: "Prediction", names: OutputNames, post_processed: bool) -> "PageInMaking":
         """Page of one prediction, which takes what it needs while the slices are written."""
         assert prediction.samples is not None, "a page needs Segmenter(samples=True)"
-        return PageInMaking(self, prediction.samples, prediction.threshold, names, post_processed)
+        return PageInMaking(self, prediction.samples, prediction.threshold, names, post_processed, prediction.regions)
 
 
 class PageInMaking:
@@ -89,26 +93,29 @@ class PageInMaking:
     """
 
     def __init__(
-        self, page: SlicePage, grey: Samples, threshold: float, names: OutputNames, post_processed: bool
+        self,
+        page: SlicePage,
+        grey: Samples,
+        threshold: float,
+        names: OutputNames,
+        post_processed: bool,
+        regions: Regions | None = None,
     ) -> None:
         self.page, self.grey, self.threshold, self.names = page, grey, threshold, names
+        self._regions, self._left_out = regions, set[str]()
         self.stops = stops_around(threshold)
         self._planes: dict[str, dict[int, dict[str, bytes]]] = {"z": {z: {} for z in grey.z}}
         self._rims: dict[int, int] = {}  # of the final mask in the XY planes
         self._post_processed = post_processed
-        depth, height, width = grey.shape
-        kinds = ("logits", *(["mask"] if post_processed else []))
-        self._side = {
-            kind: {
-                "y": {y: np.zeros((depth, width), np.uint8) for y in grey.y},
-                "x": {x: np.zeros((depth, height), np.uint8) for x in grey.x},
-            }
-            for kind in kinds
-        }
+        self._side: dict[str, dict[str, dict[int, np.ndarray]]] = {}
 
     def add_logits(self, z: int, plane: np.ndarray) -> None:
         """Take what is needed of the logits of slice `z`, (Y, X) float32."""
         self._add("logits", z, plane, lambda part: quantised(part, self.stops))
+
+    def add_uncertainty(self, z: int, plane: np.ndarray) -> None:
+        """Take what is needed of the uncertainty of slice `z`, (Y, X) float32, 0 to 0.5."""
+        self._add("doubt", z, plane, lambda part: np.rint(part * (255 / MOST)).astype(np.uint8))
 
     def add_mask(self, z: int, plane: np.ndarray) -> None:
         """Take what is needed of slice `z` of the final mask, (Y, X); its voxels, if it is more than a threshold."""
@@ -116,14 +123,33 @@ class PageInMaking:
             self._rims[z] = rim(np.asarray(plane) > 0)
         if self._post_processed:
             self._add("mask", z, plane, lambda part: (np.asarray(part) > 0).astype(np.uint8))
+        for name, part in (self._regions.parts if self._regions is not None else {}).items():
+            if part is not None and name not in self._left_out and part.outside(z).any():
+                self._left_out.add(name)
+        if self._regions is not None:
+            self._add("left_out", z, self._regions.outside(z), lambda part: part.astype(np.uint8))
 
-    def _add(self, kind: str, z: int, plane: np.ndarray, convert: Any) -> None:
+    def _add(self, kind: str, z: int, plane: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> None:
+        depth, height, width = self.grey.shape
+        side = self._side.setdefault(
+            kind,
+            {
+                "y": {y: np.zeros((depth, width), np.uint8) for y in self.grey.y},
+                "x": {x: np.zeros((depth, height), np.uint8) for x in self.grey.x},
+            },
+        )
         if z in self._planes["z"]:
-            self._planes["z"][z][kind] = packed(convert(plane))
-        for y, kept in self._side[kind]["y"].items():
+            self._planes["z"][z][kind] = self._packed(kind, convert(plane))
+        for y, kept in side["y"].items():
             kept[z] = convert(plane[y])
-        for x, kept in self._side[kind]["x"].items():
+        for x, kept in side["x"].items():
             kept[z] = convert(plane[:, x])
+
+    def _packed(self, kind: str, plane: np.ndarray) -> bytes:
+        """Plane as the page holds it: uncertainty as coarse as the grey values, and in few levels."""
+        if kind == "doubt":
+            plane = np.rint(reduced(plane, self.grey.reduction) * (_DOUBT_LEVELS / 255)).astype(np.uint8)
+        return packed(plane)
 
     def write(self, record: dict[str, Any], overwrite: bool) -> None:
         """Write the page, whole or not at all.
@@ -134,16 +160,21 @@ class PageInMaking:
             If it exists and may not be replaced, or cannot be written.
         """
         views, of_all = self._views()
-        text = document(record, self.names, self.stops, self.threshold, views, of_all, self.grey.reduction)
+        left_out = [words for name, words in _LEFT_OUT.items() if name in self._left_out]
+        text = document(record, self.names, self.stops, self.threshold, views, of_all, self.grey.reduction, left_out)
         with atomic_path(self.page.path(self.names), overwrite) as part:
             part.write_text(text, encoding="utf-8")
 
     def _views(self) -> tuple[list[dict[str, Any]], int]:
         """Planes by direction, base64, and how many slices there are of which those of the first direction are."""
         low, high = self.grey.levels(*_CLIP_PERCENT)
+        if not self._left_out:  # nothing to see
+            self._side.pop("left_out", None)
+            for plane in self._planes["z"].values():
+                plane.pop("left_out", None)
         for axis in ("y", "x"):
             self._planes[axis] = {
-                at: {kind: packed(planes[axis][at]) for kind, planes in self._side.items()}
+                at: {kind: self._packed(kind, planes[axis][at]) for kind, planes in self._side.items()}
                 for at in getattr(self.grey, axis)
             }
         for axis, planes in self._planes.items():
@@ -197,10 +228,10 @@ def _jpeg(plane: np.ndarray, low: float, high: float) -> bytes:
 
 
 def environment() -> Environment:
-    """Templates of this room, every text in them escaped; they know the colour of the mask."""
+    """Templates of this room, every text in them escaped; they know the colours of all pictures."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     found = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    found.globals["membrane"] = MEMBRANE
+    found.globals |= {"membrane": MEMBRANE, "uncertain": DOUBT}
     return found
 
 
@@ -212,6 +243,7 @@ def document(
     views: Sequence[Mapping[str, Any]],
     depth: int,
     reduction: int,
+    left_out: Sequence[str] = (),
 ) -> str:
     """HTML of the page of a mask.
 
@@ -228,9 +260,12 @@ def document(
     depth
         Slices of the tomogram, of which the first view shows some.
     reduction
-        Voxels along an axis that make one pixel of the grey values.
+        Voxels along an axis that make one pixel of the grey values and of the uncertainty.
+    left_out
+        Parts of the tomogram where nothing is marked.
     """
     shown = len(views[0]["planes"])
+    layers = views[0]["planes"][0]
     notes = []
     if shown < depth:
         notes.append(f"{shown} of {depth} slices are here; the mask on disk has all of them.")
@@ -244,7 +279,8 @@ def document(
         "start": list(stops).index(threshold),
         "voxel_nm": None if size is None else {axis: value / 10 for axis, value in zip("zyx", size, strict=True)},
         "views": views,
-        "post_processed": bool(views[0]["planes"] and "mask" in views[0]["planes"][0]),
+        "doubt": {"reduction": reduction, "levels": _DOUBT_LEVELS, "most": MOST} if "doubt" in layers else None,
+        "post_processed": "mask" in layers,
         "command": shlex.join(["etsam", "threshold", logits, "--at"]),
     }
     words = {
@@ -256,6 +292,8 @@ def document(
         "record": json.dumps(record, indent=2, default=str),
         "notes": notes,
         "data": data,
+        "threshold": f"{threshold:g}",
+        "left_out": left_out,
         "has_logits": made_from is not None or names.logits.name in record["outputs"],
     }
     return environment().get_template("slices.html").render(words)

@@ -5,7 +5,8 @@ const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId('data').textContent);
 const colourOf = (name) => getComputedStyle(document.documentElement).getPropertyValue(name)
   .match(/[0-9a-f]{2}/gi).map((part) => parseInt(part, 16));
-const MASK = colourOf('--mask'); // of page.css
+const MASK = colourOf('--mask'), DOUBT = colourOf('--doubt'); // of page.css
+const LAYERS = [['left-out', true], ['doubt', false]].filter(([name]) => byId(`show-${name}`)); // shown at the start?
 const KEPT = 16; // unpacked planes
 // both lines of a membrane would run together, and hide it, where a voxel has little more than one pixel of the screen
 const STYLE = data.views[0].width > 500 ? 'fill' : 'outline';
@@ -32,7 +33,9 @@ async function unpack(text, width) {
 async function load(view, plane) {
   if (planes.has(plane)) return planes.get(plane);
   const loaded = { logits: await unpack(plane.logits, view.width),
-    mask: plane.mask ? await unpack(plane.mask, view.width) : null };
+    mask: plane.mask ? await unpack(plane.mask, view.width) : null,
+    leftOut: plane.left_out ? await unpack(plane.left_out, view.width) : null,
+    doubt: plane.doubt ? await unpack(plane.doubt, Math.ceil(view.width / data.doubt.reduction)) : null };
   planes.set(plane, loaded);
   if (planes.size > KEPT) planes.delete(planes.keys().next().value);
   return loaded;
@@ -83,6 +86,23 @@ function paint(mask, view, scale) {
     if (mask[i]) picture.data.set([...MASK, 255], 4 * i);
   }
   context.putImageData(picture, 0, 0);
+}
+
+// a layer below the mask, half as strong as its values, 0 to 1, say: as in the picture beside the mask
+function paintLayer(name, values, width, colour, most) {
+  const canvas = byId(name), shown = values && byId(`show-${name}`).checked;
+  canvas.hidden = !shown;
+  if (!shown) return;
+  canvas.width = width;
+  canvas.height = values.length / width;
+  const context = canvas.getContext('2d'), picture = context.createImageData(canvas.width, canvas.height);
+  for (let i = 0; i < values.length; i++) picture.data.set([...colour, 127.5 * values[i] / most], 4 * i);
+  context.putImageData(picture, 0, 0);
+}
+
+function paintLayers(loaded, view) {
+  paintLayer('left-out', loaded.leftOut, view.width, [0, 0, 0], 1);
+  if (data.doubt) paintLayer('doubt', loaded.doubt, Math.ceil(view.width / data.doubt.reduction), DOUBT, data.doubt.levels);
 }
 
 // length of the scale bar: 1, 2 or 5 times a power of ten, at most a third of the picture
@@ -149,6 +169,7 @@ async function draw() {
   if (turn !== drawing) return; // another slice is asked for already
   const mask = maskOf(loaded);
   paint(mask, view, scale);
+  paintLayers(loaded, view);
   say(view, plane, mask);
 }
 
@@ -174,6 +195,11 @@ function setStop(stop) {
   draw();
 }
 
+function flip(layer) {
+  const box = byId(`show-${layer}`);
+  if (box) box.click();
+}
+
 function setStyle(style) {
   state.style = style;
   byId('opacity').value = style === 'fill' ? 50 : 100;
@@ -186,6 +212,8 @@ const KEYS = {
   '[': () => setStop(state.stop - 1),
   ']': () => setStop(state.stop + 1),
   m: () => setStyle({ outline: 'fill', fill: 'none', none: 'outline' }[state.style]),
+  l: () => flip('left-out'),
+  u: () => flip('doubt'),
   v: () => { state.view = (state.view + 1) % data.views.length; draw(); },
 };
 const STAGE_KEYS = { // with the picture in focus
@@ -218,7 +246,15 @@ byId('stage').addEventListener('pointermove', (event) => {
   const position = { [view.axis]: plane.at };
   position[view.across] = Math.floor((event.clientX - box.left) / box.width * view.width);
   position[view.up] = Math.floor((box.bottom - event.clientY) / box.height * view.height);
-  byId('pointer').textContent = `under the pointer: x ${position.x}, y ${position.y}, z ${position.z} (counted from 0)`;
+  const loaded = planes.get(plane);
+  let doubt = '';
+  if (data.doubt && loaded) {
+    const { reduction, levels, most } = data.doubt, width = Math.ceil(view.width / reduction);
+    const at = Math.floor(position[view.up] / reduction) * width + Math.floor(position[view.across] / reduction);
+    doubt = `, about ${Math.round(100 * most * loaded.doubt[at] / levels)} % likely to be wrong`;
+  }
+  byId('pointer').textContent =
+    `under the pointer: x ${position.x}, y ${position.y}, z ${position.z} (counted from 0)${doubt}`;
 });
 
 byId('back').addEventListener('click', () => go(-1));
@@ -228,6 +264,7 @@ byId('threshold').addEventListener('input', (event) => setStop(Number(event.targ
 byId('final').addEventListener('change', (event) => { state.final = event.target.checked; draw(); });
 for (const name of ['opacity', 'brightness', 'contrast']) byId(name).addEventListener('input', filters);
 byId('zoom').addEventListener('input', draw);
+for (const [name] of LAYERS) byId(`show-${name}`).addEventListener('change', draw);
 for (const input of document.querySelectorAll('[name=view]')) {
   input.addEventListener('change', () => { state.view = Number(input.value); draw(); });
 }
@@ -236,6 +273,7 @@ for (const input of document.querySelectorAll('[name=style]')) {
 }
 byId('reset').addEventListener('click', () => {
   Object.assign(state, { stop: data.start, final: data.post_processed });
+  for (const [name, shown] of LAYERS) byId(`show-${name}`).checked = shown;
   for (const [name, value] of [['brightness', 100], ['contrast', 100], ['zoom', 1]]) byId(name).value = value;
   setStyle(STYLE);
 });
