@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -23,11 +24,21 @@ from etsam.evaluation.organisms import short_species
 from etsam.evaluation.report.colours import FOUND, MISSED, WRONG
 from etsam.evaluation.report.figures import labels, useful_range
 from etsam.evaluation.report.headline import findings
-from etsam.evaluation.report.page import PICTURE_BUDGET_BYTES, page
+from etsam.evaluation.report.page import (
+    PICTURE_BUDGET_BYTES,
+    Paragraph,
+    Picture,
+    Slice,
+    Slices,
+    _threshold,
+    document,
+    page,
+)
 from etsam.evaluation.report.pictures import (
     encoder,
     errors_image,
     images_with_bars,
+    jpeg_uri,
     slice_views,
     truth_image,
 )
@@ -56,7 +67,8 @@ def result(method, tomogram, seed, masks_only=False):
     return TomogramResult(
         method,
         tomogram,
-        metrics=values | {"surface": random.uniform(1, 9)},
+        metrics=values | {"surface": random.uniform(1, 9), "auprc": np.nan if masks_only else 0.5},
+        voxels=600,
         thresholds=THRESHOLDS[:0] if masks_only else THRESHOLDS,
         counts=counts[:0] if masks_only else counts,
         threshold=np.nan if masks_only else -0.25,
@@ -153,9 +165,13 @@ def test_links_within_the_page_lead_somewhere(parsed):
     assert links <= identities
 
 
+def text_of(value):
+    return "–" if np.isnan(value) else f"{value:.3f}"
+
+
 def test_every_method_tomogram_and_number_is_in_the_table(parsed, results):
     for r in results:
-        row = [r.tomogram, r.method, *(f"{r.metrics[name]:.3f}" for name in r.metrics), f"{r.seconds:.1f}"]
+        row = [r.tomogram, r.method, *map(text_of, r.metrics.values()), f"{r.seconds:.1f}"]
         if r.error:
             row = [r.tomogram, r.method, f"failed: {r.error}"]
         assert row in parsed.rows
@@ -182,10 +198,11 @@ document.title = JSON.stringify([arrows, rows.map((row) => row.cells[column]?.te
 </script>"""
 
 
-def dumped(page_text, folder):
+def dumped(page_text, folder, width=1400):
     """The page as a browser has it once its scripts have run."""
     (folder / "page.html").write_text(page_text, encoding="utf-8")
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    command.append(f"--window-size={width},900")
     shown = subprocess.run([*command, "--dump-dom", folder / "page.html"], capture_output=True, text=True, timeout=240)
     return shown.stdout
 
@@ -206,6 +223,59 @@ def test_a_browser_sorts_and_shows_which_way(html, results, tmp_path):
     assert column[-1].startswith("failed")
 
 
+PLACES = """<script>window.onload = () => {
+  document.title = JSON.stringify([...document.querySelectorAll('iframe')].map((frame) =>
+    [...frame.contentDocument.querySelector('.slices').children].map((one) => {
+      const box = one.getBoundingClientRect(); return [box.left, box.top].map(Math.round); })));
+};</script>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
+def test_methods_stand_beside_each_other_on_a_screen_and_below_each_other_on_a_phone(tmp_path):
+    frames = ""
+    for methods, width in (("ab", 1400), ("abc", 1400), ("ab", 390)):
+        images = [
+            Picture(title, "", jpeg_uri(np.zeros((20, 30, 3), np.uint8), 400, 80)) for title in ("", "", *methods)
+        ]
+        text = document("report", {"Slices": [Slices({"t": ("", [Slice("z", images, "1 nm", 0.2)])})]})
+        frames += f'<iframe width="{width}" height="900" srcdoc="{escape(text)}"></iframe>'
+    shown = json.loads(re.search(r"<title>(.*?)</title>", dumped(f"<title></title>{frames}{PLACES}", tmp_path))[1])
+    rows = [[sorted({top for _, top in one}).index(top) for _, top in one] for one in shown]
+    assert rows == [[0, 0, 0, 0], [0, 0, 1, 1, 1], [0, 1, 2, 3]]  # tomogram, truth, methods
+    assert [len({left for left, _ in one}) for one in shown] == [4, 3, 1]
+
+
+def test_tables_of_a_tomogram_have_a_column_for_each_method(parsed, results):
+    dice = {(r.method, r.tomogram): f"{r.metrics['dice']:.3f}" if not r.error else "–" for r in results}
+    by_tomogram = parsed.rows[parsed.rows.index(["Tomogram", "nano", "other tool"]) :][1 : len(NAMES) + 1]
+    assert {tuple(row) for row in by_tomogram} == {
+        (name, dice["nano", name], dice["other tool", name]) for name in NAMES
+    }
+    by_plane = parsed.rows[parsed.rows.index(["Plane", "Metric", "nano", "other tool"]) + 1]
+    means = [
+        np.mean([r.planes["xy"]["dice"] for r in results if r.method == method and not r.error])
+        for method in ("nano", "other tool")
+    ]
+    assert by_plane == ["XY", "Dice", *(f"{mean:.3f}" for mean in means)]
+    assert f"Dice: nano {dice['nano', NAMES[0]]}, other tool {dice['other tool', NAMES[0]]}" in parsed.text
+    rows = [row[:2] for row in parsed.rows if row[0] in NAMES and row[1] in ("nano", "other tool")]
+    assert rows == [[name, method] for name in NAMES for method in ("nano", "other tool")]
+
+
+def test_where_the_curve_over_thresholds_is_missing_stands_what_makes_it(html, results):
+    assert "Dice against the threshold needs logits; masks only: other tool. Predict with --store-logits" in html
+
+    def told(found):
+        return [part.text for part in _threshold(build_tables(found), found) if isinstance(part, Paragraph)]
+
+    cut = [replace(r, thresholds=r.thresholds[:0], counts=r.counts[:0]) for r in results]
+    assert "masks only: nano, other tool." in told(cut)[0]
+    not_asked = [replace(r, metrics={k: v for k, v in r.metrics.items() if k != "auprc"}) for r in cut]
+    assert "metrics=[...]" in told(not_asked)[0]
+    assert told([r for r in results if r.method == "nano"]) == []
+    assert told([replace(r, voxels=0) for r in cut]) == []  # as those of a table of scores
+
+
 def test_settings_versions_and_licence_are_there(parsed):
     text = "".join(parsed.text)
     assert ["data.manifest", "test.csv"] in parsed.rows
@@ -224,12 +294,12 @@ def test_csv_json_and_markdown_hold_the_same_numbers(written, results):
     assert len(as_csv) == len(as_json["scores"]) == len(results)
     for r, row, record in zip(results, as_csv.to_dict("records"), as_json["scores"], strict=True):
         for name, value in (results[0].metrics | r.metrics).items():
-            if r.error:
+            if r.error or np.isnan(value):
                 assert record[name] is None
                 assert np.isnan(row[name])
             else:
                 assert row[name] == record[name] == value
-        cells = ["failed: " + r.error] if r.error else [f"{value:.3f}" for value in r.metrics.values()]
+        cells = ["failed: " + r.error] if r.error else [text_of(value) for value in r.metrics.values()]
         assert any(line.startswith("| " + " | ".join([r.tomogram, r.method, *cells])) for line in lines)
     for name in ("means", "pairs", "best_thresholds", "thresholds", "planes", "inclination"):
         table = pd.read_csv(folder / f"{name}.csv")

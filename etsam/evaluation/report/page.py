@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from etsam.evaluation.compare.compare import format_score
@@ -29,6 +30,7 @@ from etsam.evaluation.report.tables import (
     inclination_by_method,
 )
 
+_BESIDE = 6  # methods that have a column each
 PICTURE_BUDGET_BYTES = 3_200_000  # of the page's 5 MB; curves and tables of 20 tomograms need about one
 METHOD_LINES = (
     "Intervals: 95 %, bootstrap of the tomograms (BCa, 9999 resamples, fixed seed).",
@@ -180,7 +182,7 @@ def page(
             "Summary": _summary(tables, results, settings, versions),
             "Slices": _slices(tables, results),
             "Where it fails": _where(tables),
-            "Threshold": _threshold(tables),
+            "Threshold": _threshold(tables, results),
             "Precision and recall": _precision_recall(tables, results),
             "Scores": _scores(tables),
             "Methods against each other": _pairs(tables),
@@ -233,9 +235,13 @@ def _pairs(tables: ReportTables) -> list[Part]:
     return [table, *(Paragraph(line, soft=True) for line in METHOD_LINES)]
 
 
-def _threshold(tables: ReportTables) -> list[Part]:
-    if not tables.sweeps:
-        return []
+def _threshold(tables: ReportTables, results: Sequence[TomogramResult]) -> list[Part]:
+    swept = {sweep.method for sweep in tables.sweeps}
+    scored = [result for result in results if result.voxels and not result.error]  # not those of a table of scores
+    without = [method for method in dict.fromkeys(result.method for result in scored) if method not in swept]
+    missing: list[Part] = [Paragraph(_no_curve(without, scored), soft=bool(swept))] if without else []
+    if not swept:
+        return missing
     figures = Figures(tables.comparison.methods)
     plots = [plot(figures.sweep(sweep), f"{sweep.method}: Dice against the threshold") for sweep in tables.sweeps]
     best = tables.frames["best_thresholds"]
@@ -250,7 +256,17 @@ def _threshold(tables: ReportTables) -> list[Part]:
         for row in best[best["tomogram"] == ""].itertuples()
     ]
     caption = "The best ones were chosen knowing the truth of these tomograms: they say what is possible at most."
-    return [Plots(plots), Table(["Method", "Choice", "Threshold", "Mean Dice"], rows, caption)]
+    return [Plots(plots), *missing, Table(["Method", "Choice", "Threshold", "Mean Dice"], rows, caption)]
+
+
+def _no_curve(methods: Sequence[str], scored: Sequence[TomogramResult]) -> str:
+    """Sentence about methods without Dice against the threshold: why there is none, and what makes it."""
+    if not any("auprc" in result.metrics for result in scored):  # which comes with `curve`, NaN for masks
+        return "Dice against the threshold was not asked for: add curve to metrics=[...], and evaluate again."
+    return (
+        f"Dice against the threshold needs logits; masks only: {', '.join(methods)}. "
+        "Predict with --store-logits (write_logits=true), and evaluate the same folder again."
+    )
 
 
 def _precision_recall(tables: ReportTables, results: Sequence[TomogramResult]) -> list[Part]:
@@ -272,7 +288,7 @@ def _precision_recall(tables: ReportTables, results: Sequence[TomogramResult]) -
 
 
 def _where(tables: ReportTables) -> list[Part]:
-    inclination, planes = tables.frames["inclination"], tables.frames["planes"]
+    inclination, planes, methods = tables.frames["inclination"], tables.frames["planes"], tables.comparison.methods
     parts: list[Part] = []
     if len(inclination):
         figures, pooled = Figures(tables.comparison.methods), inclination_by_method(inclination)
@@ -289,24 +305,50 @@ def _where(tables: ReportTables) -> list[Part]:
         )
         parts += [Paragraph("By direction", "h3"), Paragraph(text), Plots(plots)]
     if len(planes):
-        metrics = [column for column in planes.columns if column not in ("method", "tomogram", "plane")]
-        means = planes.groupby(["method", "plane"], sort=False)[metrics].mean()
-        rows = [
-            [method, plane.upper(), *map(format_value, metrics, values)]
-            for (method, plane), *values in means.itertuples()
-        ]
-        heads = ["Method", "Plane", *(METRIC_NAMES.get(name, name) for name in metrics)]
         caption = "Mean over the slices of each orientation that hold membrane, then over tomograms"
-        parts += [Paragraph("By plane", "h3"), Table(heads, rows, caption, sortable=True)]
+        parts += [Paragraph("By plane", "h3"), Table(*_by_plane(planes, methods), caption, sortable=True)]
     scores, metric = tables.frames["scores"], tables.comparison.metrics[0]
     if scores["tomogram"].nunique() > 1 and scores[metric].notna().any():
-        means = scores.groupby("tomogram", sort=False)[metric].agg(["mean", "min", "max"]).sort_values("mean")
-        several, name = len(tables.comparison.methods) > 1, METRIC_NAMES.get(metric, metric)
-        heads = [name, *([f"Lowest {name}", f"Highest {name}"] if several else [])]  # of one method all three are one
-        rows = [[_with_organism(row.Index), *map(format_score, row[1 : len(heads) + 1])] for row in means.itertuples()]
-        caption = "Means of all methods, hardest first" if several else "Hardest first"
-        parts += [Paragraph("By tomogram", "h3"), Table(["Tomogram", *heads], rows, caption, sortable=True)]
+        name = METRIC_NAMES.get(metric, metric)
+        caption = f"{name}, hardest tomogram first"
+        parts += [
+            Paragraph("By tomogram", "h3"),
+            Table(*_by_tomogram(scores, metric, methods), caption, sortable=True),
+        ]
     return parts
+
+
+def _by_plane(planes: pd.DataFrame, methods: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells: methods beside each other; of one, or of more than there is room for, metrics."""
+    metrics = [column for column in planes.columns if column not in ("method", "tomogram", "plane")]
+    means = planes.groupby(["method", "plane"], sort=False)[metrics].mean()
+    if 1 < len(methods) <= _BESIDE:
+        rows = [
+            [plane.upper(), METRIC_NAMES.get(name, name)]
+            + [format_value(name, means[name].get((method, plane), np.nan)) for method in methods]
+            for name in metrics
+            for plane in planes["plane"].unique()
+        ]
+        return ["Plane", "Metric", *methods], rows
+    rows = [
+        [method, plane.upper(), *map(format_value, metrics, values)] for (method, plane), *values in means.itertuples()
+    ]
+    return ["Method", "Plane", *(METRIC_NAMES.get(name, name) for name in metrics)], rows
+
+
+def _by_tomogram(scores: pd.DataFrame, metric: str, methods: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells: methods beside each other; of more than there is room for, their mean, lowest and highest."""
+    means = scores.groupby("tomogram", sort=False)[metric].agg(["mean", "min", "max"]).sort_values("mean")
+    name = METRIC_NAMES.get(metric, metric)
+    heads, values = ["Mean of all methods", f"Lowest {name}", f"Highest {name}"], means
+    if len(methods) <= _BESIDE:
+        heads = [name] if len(methods) == 1 else list(methods)
+        values = scores.pivot(index="tomogram", columns="method", values=metric).reindex(means.index, columns=methods)
+    rows = [
+        [_with_organism(tomogram), *(format_value(metric, value) for value in row)]
+        for tomogram, row in zip(values.index, values.to_numpy(), strict=True)
+    ]
+    return ["Tomogram", *heads], rows
 
 
 def _with_organism(tomogram: str) -> str:
@@ -317,7 +359,8 @@ def _with_organism(tomogram: str) -> str:
 def _slices(tables: ReportTables, results: Sequence[TomogramResult]) -> list[Part]:
     """Slices of each tomogram, that with the lowest score first."""
     metric = tables.comparison.metrics[0]
-    means = tables.frames["scores"].groupby("tomogram", sort=False)[metric].mean().sort_values(kind="stable")
+    scores, methods = tables.frames["scores"], tables.comparison.methods
+    means = scores.groupby("tomogram", sort=False)[metric].mean().sort_values(kind="stable")
     order = {name: number for number, name in enumerate(means.index)}
     views = sorted(slice_views(results), key=lambda view: order[view.tomogram])
     if not views:
@@ -330,8 +373,11 @@ def _slices(tables: ReportTables, results: Sequence[TomogramResult]) -> list[Par
         where += f", {view.shows}" if view.shows else ""
         where += f"; mean of {view.averaged} slices" if view.averaged > 1 else ""
         images = [Picture(title, text, encode(image)) for title, text, image in view.images]
-        organism, score = organisms().get(view.tomogram, ""), format_value(metric, means[view.tomogram])
-        known = f"{organism + ', ' if organism else ''}{METRIC_NAMES.get(metric, metric)} {score}"
+        organism, score = organisms().get(view.tomogram, ""), f" {format_value(metric, means[view.tomogram])}"
+        if 1 < len(methods) <= _BESIDE:
+            own = scores[scores["tomogram"] == view.tomogram].set_index("method")[metric]
+            score = ": " + ", ".join(f"{method} {format_value(metric, value)}" for method, value in own.items())
+        known = f"{organism + ', ' if organism else ''}{METRIC_NAMES.get(metric, metric)}{score}"
         tomograms.setdefault(view.tomogram, (known, []))[1].append(Slice(where, images, view.bar.label, view.bar_share))
     if not kept:
         return []

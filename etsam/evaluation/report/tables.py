@@ -204,8 +204,10 @@ def failures(scores: pd.DataFrame) -> list[str]:
 
 
 def cells_of_scores(tables: ReportTables) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells of the table of scores; the row of a tomogram that failed ends with the reason."""
+    """Heads and cells of the table of scores, methods of one together; where one failed, the reason."""
     scores = tables.frames["scores"]
+    order = {name: number for number, name in enumerate(dict.fromkeys(scores["tomogram"]))}
+    scores = scores.sort_values("tomogram", key=lambda names: names.map(order), kind="stable")
     metrics = [column for column in scores.columns if column not in ("method", "tomogram", "error", "seconds")]
     timed = bool(scores["seconds"].notna().any())
     heads = ["Tomogram", "Method", *(METRIC_NAMES.get(name, name) for name in metrics), *(["Seconds"] if timed else [])]
