@@ -3,8 +3,6 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torchmetrics.functional.classification import binary_stat_scores
 
 IGNORE = 255
 """Label of voxels that nobody annotated: they count neither as membrane nor as background. -1 in files of int8."""
@@ -57,6 +55,9 @@ def stat_counts(mask: np.ndarray, target: np.ndarray) -> np.ndarray:
     np.ndarray
         (4,) int64.
     """
+    import torch  # late: masks are also read where nothing is scored
+    from torchmetrics.functional.classification import binary_stat_scores
+
     scores = binary_stat_scores(
         torch.from_numpy(np.ascontiguousarray(mask)).int(),
         torch.from_numpy(np.ascontiguousarray(target)).int(),

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from etsam.errors import ConfigError, InputError
 from etsam.volume.content import Content, ContentSearch, padded_voxels
@@ -288,7 +286,9 @@ class SoftplusMinMax:
 
 
 def _softplus(values: np.ndarray) -> np.ndarray:
-    return F.softplus(torch.from_numpy(np.ascontiguousarray(values))).numpy()
+    import torch  # late: files are also looked at where no network runs
+
+    return torch.nn.functional.softplus(torch.from_numpy(np.ascontiguousarray(values))).numpy()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from conftest import grey, write_mrc
 from etsam.app import explain
 from etsam.errors import InputError
 from etsam.evaluation.run import raise_failures
-from etsam.prediction.writer import PredictionWriter
 from etsam.volume import atomic, mrc_writer
 
 PROGRAM = Path(__file__).parent.parent / "predict.py"
@@ -112,12 +111,13 @@ def test_two_inputs_of_the_same_name_are_refused(refused, tomogram):
     assert "different output folders" in message
 
 
-def test_the_others_are_segmented_where_one_tomogram_has_nan(predict, tomogram):
+def test_the_others_are_segmented_where_one_tomogram_has_nan(predict, tomogram, caplog):
     with_nan("nan.mrc")
     write_mrc("zebra.mrc")
     outcome = predict("nan.mrc", "tomo.mrc", "zebra.mrc", "write_preview=false")
     assert outcome.status == 1
-    assert outcome.message.startswith("nan.mrc: 7 of 13440 voxels")
+    assert outcome.message.startswith("nan.mrc was not segmented")
+    assert caplog.text.count("7 of 13440 voxels") == 2  # when it is met, and in the table
     assert [name for name in outcome.files if name.endswith("mask.mrc")] == [
         "tomo_etsam_predicted_mask.mrc",
         "zebra_etsam_predicted_mask.mrc",
@@ -270,11 +270,7 @@ def test_real_processes_end_with_one_line_and_status_1(tomogram, command, parts)
 
 
 def test_several_faults_get_a_line_each_and_a_single_one_stays_in_its_line(tmp_path):
-    writer = PredictionWriter(tmp_path)
-    writer.failures = ["a.mrc: cut", "b.mrc: empty"]
-    with pytest.raises(InputError) as several:
-        writer.raise_failures()
-    head, *lines = explain(several.value).splitlines()
+    head, *lines = explain(InputError.of("2 faults", ["a.mrc: cut", "b.mrc: empty"])).splitlines()
     assert (head.split()[0], lines) == ("2", ["  a.mrc: cut", "  b.mrc: empty"])
     results = [SimpleNamespace(method="m", tomogram=name, error=error) for name, error in (("a", "x"), ("b", "y"))]
     with pytest.raises(InputError) as several:

@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from conftest import write_mrc
 
 
 def run(code):
@@ -44,6 +46,26 @@ def test_building_a_network_keeps_the_hydra_of_the_caller():
 )
 def test_plain_inference_needs_no_lightning(module):
     assert run(f"import {module}, sys; print('lightning' in sys.modules)")[1] == "False"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "mask.mrc"],
+        ["threshold", "logits.mrc", "--at", "0"],
+        ["postprocess", "mask.mrc", "out.mrc"],
+        ["measure", "mask.mrc", "--mesh-format", "none", "--voxel-size", "20"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_commands_that_run_no_network_start_without_torch_and_lightning(tmp_path, arguments):
+    drawn = np.zeros((6, 20, 24), np.int8)
+    drawn[:, 8:11, 2:-2] = 1
+    write_mrc(tmp_path / "mask.mrc", drawn)
+    write_mrc(tmp_path / "logits.mrc", drawn.astype(np.float32))
+    code = f"import os; os.chdir({str(tmp_path)!r}); from etsam.cli.main import main; main({arguments}); import sys"
+    status, said, complaint = run(f"{code}; print('loaded:', {{'torch', 'lightning'}} & set(sys.modules))")
+    assert (status, said.splitlines()[-1]) == (0, "loaded: set()"), complaint
 
 
 def test_our_own_network_imports_sam2_as_the_builder_does():

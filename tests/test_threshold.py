@@ -1,6 +1,7 @@
 """`etsam threshold`: stored logits -> masks of other thresholds."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from conftest import ORIGIN_ZYX, SHAPE, START_ZYX, VOXEL_SIZE_ZYX, grey, write_m
 
 from etsam.errors import ConfigError
 from etsam.prediction.threshold import threshold_logits
+from etsam.screen import in_their_words
 from etsam.volume import read_volume
 
 NAME = "tomo_etsam_predicted"
@@ -62,7 +64,15 @@ def test_mask_picture_and_record_are_those_of_a_prediction_with_that_threshold(e
     steps = ("--post-process", "--post-process-min-slices", "2")
     assert etsam("threshold", LOGITS, "--at", levels[0], *steps).status == 0
     shutil.move(work / "out", work / "first")
-    again = predict("tomo.mrc", "weights.seed=1", "--logit-threshold", str(levels[0]), *steps)
+    again = predict(
+        "tomo.mrc",
+        "weights.seed=1",
+        "--logit-threshold",
+        str(levels[0]),
+        "write_chimerax=true",
+        "write_page=true",
+        *steps,
+    )
     assert again.status == 0, again.stderr
     made = [work / "first" / f"{NAME}_at_{levels[0]:g}", work / "out" / NAME]
     for ending in ("mask", "post_processed_mask"):
@@ -70,11 +80,27 @@ def test_mask_picture_and_record_are_those_of_a_prediction_with_that_threshold(e
         np.testing.assert_array_equal(ours, theirs)
     ours, theirs = (Path(f"{name}_preview.png").read_bytes() for name in made)
     assert ours == theirs
+    ours, theirs = (Path(f"{name}.cxc").read_text().replace(name.name, "X") for name in made)
+    assert ours == theirs
+    assert f"{made[0].name}_post_processed_mask" in Path(f"{made[0]}.html").read_text()
     ours, theirs = (json.loads(Path(f"{name}_record.json").read_text()) for name in made)
     assert ours["settings"].pop("made_from")["logits"].endswith(f"{NAME}_logits.mrc")
     assert ours["settings"] == theirs["settings"]
     assert ours["input"] == theirs["input"]
     assert ours["membrane_share"] == theirs["membrane_share"]
+
+
+def test_what_lies_beside_a_mask_can_be_left_out_and_then_the_tomogram_is_not_read(etsam, stored, work, caplog):
+    (work / "tomo.mrc").unlink()
+    outcome = etsam("threshold", LOGITS, "--at", "0", "--no-preview", "--no-page", "--output-dir", "new")
+    assert outcome.status == 0
+    endings = {name.removeprefix(f"{NAME}_at_0") for name in os.listdir(work / "new")}
+    assert endings == {".cxc", "_mask.mrc", "_record.json"}
+
+
+def test_advice_about_the_threshold_is_in_the_flag_of_the_command(etsam, stored, caplog):
+    assert etsam("threshold", LOGITS, "--at", "9", "--no-preview").status == 0
+    assert "--at 8" in in_their_words(caplog.text)
 
 
 def test_the_picture_shows_the_logits_where_the_tomogram_is_another(etsam, stored, work, caplog):

@@ -17,8 +17,8 @@ from etsam.pictures import DOUBT, MEMBRANE
 from etsam.postprocess.regions import Beads, Regions, Slab
 from etsam.postprocess.steps import RemoveSmallComponents
 from etsam.prediction.preview import Sections
+from etsam.prediction.result import Prediction
 from etsam.prediction.samples import Samples, evenly, reduced
-from etsam.prediction.segmenter import Prediction
 from etsam.prediction.threshold import threshold_logits
 from etsam.prediction.writer import PredictionWriter
 from etsam.viewer.chimerax import (

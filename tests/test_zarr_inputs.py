@@ -11,7 +11,7 @@ from zarr_files import values, write_zarr
 from etsam.data.checks import check_samples
 from etsam.data.manifest import read_manifest, write_manifest
 from etsam.errors import InputError
-from etsam.prediction.inputs import find_tomograms
+from etsam.prediction.finding import find_tomograms
 from etsam.volume import Url, locate, strip_suffix
 from etsam.volume.location import checksum_of, display_name, fingerprint_of, state_of
 

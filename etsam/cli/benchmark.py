@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run everything, then show where the table is."""
     from etsam.evaluation.benchmark import own_runs, peer_runs, run_all
-    from etsam.prediction.inputs import find_tomograms
+    from etsam.prediction.finding import find_tomograms
 
     runs = [*own_runs(args.own), *peer_runs(args.peers)]
     run_all(

@@ -42,16 +42,26 @@ def add_segmentation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--instances", action="store_true", help="also number the connected membranes")
     group.add_argument("--store-logits", action="store_true", help="also write the logits, for `etsam threshold`")
     group.add_argument("--uncertainty", action="store_true", help="also write the chance that a voxel's call is wrong")
+    add_page_flag(group)
+    group.add_argument("--strict", action="store_true", help="all or nothing, where one of several cannot be used")
+    group.add_argument("--force", action="store_true", help="segment what looks like a mask or a tilt series, too")
+    group.add_argument("--quick", action="store_true", help="a first look: every second slice, half the time")
+    group.add_argument("--better", action="store_true", help="also seen from the sides: twice the time")
+
+
+def add_page_flag(group: argparse._ActionsContainer) -> None:
+    """Describe the page beside a mask."""
     group.add_argument(
         "--page",
         action=argparse.BooleanOptionalAction,
         default=None,
         help="write a page to scroll through the slices beside each mask, or none (it is written)",
     )
-    group.add_argument("--strict", action="store_true", help="all or nothing, where one of several cannot be used")
-    group.add_argument("--force", action="store_true", help="segment what looks like a mask or a tilt series, too")
-    group.add_argument("--quick", action="store_true", help="a first look: every second slice, half the time")
-    group.add_argument("--better", action="store_true", help="also seen from the sides: twice the time")
+
+
+def page_overrides(args: argparse.Namespace) -> list[str]:
+    """Overrides of the flag about the page."""
+    return [] if args.page is None else [f"write_page={str(args.page).lower()}"]
 
 
 def add_region_flags(group: argparse._ActionsContainer) -> None:
@@ -109,7 +119,7 @@ def segmentation_overrides(args: argparse.Namespace) -> list[str]:
     overrides = [] if args.membranes is None else [f"normalize.membranes={args.membranes}"]
     overrides += [] if args.voxel_size is None else [f"voxel_size={args.voxel_size}"]
     overrides += region_overrides(args)
-    overrides += [] if args.page is None else [f"write_page={str(args.page).lower()}"]
+    overrides += page_overrides(args)
     overrides += ["strict=true"] * args.strict + ["force=true"] * args.force
     overrides += ["write_logits=true"] * args.store_logits + ["write_instances=true"] * args.instances
     overrides += ["write_uncertainty=true"] * args.uncertainty

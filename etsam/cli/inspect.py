@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
 
     from etsam.cli.console import print_line, progress_bar
     from etsam.errors import ConfigError, InputError
-    from etsam.prediction.inputs import find_tomograms
+    from etsam.prediction.finding import find_tomograms
     from etsam.sources.files.inspect import inspect_file
     from etsam.sources.files.inspect_picture import write_inspection
     from etsam.sources.files.verdict import verdict

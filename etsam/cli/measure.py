@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     from etsam.measure.measure import MeasureSettings
     from etsam.measure.mesh_files import check_formats
     from etsam.measure.run import MeasureJob, OutputSettings, find_masks, run_jobs, tomogram_of
-    from etsam.prediction.inputs import find_tomograms
+    from etsam.prediction.finding import find_tomograms
 
     if args.points is None and (args.points_offset or args.unbinned_pixel_size or args.tomogram_name):
         raise ConfigError(

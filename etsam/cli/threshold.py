@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from etsam.cli import add_command
-from etsam.cli.flags import add_region_flags, threshold_value
+from etsam.cli.flags import add_page_flag, add_region_flags, page_overrides, threshold_value
 from etsam.cli.postprocess_flags import add_postprocess_flags, postprocess_overrides
 
 
@@ -18,7 +18,8 @@ def add(commands: Any) -> None:
         run,
         help="stored logits -> masks of other thresholds",
         description="New masks from logits that `etsam predict --store-logits` wrote: another threshold, or other "
-        "post-processing, in seconds. Lower thresholds give more membrane. Each mask gets its record and picture.",
+        "post-processing, in seconds. Lower thresholds give more membrane. Beside each mask lies what `etsam predict` "
+        "writes: record, picture, page and script.",
     )
     # as of `etsam predict`: -1e-3 is a threshold, no flag
     parser._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
@@ -34,8 +35,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--false-rate", type=float, metavar="SHARE", help="of auto: share of marks that may be false")
     add_region_flags(parser)
     parser.add_argument("-o", "--output-dir", type=Path, metavar="DIR", help="where masks go (beside the logits)")
-    parser.add_argument("--no-preview", action="store_true", help="no picture, so the tomogram is not read")
-    parser.add_argument("--page", action="store_true", help="also a page to scroll through the slices (.html)")
+    parser.add_argument("--no-preview", action="store_true", help="no picture; with --no-page the tomogram is not read")
+    add_page_flag(parser)
     add_postprocess_flags(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace masks that exist")
 
@@ -50,16 +51,16 @@ def run(args: argparse.Namespace) -> None:
     from etsam.postprocess.regions import RegionSettings
     from etsam.prediction.record import plain_settings
     from etsam.prediction.threshold import threshold_logits
-    from etsam.viewer.page import SlicePage
     from etsam.volume import locate
 
     try:
-        overrides = postprocess_overrides(args, default="none")
+        overrides = postprocess_overrides(args, default="none") + page_overrides(args)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     with config_error():
-        cfg = compose_config("postprocess", overrides)
+        cfg = compose_config("predict", overrides)  # so that a person's own defaults count here, too
         steps = instantiate(cfg.postprocess, _convert_="all") or {}
+        companions = instantiate(cfg.writer.companions, _convert_="all")
     for given in args.logits:
         with progress_bar(given) as bar:
 
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
                 postprocess_settings=plain_settings(cfg.postprocess),
                 output_dir=args.output_dir,
                 preview=not args.no_preview,
-                companions={"page": SlicePage()} if args.page else None,
+                companions=companions,
                 overwrite=args.overwrite,
                 workers=cfg.workers,
                 progress=update,

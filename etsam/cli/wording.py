@@ -30,6 +30,7 @@ _FLAGS: tuple[tuple[str, str | None, str], ...] = (
     ("sample", "slab", "--lamella"),
     ("exclude", None, "--exclude"),
     ("stage2.threshold", None, "--threshold"),
+    ("stage2.threshold", None, "--at"),
     ("normalize.membranes", None, "--membranes"),
     ("voxel_size", None, "--voxel-size"),
     ("memory_budget_gb", None, "--memory"),

@@ -22,8 +22,8 @@ from etsam.evaluation.result_store import ResultStore
 from etsam.evaluation.scorer import Scorer
 from etsam.evaluation.stored import StoredPredictions
 from etsam.prediction.record import settings_of
+from etsam.prediction.result import Progress
 from etsam.prediction.run import tell_weights
-from etsam.prediction.segmenter import Progress
 from etsam.prediction.writer import PredictionWriter
 from etsam.volume.atomic import refuse_existing
 from etsam.volume.location import locate

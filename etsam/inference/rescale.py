@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from etsam.errors import ConfigError
 from etsam.volume.slices import LazySlices, Slices
@@ -96,8 +94,12 @@ class _Rescaler:
         return out
 
     def _resize(self, plane: np.ndarray) -> np.ndarray:
+        import torch  # late: voxel sizes are also judged where no network runs
+
         image = torch.from_numpy(np.ascontiguousarray(plane, dtype=np.float32))[None, None]
-        resized = F.interpolate(image, self._shape[1:], mode="bilinear", align_corners=False, antialias=True)
+        resized = torch.nn.functional.interpolate(
+            image, self._shape[1:], mode="bilinear", align_corners=False, antialias=True
+        )
         return np.asarray(resized[0, 0].numpy())
 
 

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from etsam.errors import ConfigError
-from etsam.network.images import next_multiple, spread
+from etsam.spans import next_multiple, spread
 from etsam.volume.slices import Slices
 
 BLEND_LIMIT = 10.0
@@ -201,5 +199,8 @@ class Stitched:
 
 def enlarge(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Low-resolution logits (s, s) to (Y, X): bilinear, `align_corners=False`, never antialiased, as published."""
-    resized = F.interpolate(torch.from_numpy(logits)[None, None], shape, mode="bilinear", align_corners=False)
+    import torch  # late: tiles are also planned where no network runs
+
+    image = torch.from_numpy(logits)[None, None]
+    resized = torch.nn.functional.interpolate(image, shape, mode="bilinear", align_corners=False)
     return resized[0, 0].numpy()

@@ -6,8 +6,6 @@ only continued at their ends, to a multiple of the network's stride.
 Axes: B tiles or clips, C channels of the network's first convolution, S image side, H and W sides of an image.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -78,20 +76,6 @@ def prepare_prompt(masks: Tensor, side: int) -> Tensor:
         return prompts
     resized = F.interpolate(prompts, (side, side), mode="bilinear", align_corners=False, antialias=True)
     return (resized >= 0.5).float()
-
-
-def spread(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
-    """Intervals of `size` that cover 0..length evenly, neighbours sharing at least `overlap`; one if that is enough."""
-    if length <= size:
-        return [(0, length)]
-    count = math.ceil((length - overlap) / (size - overlap))
-    starts = [round(i * (length - size) / (count - 1)) for i in range(count)]
-    return [(start, start + size) for start in starts]
-
-
-def next_multiple(length: int, step: int, least: int = 0) -> int:
-    """Smallest multiple of `step` that is no less than `length` and `least`."""
-    return -(-max(length, least) // step) * step
 
 
 def mirror(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -23,13 +23,13 @@ from etsam.network.images import (
     channel_statistics,
     extend,
     mirror,
-    next_multiple,
     prepare_image,
     prepare_prompt,
     slices_seen,
 )
 from etsam.network.memory_tokens import MemoryTokens, gather, memory_positions, pointer_positions
 from etsam.network.state import Clicks, Decoded, MemoryBank, SliceFeatures, SliceState
+from etsam.spans import next_multiple
 
 LOW_RES_STRIDE = 4  # the logits of SAM2's mask decoder have a quarter of the image side
 MEMORY_DTYPE = torch.bfloat16  # SAM2's predictor rounds memory features to it, whatever the precision of the rest

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from etsam.network.images import spread
+from etsam.spans import spread
 
 
 class WindowAttention(nn.Module):

@@ -8,7 +8,7 @@ import numpy as np
 from etsam.prediction.record import OutputNames
 
 if TYPE_CHECKING:
-    from etsam.prediction.segmenter import Prediction
+    from etsam.prediction.result import Prediction
 
 
 class CompanionInMaking(Protocol):

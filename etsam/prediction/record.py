@@ -125,10 +125,9 @@ def environment() -> dict[str, Any]:
 
 def peak_memory_mb() -> dict[str, float]:
     """Largest resident memory of this process so far, and on the GPU if one was used, in MB."""
-    import torch
-
     peak = {"ram": round(_peak_resident_bytes() / 1e6, 1)}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    torch: Any = sys.modules.get("torch")  # who has not imported it has used no GPU
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         peak["gpu"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
     return peak
 

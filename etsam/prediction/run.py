@@ -41,6 +41,7 @@ def run(cfg: DictConfig) -> list[Path]:
     from hydra.utils import instantiate
 
     from etsam.prediction.batch import table
+    from etsam.prediction.callback import BatchWriter
     from etsam.prediction.progress import SliceProgress
     from etsam.prediction.record import settings_of
     from etsam.weights.store import ensure_weights
@@ -49,12 +50,12 @@ def run(cfg: DictConfig) -> list[Path]:
     inputs, bars = instantiate(cfg.inputs), SliceProgress()
     ensure_weights(cfg.weights)
     writer = instantiate(cfg.writer, _partial_=True)(settings=settings_of(cfg), progress=bars.update)
-    writer.may_pass_over, writer.subfolders = inputs.may_pass_over, inputs.subfolders
+    writer.subfolders, batch = inputs.subfolders, BatchWriter(writer, single=not inputs.may_pass_over)
     todo: list[Location] = []
     if is_first_process():  # before the networks are built, and once for all processes
         shapes = inputs.check()
-        writer.missing += inputs.missing
-        writer.failures += inputs.faults
+        batch.missing += inputs.missing
+        batch.failures += inputs.faults
         voxels = {path: math.prod(shape or (0,)) for path, shape in shapes.items()}
         sizes = inputs.voxel_sizes
         scratch = {}
@@ -71,21 +72,21 @@ def run(cfg: DictConfig) -> list[Path]:
     segmenter = instantiate(cfg.segmenter, _partial_=True)(progress=bars.update)
     if is_first_process():
         tell_weights(cfg)
-    trainer = instantiate(cfg.trainer, callbacks=[writer, bars])
+    trainer = instantiate(cfg.trainer, callbacks=[batch, bars])
     started = time.monotonic()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*across ranks is zero.*")  # all are complete
         trainer.predict(segmenter, datamodule=inputs, return_predictions=False)
-    writer.gather(trainer)
+    batch.gather(trainer)
     if trainer.is_global_zero:
-        for line in instantiate(cfg.overview, _partial_=True)(Path(cfg.output_dir), writer.failures):
+        for line in instantiate(cfg.overview, _partial_=True)(Path(cfg.output_dir), batch.failures):
             log.info("%s", line)
-        for line in table(writer.missing, writer.written_by_all, len(shapes) - len(todo)):
+        for line in [] if batch.single else table(batch.missing, batch.written_by_all, len(shapes) - len(todo)):
             log.info("%s", line)
         if len(todo) > 1:
             took = readable_seconds(time.monotonic() - started)
-            log.info("%d of %d tomograms segmented in %s -> %s", writer.written_by_all, len(todo), took, cfg.output_dir)
-        writer.raise_failures()
+            log.info("%d of %d tomograms segmented in %s -> %s", batch.written_by_all, len(todo), took, cfg.output_dir)
+        batch.raise_failures()
     return list(writer.written)
 
 

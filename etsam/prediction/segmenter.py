@@ -9,9 +9,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -28,11 +28,12 @@ from etsam.inference.two_stage import TwoStage, TwoStageOutput
 from etsam.inference.uncertainty import Calibration, uncertainty
 from etsam.network.fast.heap import retain_freed_memory
 from etsam.normalize import Fitted, Normalization, fit_to, survey, without_padding
-from etsam.postprocess.regions import Coarse, Regions, RegionSettings
+from etsam.postprocess.regions import Coarse, RegionSettings
 from etsam.prediction.doubts import Noted
 from etsam.prediction.inputs import read_also
 from etsam.prediction.kinds import NoTomogramError, orientation_remark, refuse_other_kinds
 from etsam.prediction.preview import Sections
+from etsam.prediction.result import Prediction, Progress
 from etsam.prediction.samples import Samples
 from etsam.volume import Slices, Volume, locate, read_volume
 from etsam.volume.content import NO_MEMBRANE
@@ -44,9 +45,6 @@ log = logging.getLogger(__name__)
 
 _CUBIC = 1.05  # longest by shortest side of a voxel up to which nobody sees it stretched; our choice
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, slices done, slices in all)."""
-
 
 class NamesTomogram(Protocol):
     """Batch of `test_step`."""
@@ -55,62 +53,6 @@ class NamesTomogram(Protocol):
     def tomogram(self) -> str:
         """File."""
         ...
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Logits of both stages for one tomogram; nothing of the size of the volume is held.
-
-    Attributes
-    ----------
-    volume
-        The tomogram.
-    stage1_logits, logits
-        (Z, Y, X) float32 of stage 1 and stage 2, computed slice by slice from the networks' low-resolution logits;
-        -32 where the tomogram is padded, and in `regions`. With their spread, 0 there, if uncertainty was asked for.
-    threshold
-        That of stage 2; logits strictly above are membrane.
-    tiles
-        Number of tiles a slice was cut into.
-    seconds
-        By part: normalise (one pass over the file), stage 1, stage 2.
-    grey
-        Planes of the tomogram for the preview, taken in the first pass.
-    fingerprint
-        `fingerprint_of` the file, taken before the first pass; empty for an array.
-    contrast, contrast_is_guessed
-        `dark` or `bright`, as membranes were taken to be (None: the normalisation does not ask), and whether by little.
-    samples
-        Planes of the tomogram for a page, taken in the first pass; None if nobody asked.
-    uncertainty
-        (Z, Y, X) float32, 0 to 0.5: chance that a voxel's call is wrong; 0 where the tomogram is padded. None if nobody
-        asked.
-    calibration
-        Offset, slope and softening that the uncertainty was made with; None: not calibrated.
-    also
-        Path -> fingerprint of the other reconstructions, taken before their first pass.
-    choice
-        How the threshold was chosen for this tomogram; None: it is that of the weights.
-    regions
-        Where nothing is marked; None: nobody asked.
-    """
-
-    volume: Volume
-    stage1_logits: Slices
-    logits: Slices
-    threshold: float
-    tiles: int
-    seconds: dict[str, float]
-    grey: Sections
-    fingerprint: dict[str, Any]
-    contrast: str | None = None
-    contrast_is_guessed: bool = False
-    samples: Samples | None = None
-    uncertainty: Slices | None = None
-    calibration: tuple[float, ...] | None = None
-    also: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    choice: ThresholdChoice | None = None
-    regions: Regions | None = None
 
 
 class Segmenter(LightningModule):

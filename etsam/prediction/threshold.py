@@ -14,8 +14,8 @@ from etsam.postprocess.steps import Step
 from etsam.prediction.companions import Companion
 from etsam.prediction.preview import Sections
 from etsam.prediction.record import OutputNames, read_record
+from etsam.prediction.result import Prediction, Progress
 from etsam.prediction.samples import Samples
-from etsam.prediction.segmenter import Prediction, Progress
 from etsam.prediction.writer import PredictionWriter
 from etsam.volume import Volume, locate, read_volume, strip_suffix
 from etsam.volume.content import NO_MEMBRANE
@@ -143,8 +143,9 @@ def threshold_logits(
         writer.check({tomogram.path or logits: int(np.prod(volume.shape))})
         writers.append(writer)
     grey, samples = Sections(volume.shape, tomogram.voxel_size_angstrom), Samples(volume.shape)
+    looked_at = preview or any(one.enabled for one in (companions or {}).values())
     coarse = Coarse(volume.shape, tomogram.voxel_size_angstrom) if regions.wanted else None
-    if preview or companions or coarse is not None:
+    if looked_at or coarse is not None:
         for z in range(volume.shape[0]):
             plane = tomogram[z]
             grey.add(z, plane)
@@ -164,7 +165,7 @@ def threshold_logits(
                 seconds={},
                 grey=grey,
                 fingerprint=fingerprint,
-                samples=samples,
+                samples=samples if looked_at else None,
                 choice=choice if given == "auto" else None,
                 regions=found,
             )

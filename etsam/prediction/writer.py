@@ -10,21 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
 
-from etsam.errors import ConfigError, InputError, OutputError
+from etsam.errors import ConfigError, OutputError
 from etsam.postprocess.components import StreamedComponents
 from etsam.postprocess.steps import InstanceLabels, Step, apply_steps
-from etsam.prediction.batch import Missing
 from etsam.prediction.closing import Closing, OutputFile, viewing_hints
 from etsam.prediction.companions import Companion
 from etsam.prediction.doubts import Coverage, Mask, doubts
-from etsam.prediction.kinds import NoTomogramError
 from etsam.prediction.preview import Caption, MaskSections, UncertaintySections, weights_of, write_preview
 from etsam.prediction.record import OutputNames, environment, peak_memory_mb, read_record, write_record
-from etsam.prediction.segmenter import Prediction, Progress, is_out_of_memory
+from etsam.prediction.result import Prediction, Progress
 from etsam.threads import worker_count
 from etsam.volume import Location, VolumeWriter, locate, strip_suffix, volume_writer
 from etsam.volume.location import absolute, checksum_of, display_name, fingerprint_of
@@ -51,8 +46,8 @@ def _same_input(recorded: Mapping[str, Any], path: Location) -> bool:
     return bool(recorded.get("sha256") == checksum_of(path)[0])
 
 
-class PredictionWriter(BasePredictionWriter):
-    """Writes each prediction as soon as it is there.
+class PredictionWriter:
+    """Writes all files of a prediction.
 
     Parameters
     ----------
@@ -86,12 +81,6 @@ class PredictionWriter(BasePredictionWriter):
     ----------
     written
         Masks of the tomograms that are complete, in order.
-    failures
-        Why others were not segmented or written.
-    missing
-        The same, and files that were passed over, for the table at the end.
-    may_pass_over
-        Set it if a file that turns out to be a mask or labels is to be passed over; else that is a failure.
     subfolders
         Tomogram -> where its outputs go within `output_dir`; empty: directly there.
 
@@ -120,7 +109,6 @@ class PredictionWriter(BasePredictionWriter):
         progress: Progress | None = None,
         companions: Mapping[str, Companion] | None = None,
     ) -> None:
-        super().__init__(write_interval="batch")
         if overwrite and resume:
             raise ConfigError("overwrite=true replaces what resume=true would keep; set one of them.")
         if os.path.basename(infix) != infix:
@@ -137,10 +125,6 @@ class PredictionWriter(BasePredictionWriter):
         self.settings, self.progress = dict(settings or {}), progress
         self.companions = [one for one in (companions or {}).values() if one.enabled]
         self.written: list[Path] = []
-        self.written_by_all = 0  # processes together, at the end
-        self.failures: list[str] = []
-        self.missing: list[Missing] = []
-        self.may_pass_over = False
         self.subfolders: Mapping[Location, Path] = {}
 
     def names(self, path: Location) -> OutputNames:
@@ -264,59 +248,6 @@ class PredictionWriter(BasePredictionWriter):
                 "overwrite=true to make it anew."
             )
         return True
-
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Prediction | InputError,
-        *args: Any,
-    ) -> None:
-        """Lightning's hook. A tomogram that was not segmented, or fails here, does not stop the others."""
-        why, path = str(prediction), str(args[1]) if len(args) > 1 else ""  # args: batch indices, batch, ...
-        if isinstance(prediction, NoTomogramError) and self.may_pass_over:
-            self.missing.append(Missing.of(path, "passed over", why))
-            log.info("passed over %s", why)
-            return
-        if isinstance(prediction, Prediction):
-            assert prediction.volume.path is not None
-            try:
-                self.write(prediction)
-                return
-            except (InputError, MemoryError, RuntimeError) as error:  # too many components, too little memory
-                if not isinstance(error, InputError) and not is_out_of_memory(error):
-                    raise
-                why = f"{display_name(prediction.volume.path)}: {str(error) or 'out of memory'}"
-        if sum(trainer.num_predict_batches) > 1:  # that of a single one is reported once, by `raise_failures`
-            log.warning("not segmented: %s", why)
-        self.failures.append(why)
-        self.missing.append(Missing.of(path, "not usable", why))
-
-    def gather(self, trainer: Trainer) -> None:
-        """Tell every process what was done and what failed in the others; each has to call it, after its prediction.
-
-        No hook of Lightning's will do: it calls none in a process that got no tomogram.
-        """
-        gathered: list[Any] = [(self.failures, self.missing, len(self.written))]
-        if trainer.world_size > 1:
-            mine, gathered = gathered[0], [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, mine)
-        self.failures = [failure for failures, _, _ in gathered for failure in failures]
-        self.missing = [entry for _, missing, _ in gathered for entry in missing]
-        self.written_by_all = sum(written for _, _, written in gathered)
-
-    def raise_failures(self) -> None:
-        """To be called after a prediction, by one process for all.
-
-        Raises
-        ------
-        InputError
-            If a tomogram failed, naming each and why.
-        """
-        if len(self.failures) == 1:
-            raise InputError(self.failures[0])
-        if self.failures:
-            raise InputError.of(f"{len(self.failures)} tomograms were not segmented", self.failures)
 
     def write(self, prediction: Prediction) -> OutputNames:
         """Write all outputs of a prediction.

@@ -21,8 +21,8 @@ from etsam.volume import Location, Url, atomic_path, read_volume
 from etsam.volume.location import PLAIN_SUFFIXES
 
 if TYPE_CHECKING:
+    from etsam.prediction.result import Prediction
     from etsam.prediction.samples import Samples
-    from etsam.prediction.segmenter import Prediction
 
 FOLDER_SCRIPT = "all_masks.cxc"
 MEMBRANES_FOLDER_SCRIPT = "all_membranes.cxc"

@@ -26,7 +26,7 @@ from etsam.volume import atomic_path
 from etsam.volume.location import absolute
 
 if TYPE_CHECKING:
-    from etsam.prediction.segmenter import Prediction
+    from etsam.prediction.result import Prediction
 
 _CLIP_PERCENT = (0.5, 99.5)
 _JPEG_QUALITY = 70

@@ -1,0 +1,103 @@
+"""Lightning's side of writing: each prediction goes to disk as soon as it is there, and what fails stops no other."""
+
+import logging
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from etsam.errors import InputError
+from etsam.prediction.batch import Missing
+from etsam.prediction.kinds import NoTomogramError
+from etsam.prediction.result import Prediction
+from etsam.prediction.segmenter import is_out_of_memory
+from etsam.prediction.writer import PredictionWriter
+from etsam.volume.location import display_name
+
+log = logging.getLogger(__name__)
+
+
+class BatchWriter(BasePredictionWriter):
+    """Writes each prediction, and keeps account of the files that got none.
+
+    Parameters
+    ----------
+    writer
+        Of the files of one prediction.
+    single
+        One file was named as such: what is wrong with it is an error, also that it is a mask or labels, and is told
+        once, by `raise_failures`. Else such files are passed over.
+
+    Attributes
+    ----------
+    failures
+        Why tomograms were not segmented or written.
+    missing
+        The same, and files that were passed over, for the table at the end.
+    written_by_all
+        Number of tomograms that all processes together have written, after `gather`.
+    """
+
+    def __init__(self, writer: PredictionWriter, single: bool = False) -> None:
+        super().__init__(write_interval="batch")
+        self.writer, self.single = writer, single
+        self.failures: list[str] = []
+        self.missing: list[Missing] = []
+        self.written_by_all = 0
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Prediction | InputError,
+        *args: Any,
+    ) -> None:
+        """Lightning's hook. A tomogram that was not segmented, or fails here, does not stop the others."""
+        why, path = str(prediction), str(args[1]) if len(args) > 1 else ""  # args: batch indices, batch, ...
+        if isinstance(prediction, NoTomogramError) and not self.single:
+            self.missing.append(Missing.of(path, "passed over", why))
+            log.info("passed over %s", why)
+            return
+        if isinstance(prediction, Prediction):
+            assert prediction.volume.path is not None
+            try:
+                self.writer.write(prediction)
+                return
+            except (InputError, MemoryError, RuntimeError) as error:  # too many components, too little memory
+                if not isinstance(error, InputError) and not is_out_of_memory(error):
+                    raise
+                why = f"{display_name(prediction.volume.path)}: {str(error) or 'out of memory'}"
+        if not self.single:
+            log.warning("not segmented: %s", why)
+        self.failures.append(why)
+        self.missing.append(Missing.of(path, "not usable", why))
+
+    def gather(self, trainer: Trainer) -> None:
+        """Tell every process what was done and what failed in the others; each has to call it, after its prediction.
+
+        No hook of Lightning's will do: it calls none in a process that got no tomogram.
+        """
+        gathered: list[Any] = [(self.failures, self.missing, len(self.writer.written))]
+        if trainer.world_size > 1:
+            mine, gathered = gathered[0], [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, mine)
+        self.failures = [failure for failures, _, _ in gathered for failure in failures]
+        self.missing = [entry for _, missing, _ in gathered for entry in missing]
+        self.written_by_all = sum(written for _, _, written in gathered)
+
+    def raise_failures(self) -> None:
+        """To be called after a prediction, by one process for all.
+
+        Raises
+        ------
+        InputError
+            If a tomogram failed: why, of a single one; of several, how many, since each was told when it was met and in
+            the table at the end.
+        """
+        if self.single and self.failures:
+            raise InputError(self.failures[0])
+        if self.failures:
+            names = [entry.name for entry in self.missing if entry.kind == "not usable"]
+            which = f"{names[0]} was" if len(names) == 1 else f"{len(names)} tomograms were"
+            raise InputError(f"{which} not segmented; the table above says why.")
