@@ -9,7 +9,9 @@ from conftest import write_mrc
 from omegaconf import OmegaConf
 
 from etsam.app import compose_config
-from etsam.cli.main import build_parser, evaluate_overrides, predict_overrides
+from etsam.cli.evaluate import evaluate_overrides
+from etsam.cli.main import build_parser
+from etsam.cli.predict import predict_overrides
 from etsam.cli.settings_list import settings_of_config
 from etsam.cli.wording import InFlags, did_you_mean
 from etsam.paths import resource_path
@@ -175,10 +177,10 @@ def test_quick_answers_import_neither_torch_nor_lightning(arguments, work):
 
 def test_the_sign_of_life_comes_before_every_slow_import(tomogram):
     code = (
-        "import sys, etsam.cli.main as main\n"
+        "import sys, etsam.cli.main, etsam.cli.predict as predict\n"
         "slow = {'torch', 'hydra', 'numpy', 'omegaconf'}\n"
-        "main._run_config = lambda *_: print('etsam.screen' in sys.modules, slow & set(sys.modules))\n"
-        "main.main(['predict', 'tomo.mrc'])\n"
+        "predict.run_config = lambda *_: print('etsam.screen' in sys.modules, slow & set(sys.modules))\n"
+        "etsam.cli.main.main(['predict', 'tomo.mrc'])\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "True set()\n"

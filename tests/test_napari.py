@@ -143,7 +143,8 @@ def test_from_opening_to_saving(panel, viewer, qtbot, predict, work):
 
 @pytest.mark.slow
 def test_fields_for_better_masks_are_settings_of_the_command(panel, viewer, qtbot, work):
-    from etsam.cli.main import build_parser, predict_overrides
+    from etsam.cli.main import build_parser
+    from etsam.cli.predict import predict_overrides
 
     write_mrc("half of tomo.mrc", grey(seed=1))
     panel.better.setCurrentIndex(1)

@@ -21,7 +21,10 @@ from conftest import write_mrc
 from omegaconf import OmegaConf
 
 from etsam.app import compose_config
-from etsam.cli.main import build_parser, evaluate_overrides, postprocess_overrides, predict_overrides
+from etsam.cli.evaluate import evaluate_overrides
+from etsam.cli.main import build_parser
+from etsam.cli.postprocess_flags import postprocess_overrides
+from etsam.cli.predict import predict_overrides
 from etsam.paths import resource_path
 from etsam.volume import read_volume
 

@@ -91,7 +91,7 @@ def test_a_log_line_above_a_bar_is_whole(terminal, monkeypatch):
 
 def test_a_sign_of_life_stands_while_the_program_is_loaded_and_goes(tomogram, terminal, monkeypatch):
     at_work = []
-    monkeypatch.setattr("etsam.cli.main._run_config", lambda *_: at_work.append(terminal.until("loading")))
+    monkeypatch.setattr("etsam.cli.predict.run_config", lambda *_: at_work.append(terminal.until("loading")))
     with standard_error(terminal, monkeypatch):
         assert status_of(["predict", "tomo.mrc"]) == 0
     terminal.close()

@@ -1,7 +1,8 @@
 """Console command `etsam`: one module for each command, with `add(commands)` and `run(args)`; `main` finds them.
 
-`run` raises `EtsamError`s. At import a module takes nothing but the standard library, so that `etsam --help` answers at
-once. `args.settings` holds the KEY=VALUE arguments of commands that take some.
+`run` raises `EtsamError`s. Commands with a config have `prepare(args, items)` in its place, which gives the run, or
+raises ValueError if what was typed contradicts itself. At import a module takes nothing but the standard library, so
+that `etsam --help` answers at once. `args.settings` holds the KEY=VALUE arguments of commands that take some.
 """
 
 import argparse

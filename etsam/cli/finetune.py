@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _trained(args: argparse.Namespace, experiment: str, stage: str, start: str, *more: str) -> "TrainingResult":
     from etsam.app import compose_config, config_error
-    from etsam.cli.main import quote
+    from etsam.cli.overrides import quote
     from etsam.training.run import run
 
     settings = [f"experiment={experiment}", f"start={start}", f"name={quote(f'{args.name}_{stage}')}"]

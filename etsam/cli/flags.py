@@ -72,6 +72,11 @@ def add_region_flags(group: argparse._ActionsContainer) -> None:
     group.add_argument("--exclude", type=artefacts, metavar="WHAT", help="gold, border: mark nothing there")
 
 
+def take_negative_numbers(parser: argparse.ArgumentParser) -> None:
+    """Let `-1e-3` be a threshold; argparse alone would take it for a flag."""
+    parser._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+
+
 def threshold_value(text: str) -> float | str:
     """A number, or `auto`; raises ArgumentTypeError."""
     try:

@@ -1,22 +1,17 @@
-"""Console command `etsam`: the flags of the published tool become Hydra overrides of the same run functions.
+"""Console command `etsam`: its commands, and what is said of a command line that fits none of them.
 
 Start-up imports nothing but the standard library; Hydra, torch and the rest come with the command that needs them.
 """
 
 import argparse
 import os
-import re
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from etsam._version import __version__
 from etsam.cli import (
-    add_command,
     benchmark,
     check,
     compare,
@@ -24,33 +19,24 @@ from etsam.cli import (
     demo,
     doctor,
     download,
+    evaluate,
+    export,
     finetune,
     inspect,
     manifest,
     measure,
     points,
+    postprocess,
+    predict,
     robustness,
     simulate,
     simulate_polnet,
     threshold,
     train,
 )
-from etsam.cli.flags import (
-    add_region_flags,
-    add_running_flags,
-    add_segmentation_flags,
-    add_settings_flag,
-    running_overrides,
-    segmentation_overrides,
-    threshold_value,
-)
-from etsam.cli.postprocess_flags import add_postprocess_flags, postprocess_overrides
+from etsam.cli.overrides import SETTING
 from etsam.cli.wording import InFlags, did_you_mean, flags_of, unknown_word
 from etsam.paths import read_names_as_utf8
-from etsam.published_names import NORMALIZATIONS, PROMPTS
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 _DATA_COMMANDS = (
     demo.add,
@@ -62,6 +48,11 @@ _DATA_COMMANDS = (
     copick_store.add,
 )
 _COMMANDS = (
+    predict.add,
+    postprocess.add,
+    train.add,
+    evaluate.add,
+    export.add,
     threshold.add,
     inspect.add,
     finetune.add,
@@ -83,66 +74,6 @@ _GROUPS = {
 
 _WITH_CONFIG = ("predict", "train", "evaluate")  # commands whose settings `--settings` shows
 _OFFLINE = "ETSAM_OFFLINE"  # read by etsam/download.py
-_OVERRIDE = re.compile(r"^[+~]{0,2}[A-Za-z_][\w./@]*=")
-
-
-def quote(text: str) -> str:
-    """Write a value so that Hydra's override grammar takes it literally, whatever characters it has."""
-    text = re.sub(r"(\\*)\$\{", lambda m: m.group(1) * 2 + r"\${", text)  # else OmegaConf would resolve it
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m.group(1) * 2 + r"\'" * bool(m.group(2)), text) + "'"
-
-
-def predict_overrides(args: argparse.Namespace, rest: Sequence[str] = ()) -> list[str]:
-    """Hydra overrides for the flags and arguments of `etsam predict`; `rest` are arguments between and after flags."""
-    inputs: list[str] = []
-    extra: list[str] = []
-    for item in [*args.inputs, *rest]:
-        if not item:
-            raise ValueError("a tomogram's name is empty (a variable of your shell or script that is not set?)")
-        is_override = not os.path.exists(item) and _OVERRIDE.match(item)
-        (extra if is_override else inputs).append(item)
-    overrides = []
-    if inputs:
-        overrides.append("input=[" + ",".join(quote(item) for item in inputs) + "]")
-    if args.also:
-        overrides.append("also=[" + ",".join(quote(item) for item in args.also) + "]")
-    overrides += _names(args)
-    if args.normalize_method is not None:
-        overrides.append(f"normalize={NORMALIZATIONS[args.normalize_method]}")
-    for stage in ("stage1", "stage2"):
-        prompt = getattr(args, f"{stage}_prompt")
-        if prompt is not None:
-            overrides.append(f"prompt@{stage}.prompt={PROMPTS[prompt]}")
-    if args.split_processing:
-        overrides.append("tiles=split2x2")
-    overrides += postprocess_overrides(args)
-    if args.logit_threshold is not None:
-        key = "threshold" if args.logit_threshold == "auto" else "stage2.threshold"
-        overrides.append(f"{key}={args.logit_threshold}")
-    overrides += segmentation_overrides(args) + running_overrides(args)
-    return overrides + extra
-
-
-def _names(args: argparse.Namespace) -> list[str]:
-    """Overrides of the flags that name something; groups first, since what follows overrides their values."""
-    overrides = [] if args.output_dir is None else [f"output_dir={quote(args.output_dir)}"]
-    return overrides + ([] if args.weights is None else [f"weights={args.weights}"])
-
-
-def evaluate_overrides(args: argparse.Namespace, items: Sequence[str]) -> list[str]:
-    """Hydra overrides for the flags and arguments of `etsam evaluate`; an argument without `=` is the manifest."""
-    settings = [item for item in items if _OVERRIDE.match(item) and not os.path.exists(item)]
-    manifests = [item for item in items if item not in settings]
-    if len(manifests) > 1:
-        raise ValueError(f"{manifests[1]} is one manifest too many; predictions are named by --predictions")
-    overrides = [f"data.manifest={quote(manifest)}" for manifest in manifests] + _names(args)
-    if args.predictions is not None:
-        overrides.append(f"predictions={quote(args.predictions)}")
-    if args.threshold is not None:
-        stored = args.predictions is not None or any(item.startswith("predictions=") for item in settings)
-        key = "prediction_threshold" if stored else "threshold" if args.threshold == "auto" else "stage2.threshold"
-        overrides.append(f"{key}={args.threshold}")
-    return overrides + running_overrides(args) + settings
 
 
 class _Parser(argparse.ArgumentParser):
@@ -193,74 +124,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"etsam {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    predict = add_command(
-        commands,
-        "predict",
-        help="tomogram -> mask",
-        usage="etsam predict TOMOGRAM ... [flags] [KEY=VALUE ...]",
-        description="Segment tomograms. Any further KEY=VALUE sets what `etsam predict --settings` lists.",
-    )
-    predict.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="TOMOGRAM",
-        help="files, folders, 'patterns', text lists, URLs: MRC or OME-Zarr; KEY=VALUE settings may follow",
-    )
-    # a threshold may be -1e-3; argparse alone would take that for a flag
-    predict._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
-    add_segmentation_flags(predict)
-    add_running_flags(predict, "results")
-    add_settings_flag(predict)
-    published = predict.add_argument_group("as the published tool")
-    published.add_argument(
-        "--split-processing",
-        action="store_true",
-        help="segment each quarter of a slice on its own: separates membranes that lie close together (slower)",
-    )
-    published.add_argument("--stage1-prompt", choices=[name for name in PROMPTS if name != "etsam_stage1_partial"])
-    published.add_argument("--stage2-prompt", choices=list(PROMPTS))
-    published.add_argument("--normalize-method", choices=list(NORMALIZATIONS))
-    add_postprocess_flags(predict)
-    predict.add_argument("--measure", action="store_true", help="then measure the membranes, as `etsam measure`")
-
-    post = add_command(
-        commands,
-        "postprocess",
-        help="mask -> cleaned mask",
-        description="Clean a mask. Any further KEY=VALUE sets what configs/postprocess.yaml lists, such as workers=2.",
-    )
-    post.add_argument("input_mask", help="mask, MRC or OME-Zarr")
-    post.add_argument("output_mask", type=Path, help="where the cleaned mask goes")
-    add_postprocess_flags(post)
-    add_region_flags(post)
-    post.add_argument("--tomogram", metavar="FILE", help="of the mask, for --lamella and --exclude")
-    post.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
-
-    train.add(commands)
-
-    evaluate = add_command(
-        commands,
-        "evaluate",
-        help="predictions and masks -> scores and a report",
-        usage="etsam evaluate MANIFEST [flags] [KEY=VALUE ...]",
-        description="Score predictions against masks. Any further KEY=VALUE sets what `etsam evaluate --settings` "
-        "lists.",
-    )
-    evaluate.add_argument(
-        "settings", nargs="*", metavar="MANIFEST", help="CSV of tomograms and masks; KEY=VALUE settings may follow"
-    )
-    evaluate.add_argument("--predictions", metavar="DIR", help="masks or logits that are there; without: predict now")
-    evaluate.add_argument("--threshold", type=threshold_value, metavar="T", help="logits above are membrane; or auto")
-    evaluate._negative_number_matcher = predict._negative_number_matcher
-    add_running_flags(evaluate, "evaluation")
-    add_settings_flag(evaluate)
-
-    export = add_command(commands, "export", run=_export, help="checkpoint of a training run -> small weights file")
-    export.add_argument("checkpoint", type=Path, help="a .ckpt of a run, or any other checkpoint")
-    export.add_argument("weights", type=Path, help="where the weights go, a .safetensors file")
-    export.add_argument("--half", action="store_true", help="store 16 bits a number: half the size, slightly rounded")
-    export.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
-
     data = commands.add_parser("data", help="tomograms and masks: download, simulate, list, check")
     data_commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     for add in _DATA_COMMANDS:
@@ -286,32 +149,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, rest = parser.parse_known_args(given)
     command = shown or parser
     items = [*rest, *getattr(args, "settings", [])]
-    only_settings = args.command not in ("predict", "evaluate")
-    with_settings = ("predict", "postprocess", "train", "evaluate")
-    takes_settings = args.command in with_settings or getattr(args, "takes_settings", False)
-    unknown = [item for item in items if item.startswith("-") or (only_settings and not _OVERRIDE.match(item))]
+    takes_settings, takes_files = (getattr(args, name, False) for name in ("takes_settings", "takes_files"))
+    unknown = [item for item in items if item.startswith("-") or not (takes_files or SETTING.match(item))]
     if unknown or (rest and not takes_settings):
         word = [*unknown, *rest][0]
         after = next((item for item in given[given.index(word) + 1 :] if not item.startswith("-")), "")
         command.error(unknown_word(word, command, _settings_of(args.command), after))
     args.settings = items
     try:
-        if args.command == "predict":
-            overrides = predict_overrides(args, rest)
-            _refuse_if_nothing_is_there(args, rest)
-            run = partial(_run_config, "predict", overrides, _predict_and_measure if args.measure else None)
-        elif args.command == "postprocess":
-            alone = "none" if args.lamella or args.exclude else "all"  # leaving out, if no other step is asked for
-            default = None if any(item.startswith("postprocess=") for item in rest) else alone
-            run = partial(_postprocess, args, postprocess_overrides(args, default) + rest)
-        elif args.command == "train":
-            if not items and args.list is None:
-                raise ValueError("no settings; such as experiment=nano_stage1 (`etsam train --list` shows all)")
-            run = partial(train.run, args, items)
-        elif args.command == "evaluate":
-            run = partial(_run_config, "evaluate", evaluate_overrides(args, items))
-        else:
-            run = partial(_command, args)
+        run = args.prepare(args, items) if hasattr(args, "prepare") else partial(_command, args)
     except ValueError as error:
         command.error(str(error))
     idle = _begin(args.command, command, [*items, *getattr(args, "inputs", [])])
@@ -376,58 +222,6 @@ def _settings_of(command: str) -> list[str]:
     return [setting.key for setting in settings_of_config(resource_path("configs"), command)]
 
 
-def _refuse_if_nothing_is_there(args: argparse.Namespace, rest: Sequence[str]) -> None:
-    """End at once if none of the files that were typed is there, before seconds of imports."""
-    typed = [item for item in [*args.inputs, *rest] if os.path.exists(item) or not _OVERRIDE.match(item)]
-    plain = [item for item in typed if not re.search(r"[*?\[]|://", item)]
-    if args.debug or len(plain) < len(typed) or any(os.path.lexists(os.path.expanduser(item)) for item in plain):
-        return
-    from etsam.app import exit_with_error, explain
-    from etsam.errors import InputError
-    from etsam.volume import read_volume
-
-    faults = []
-    for item in plain:
-        try:
-            read_volume(item, warn=False)
-        except InputError as error:
-            faults.append(error)
-    if faults and len(faults) == len(plain):
-        exit_with_error(explain(faults[0] if len(faults) == 1 else InputError.of("nothing to segment", faults)))
-
-
-def _run_config(
-    config: str,
-    overrides: Sequence[str],
-    run: "Callable[[DictConfig], object] | None" = None,
-) -> None:
-    """Compose a config with overrides and run it under the guard, as its script does."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from etsam.app import compose_config, exit_with_error, explain, reporting_errors
-    from etsam.weights.store import with_automatic_weights
-
-    try:
-        cfg = compose_config(
-            config, with_automatic_weights(overrides) if config in ("predict", "evaluate") else overrides
-        )
-    except (HydraException, OmegaConfBaseException) as error:
-        if "debug=true" in overrides:
-            traceback.print_exc()
-        exit_with_error(explain(error, overrides))
-    if run is None:
-        room = {"predict": "prediction", "evaluate": "evaluation"}[config]
-        run = import_module(f"etsam.{room}.run").run
-    reporting_errors(run, cfg)
-
-
-def _predict_and_measure(cfg: "DictConfig") -> None:
-    measure.require_extra()  # before the hours of a prediction
-    import_module("etsam.prediction.run").run(cfg)
-    measure.after_prediction(cfg)
-
-
 def _command(args: argparse.Namespace) -> None:
     """Run a command of `etsam.cli` under the guard."""
     from omegaconf import OmegaConf
@@ -436,32 +230,3 @@ def _command(args: argparse.Namespace) -> None:
 
     stop_at_once = getattr(args, "stop_at_once", True)
     reporting_errors(lambda cfg: args.run(args), OmegaConf.create({"debug": args.debug}), stop_at_once=stop_at_once)
-
-
-def _export(args: argparse.Namespace) -> None:
-    from etsam.network.checkpoint import export_weights
-
-    export_weights(args.checkpoint, args.weights, half=args.half, overwrite=args.overwrite)
-
-
-def _postprocess(args: argparse.Namespace, overrides: Sequence[str]) -> None:
-    def run(cfg: "DictConfig") -> None:
-        from hydra.utils import instantiate
-
-        from etsam.app import check_values
-        from etsam.errors import ConfigError
-        from etsam.postprocess.regions import RegionSettings, regions_of_file
-        from etsam.postprocess.steps import postprocess_file
-        from etsam.volume import locate
-
-        check_values(cfg, "postprocess")
-        steps = list(instantiate(cfg.postprocess, _convert_="all").values())
-        regions = RegionSettings("slab" if args.lamella else "all", tuple(args.exclude or ()))
-        if regions.wanted != (args.tomogram is not None):
-            raise ConfigError("--tomogram FILE goes with --lamella or --exclude, which look at the tomogram.")
-        if regions.wanted:
-            steps.insert(0, regions_of_file(locate(args.tomogram), regions))
-        source = locate(args.input_mask)
-        postprocess_file(source, args.output_mask, steps, overwrite=args.overwrite, workers=cfg.workers)
-
-    _run_config("postprocess", [*overrides, f"debug={str(args.debug).lower()}"], run)

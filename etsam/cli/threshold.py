@@ -1,12 +1,11 @@
 """`etsam threshold`: masks of other thresholds from stored logits."""
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any
 
 from etsam.cli import add_command
-from etsam.cli.flags import add_page_flag, add_region_flags, page_overrides, threshold_value
+from etsam.cli.flags import add_page_flag, add_region_flags, page_overrides, take_negative_numbers, threshold_value
 from etsam.cli.postprocess_flags import add_postprocess_flags, postprocess_overrides
 
 
@@ -21,8 +20,7 @@ def add(commands: Any) -> None:
         "post-processing, in seconds. Lower thresholds give more membrane. Beside each mask lies what `etsam predict` "
         "writes: record, picture, page and script.",
     )
-    # as of `etsam predict`: -1e-3 is a threshold, no flag
-    parser._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+    take_negative_numbers(parser)
     parser.add_argument("logits", nargs="+", metavar="LOGITS", help="NAME_etsam_predicted_logits.mrc, one or several")
     parser.add_argument(
         "--at",

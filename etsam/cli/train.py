@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,14 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--cfg", choices=["job"], help="show the settings that these arguments give, and stop")
     parser.add_argument("--multirun", "-m", action="store_true", help="a run for each value of settings with commas")
+    parser.set_defaults(prepare=prepare, takes_settings=True)
+
+
+def prepare(args: argparse.Namespace, settings: Sequence[str]) -> Callable[[], None]:
+    """What the arguments ask for; raises ValueError if they ask for nothing."""
+    if not settings and args.list is None:
+        raise ValueError("no settings; such as experiment=nano_stage1 (`etsam train --list` shows all)")
+    return partial(run, args, settings)
 
 
 def run(args: argparse.Namespace, settings: Sequence[str]) -> None:
