@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from membrane_shapes import field, shell, sphere
+from scipy.spatial import KDTree
 
 from etsam.measure.label_volume import label_volume
 from etsam.measure.membranes import Membranes, find_membranes, membranes_of_labels
@@ -84,6 +85,35 @@ def test_a_gap_is_joined_only_where_it_is_narrow_enough_and_what_joins_it_lies_o
     distance = np.linalg.norm(joined.joined.points - np.array([28, 30, 46]), axis=1)
     assert np.percentile(np.abs(distance - 22), 95) < 1
     assert np.abs(joined.joined.points[:, 2] - 50).max() < 6
+
+
+def test_voxels_get_the_nearest_membrane_of_all_however_few_slices_are_searched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mask = shell(sphere(SHAPE, (28, 30, 26), 16)) | shell(sphere(SHAPE, (28, 30, 61), 16))  # they touch
+    mask[5:50, 28:32, 26] = 1  # through the middle of one, far from its surface
+    found = membranes(mask)
+    assert found.count >= 2
+    numbered = found.numbers > 0
+    at = np.argwhere(mask)
+    nearest = found.numbers[numbered][KDTree(found.surface.points[numbered]).query(at)[1]]
+    monkeypatch.setattr("etsam.measure.label_volume._BLOCK", 5)
+    monkeypatch.setattr("etsam.measure.label_volume._AROUND", 1)
+    labels = label_volume(mask, found)
+    volume = np.stack([labels[z] for z in range(SHAPE[0])])
+    assert (volume[tuple(at.T)] == nearest).mean() > 0.999  # of two as near, either
+
+
+def test_edges_compared_layer_by_layer_join_the_same_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = shell(sphere(SHAPE, (28, 30, 46), 20), 1.5)
+    mask[:, 26:34] = 0  # a belt: edges face each other at all heights
+    mask[24:30] = 0  # and another, along the layers
+    whole = membranes(mask, gap_voxels=12)
+    monkeypatch.setattr("etsam.measure.membranes._EDGE_POINTS", 7)
+    in_layers = membranes(mask, gap_voxels=12)
+    assert len(whole.joined) > 100
+    np.testing.assert_array_equal(in_layers.numbers, whole.numbers)
+    np.testing.assert_array_equal(np.sort(in_layers.joined.points, axis=0), np.sort(whole.joined.points, axis=0))
 
 
 def test_the_largest_membrane_is_number_one_and_small_pieces_are_counted_as_left_out() -> None:

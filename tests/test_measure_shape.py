@@ -1,6 +1,7 @@
 """Meshes and tables of shapes whose measures are known."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import trimesh
 from membrane_shapes import cylinder, field, shell, sphere, torus
@@ -86,6 +87,23 @@ def test_nested_spheres_know_their_distance_and_their_contact() -> None:
     assert contact["area_nm2"] == pytest.approx(2 * np.pi * (18**2 + 10**2) * VOXEL_NM**2, rel=0.05)
     assert contact["distance_mean_nm"] == pytest.approx(8 * VOXEL_NM, rel=0.03)
     assert len(measured(mask, contact_nm=5.0).contacts) == 0
+
+
+def test_distances_of_large_membranes_are_searched_within_a_bound_and_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mask = np.maximum.reduce(
+        [shell(sphere(SHAPE, centre, radius)) for centre, radius in (((28, 30, 22), 18), ((28, 30, 70), 14))]
+        + [shell(sphere(SHAPE, centre, 6)) for centre in ((8, 9, 46), (46, 48, 48), (28, 30, 22))]
+    )
+    whole = measured(mask, contact_nm=9.0)
+    monkeypatch.setattr("etsam.measure.shape._LARGE", 0)
+    bounded = measured(mask, contact_nm=9.0)
+    assert len(whole.meshes) == 5
+    for one, other in zip(whole.values, bounded.values, strict=True):
+        np.testing.assert_array_equal(one.distance_nm, other.distance_nm)
+        np.testing.assert_array_equal(one.nearest, other.nearest)
+    pd.testing.assert_frame_equal(whole.contacts, bounded.contacts)
 
 
 def test_a_cap_is_open_by_itself_and_a_bridged_gap_counts_as_joined() -> None:

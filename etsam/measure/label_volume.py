@@ -8,6 +8,48 @@ from etsam.postprocess.components import StreamedComponents
 from etsam.volume.slices import LazySlices
 
 _SEVERAL = -1
+_BLOCK, _AROUND = 32, 8  # slices that are searched at a time, and beside them: nearly all points are as near
+
+
+class _Nearest:
+    """Nearest of some of the points of a surface, which are in the order of their slices.
+
+    Searched in a few slices at a time: a tree of all points of a large tomogram would take a gigabyte.
+
+    Parameters
+    ----------
+    points, slices
+        (N, 3) positions, and the slice that each belongs to, ascending.
+    chosen
+        Indices of those that are asked for, ascending.
+    workers
+        Threads of the search.
+    """
+
+    def __init__(self, points: np.ndarray, slices: np.ndarray, chosen: np.ndarray, workers: int) -> None:
+        self._points, self._slices, self._chosen, self._workers = points, slices[chosen], chosen, workers
+        self._trees: dict[int, tuple[int, KDTree, np.ndarray]] = {}  # reach -> of which block
+
+    def __call__(self, plane: int, at: np.ndarray) -> np.ndarray:
+        """Index (n,) of the point nearest to each position (n, 3) of a slice."""
+        reach = _AROUND
+        block = plane // _BLOCK
+        distance, found = self._query(block, reach, at)
+        while (far := np.flatnonzero(distance > reach)).size and reach < self._slices[-1] + _BLOCK:
+            reach *= 4
+            distance[far], found[far] = self._query(block, reach, at[far])
+        return found
+
+    def _query(self, block: int, reach: int, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if reach not in self._trees or self._trees[reach][0] != block:
+            ends = (block * _BLOCK - reach - 1, (block + 1) * _BLOCK + reach + 1)  # a point lies within its voxel
+            here = self._chosen[slice(*np.searchsorted(self._slices, ends))]
+            self._trees[reach] = block, KDTree(self._points[here]), here
+        _, tree, here = self._trees[reach]
+        if not len(here):
+            return np.full(len(at), np.inf), np.zeros(len(at), np.int64)
+        distance, nearest = tree.query(at, workers=self._workers)
+        return distance, here[nearest]
 
 
 def label_volume(mask: np.ndarray, membranes: Membranes, *, workers: int = 1) -> LazySlices:
@@ -41,22 +83,18 @@ def label_volume(mask: np.ndarray, membranes: Membranes, *, workers: int = 1) ->
         own = slice(rows[plane], rows[plane + 1])
         if own.start < own.stop:
             of_point[own] = components.labels(plane).ravel()[flat[own]]
-    pairs = np.unique(np.stack([of_point, numbers], axis=1)[numbers > 0], axis=0)
+    part, number = np.divmod(np.unique((of_point * (membranes.count + 1) + numbers)[numbers > 0]), membranes.count + 1)
     table = np.zeros(components.count + 1, np.int32)
-    table[pairs[:, 0]] = pairs[:, 1]
-    component, count = np.unique(pairs[:, 0], return_counts=True)
+    table[part] = number
+    component, count = np.unique(part, return_counts=True)
     table[component[count > 1]] = _SEVERAL
-    asked = (table[of_point] == _SEVERAL) & (numbers > 0)
-    tree = KDTree(surface.points[asked]) if asked.any() else None
-    names = numbers[asked]
+    nearest = _Nearest(surface.points, z, np.flatnonzero((table[of_point] == _SEVERAL) & (numbers > 0)), workers)
 
     def labels(plane: int) -> np.ndarray:
         found = components.mapped(plane, table)
-        if tree is not None:
-            y, x = np.nonzero(found == _SEVERAL)
-            if len(y):
-                _, nearest = tree.query(np.stack([np.full(len(y), plane), y, x], axis=1), workers=workers)
-                found[y, x] = names[nearest]
+        y, x = np.nonzero(found == _SEVERAL)
+        if len(y):
+            found[y, x] = numbers[nearest(plane, np.stack([np.full(len(y), plane), y, x], axis=1))]
         return found.astype(np.uint16)
 
     return LazySlices(tuple(mask.shape), labels)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.ndimage import binary_dilation
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 from scipy.spatial import KDTree
@@ -33,6 +34,7 @@ _MISSED = 1.5  # voxels missed that double the cost of a way across
 _OWN = 0.3  # of the cost, where the other side is the same sheet: a hole is closed before two sheets are joined
 _LEAST_PAIRS = (4, 0.15)  # that join two pieces: so many, and so large a share of the shorter edge
 _BATCH = 300_000  # points at a time
+_EDGE_POINTS = 20_000  # at a time
 _SPACING = 0.7  # voxels between joined points
 _FACE_MARGIN = 1.5  # voxels from the tomogram's end in which an edge is none of the membrane's
 
@@ -280,8 +282,14 @@ def _left_out(points: np.ndarray, piece: np.ndarray, numbers: np.ndarray) -> tup
         return 0, 0
     _, group, counts = np.unique(piece[small], return_inverse=True, return_counts=True)
     nearest = np.full(len(counts), np.inf)
-    if (numbers > 0).any():
-        np.minimum.at(nearest, group, KDTree(points[numbers > 0]).query(points[small])[0])
+    # a tree of all points would take the most memory of all: only those in cells around the small pieces can be near
+    cells = (points / _BESIDE).astype(np.int32)
+    around = np.zeros(cells.max(axis=0) + 1, bool)
+    around[tuple(cells[small].T)] = True
+    around = binary_dilation(around, np.ones((3, 3, 3)))
+    close = points[(numbers > 0) & around[tuple(cells.T)]]
+    if len(close):
+        np.minimum.at(nearest, group, KDTree(close).query(points[small])[0])
     apart = nearest > _BESIDE
     return int(apart.sum()), int(counts[apart].sum())
 
@@ -397,13 +405,8 @@ def _pairs(parts: list[_Rims], sheets: np.ndarray, gap_voxels: float) -> tuple[n
     names = ("index", "points", "out", "start", "normals", "bend")
     rim, points, out, start, normals, bend = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
     sheet = sheets[rim]
-    one, other = KDTree(points).query_pairs(gap_voxels, output_type="ndarray").T
-    step = points[other] - points[one]
-    gap = np.maximum(np.linalg.norm(step, axis=1), 1e-6)
-    leaving, arriving = (np.einsum("ij,ij->i", step, out[one]) / gap, -np.einsum("ij,ij->i", step, out[other]) / gap)
-    good = (leaving >= _FACING) & (arriving >= _FACING) & (gap > 1.5)
-    good &= np.abs(np.einsum("ij,ij->i", normals[one], normals[other])) >= _TURN
-    one, other, gap = one[good], other[good], gap[good]
+    found = list(_facing(points, out, normals, gap_voxels))
+    one, other, gap, straight = (np.concatenate(column) for column in zip(*found, strict=True))
     way = start[other] - start[one]
     span = np.linalg.norm(way, axis=1)
     off = [
@@ -411,7 +414,7 @@ def _pairs(parts: list[_Rims], sheets: np.ndarray, gap_voxels: float) -> tuple[n
         for sign, end in ((1, one), (-1, other))
     ]
     missed = np.maximum(*off)
-    cost = gap * (1 + (missed / _MISSED) ** 2) / (leaving[good] * arriving[good]) ** 2
+    cost = gap * (1 + (missed / _MISSED) ** 2) / straight**2
     cost *= np.where(sheet[one] == sheet[other], _OWN, 1.0)
     level = missed <= _LEVEL[0] + _LEVEL[1] * span
     one, other, cost = one[level], other[level], cost[level]
@@ -427,6 +430,31 @@ def _pairs(parts: list[_Rims], sheets: np.ndarray, gap_voxels: float) -> tuple[n
     enough = _supported(np.stack([rim[one], rim[other]], axis=1), sheets, rim)
     one, other = one[enough], other[enough]
     return np.stack([rim[one], rim[other]], axis=1), np.stack([normals[one], normals[other]], axis=1)
+
+
+def _facing(
+    points: np.ndarray, out: np.ndarray, normals: np.ndarray, gap_voxels: float
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Pairs of edge points that look at each other: one, other, gap in voxels, straightness of the way at both ends.
+
+    Layer by layer along Z, so that memory is that of the pairs of a layer.
+    """
+    order = np.argsort(points[:, 0], kind="stable")
+    heights = points[order, 0]
+    for first in range(0, len(order), _EDGE_POINTS):
+        last = min(first + _EDGE_POINTS, len(order))
+        reach = int(np.searchsorted(heights, heights[last - 1] + gap_voxels, side="right"))
+        here = order[first:reach]
+        pairs = KDTree(points[here]).query_pairs(gap_voxels, output_type="ndarray")
+        pairs = here[pairs[pairs.min(axis=1) < last - first]]  # the others are the next layer's
+        one, other = np.sort(pairs, axis=1).T
+        step = points[other] - points[one]
+        gap = np.maximum(np.linalg.norm(step, axis=1), 1e-6)
+        leaving = np.einsum("ij,ij->i", step, out[one]) / gap
+        arriving = -np.einsum("ij,ij->i", step, out[other]) / gap
+        good = (leaving >= _FACING) & (arriving >= _FACING) & (gap > 1.5)
+        good &= np.abs(np.einsum("ij,ij->i", normals[one], normals[other])) >= _TURN
+        yield one[good], other[good], gap[good], (leaving * arriving)[good]
 
 
 def _behind(

@@ -13,6 +13,7 @@ _AT_FACE = 1.5  # voxels from the tomogram's end within which an open edge is no
 _ROUND, _COVERED = 0.15, 0.2  # of the radius; of the sphere: an open membrane that is a shell all the same
 _TRUSTED = 0.1  # of the area, at least, over which curvature is averaged
 _BESIDE = 0.75  # edges beside the nearest vertex within which the plane there is what a point is near to
+_LARGE, _CELL = 20_000, 8.0  # vertices from which on the others are thinned to one a cell, voxels, for a first bound
 
 
 @dataclass(frozen=True)
@@ -198,19 +199,24 @@ def distances_between(meshes: Sequence[Mesh], contact_voxels: float, workers: in
     lows = np.array([mesh.vertices.min(axis=0) for mesh in meshes]).reshape(-1, 3)
     highs = np.array([mesh.vertices.max(axis=0) for mesh in meshes]).reshape(-1, 3)
     found = Distances([], [], [])
+    thin = [_one_per_cell(mesh.vertices) for mesh in meshes] if any(_is_large(mesh) for mesh in meshes) else []
     for index, mesh in enumerate(meshes):
         best = np.full(len(mesh.vertices), np.inf)
+        bound = best
+        if _is_large(mesh) and len(meshes) > 1:  # which would ask nearly every other one for all its vertices
+            others = np.concatenate(thin[:index] + thin[index + 1 :])
+            bound = KDTree(others).query(mesh.vertices, workers=workers)[0] * (1 + 1e-9)
         number = np.zeros(len(mesh.vertices), np.int32)
         areas = mesh.vertex_areas
         apart = np.linalg.norm(np.maximum(np.maximum(lows - highs[index], lows[index] - highs), 0), axis=1)
         for other in np.argsort(apart, kind="stable"):
-            farthest = max(float(best.max()), contact_voxels)
+            farthest = max(float(np.minimum(best, bound).max()), contact_voxels)
             if apart[other] > farthest:
                 break
             if other == index:
                 continue
             to_box = np.maximum(np.maximum(lows[other] - mesh.vertices, mesh.vertices - highs[other]), 0)
-            asked = np.flatnonzero(np.linalg.norm(to_box, axis=1) < np.maximum(best, contact_voxels))
+            asked = np.flatnonzero(np.linalg.norm(to_box, axis=1) < np.maximum(np.minimum(best, bound), contact_voxels))
             distance = _distance_to(mesh.vertices[asked], meshes[other], trees[other], rims[other], farthest, workers)
             nearer = distance < best[asked]
             best[asked[nearer]], number[asked[nearer]] = distance[nearer], other + 1
@@ -222,6 +228,16 @@ def distances_between(meshes: Sequence[Mesh], contact_voxels: float, workers: in
         found.nearest.append(best)
         found.numbers.append(number)
     return found
+
+
+def _is_large(mesh: Mesh) -> bool:
+    return len(mesh.vertices) > _LARGE
+
+
+def _one_per_cell(vertices: np.ndarray) -> np.ndarray:
+    """A vertex of each cell of a grid that holds any."""
+    _, first = np.unique(np.floor(vertices / _CELL).astype(np.int64), axis=0, return_index=True)
+    return vertices[first]
 
 
 def _distance_to(

@@ -122,9 +122,10 @@ def measure_thickness(
         Called with slices done, slices in all, and a name.
     """
     patches = [_patches(mesh, _PATCH_NM / voxel_nm) for mesh in meshes]
-    sums, counts, positions = _patch_profiles(tomogram, meshes, patches, _REACH_NM / voxel_nm, progress)
+    means, counts, positions = _patch_profiles(tomogram, meshes, patches, _REACH_NM / voxel_nm, progress)
     positions = positions * voxel_nm
-    means = [total / np.maximum(count, 1)[:, None] for total, count in zip(sums, counts, strict=True)]
+    for total, count in zip(means, counts, strict=True):
+        total /= np.maximum(count, 1)[:, None]  # in place: profiles of all patches are much of the memory
     sign = _polarity(means, counts, positions)
     results = []
     for mesh, patch, mean, count in zip(meshes, patches, means, counts, strict=True):
@@ -172,11 +173,10 @@ def _patch_profiles(
                 part, at = part[inside], at[inside]
                 at[..., 0] -= low
                 values = map_coordinates(slab, at.reshape(-1, 3).T, np.float32, order=1, mode="nearest")
-                gather = coo_array(
-                    (np.ones(len(part)), (patch[part], np.arange(len(part)))), shape=(len(total), len(part))
-                )
-                total += gather @ values.reshape(len(part), len(positions))
-                count += np.bincount(patch[part], minlength=len(count))
+                touched, row = np.unique(patch[part], return_inverse=True)
+                gather = coo_array((np.ones(len(part)), (row, np.arange(len(part)))), shape=(len(touched), len(part)))
+                total[touched] += gather @ values.reshape(len(part), len(positions))
+                count[touched] += np.bincount(row, minlength=len(touched))
         if progress is not None:
             progress(min(start + _SLAB, tomogram.shape[0]), tomogram.shape[0], "thickness")
     return sums, counts, positions
