@@ -149,6 +149,27 @@ def test_labels_are_measured_as_they_are() -> None:
     assert found.table["diameter_nm"].to_numpy() == pytest.approx([36 * VOXEL_NM, 24 * VOXEL_NM], rel=0.02)
 
 
+@pytest.mark.parametrize("gap", [5, 0])
+def test_pieces_of_one_membrane_have_no_contact_with_each_other(gap: int) -> None:
+    shape = (40, 42, 66)
+    _, _, x = field(shape)
+    large, small = sphere(shape, (20, 21, 24), 16), sphere(shape, (20, 21, 54), 7)
+    slit = (np.abs(x - 27) > gap / 2).astype(np.uint8)
+    mask = shell(large) * slit | shell(small)
+    joined = measured(mask, contact_nm=12.0)
+    assert len(joined.table) == 2
+    assert [tuple(pair) for pair in joined.contacts[["membrane", "other"]].to_numpy()] == [(1, 2)]
+    labels = (shell(large) * slit * np.where(x < 27, 4, 9) | shell(small)).astype(np.uint16)
+    assert set(np.unique(labels)) == {0, 1, 4, 9}
+    settings = MeasureSettings(min_area_nm2=50, contact_nm=12.0)
+    found = measure(labels, VOXEL_NM, labels=True, settings=settings)
+    assert len(found.table) == 3  # as they were told apart
+    assert [tuple(pair) for pair in found.contacts[["membrane", "other"]].to_numpy()] == [(2, 3)]
+    assert "1 and 2" in found.left_out[0]
+    apart = measure(labels, VOXEL_NM, labels=True, settings=MeasureSettings(min_area_nm2=50, join_gap_nm=0))
+    assert (1, 2) in [tuple(pair) for pair in apart.contacts[["membrane", "other"]].to_numpy()]
+
+
 def test_every_column_is_explained_and_nothing_else() -> None:
     density = -shell(sphere(SHAPE, (28, 30, 46), 20)).astype(np.float32)
     found = measure(shell(sphere(SHAPE, (28, 30, 46), 20)), VOXEL_NM, density)

@@ -3,7 +3,7 @@
 import logging
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -174,6 +174,10 @@ def measure(
     if not kept.all():
         left_out.append(f"{int((~kept).sum())} membranes, by --keep or --drop")
     numbers = tuple(int(number) for number in table["membrane"][kept])
+    pieces = {(int(one), int(other)) for one, other in found.continued}
+    named = [f"{one} and {other}" for one, other in sorted(pieces) if one in numbers and other in numbers]
+    if named:
+        left_out.append(f"contacts of {', '.join(named)}, whose edges continue each other as in one membrane")
     return Measurement(
         membranes=found,
         numbers=numbers,
@@ -181,7 +185,7 @@ def measure(
         values=[values[number - 1] for number in numbers],
         thickness=[thickness[number - 1] for number in numbers] if thickness else [],
         table=table[kept].reset_index(drop=True),
-        contacts=_contact_table(between.contacts, numbers, voxel_nm),
+        contacts=_contact_table(between.contacts, numbers, pieces, voxel_nm),
         left_out=tuple(left_out),
     )
 
@@ -230,6 +234,7 @@ def _meshes(
         numbers=table[found.numbers],
         joined=found.joined.select(belongs),
         joined_numbers=joined_numbers[belongs],
+        continued=_kept_pairs(np.sort(table[found.continued], axis=1)),
     )
     left_out = []
     if small:
@@ -238,19 +243,27 @@ def _meshes(
     return [mesh for _, _, mesh in made], found, left_out
 
 
+def _kept_pairs(pairs: np.ndarray) -> np.ndarray:
+    """Pairs (P, 2) without those of which one is 0, in order."""
+    return np.unique(pairs[(pairs > 0).all(axis=1)], axis=0)
+
+
 def _of_mask(part: MidSurface, voxel_nm: float) -> dict[str, float]:
     known = part.widths[np.isfinite(part.widths)]
     return {"mask_width_nm": float(np.median(known)) * voxel_nm if len(known) else np.nan}
 
 
 def _contact_table(
-    contacts: Sequence[tuple[int, int, float, float, float]], numbers: Sequence[int], voxel_nm: float
+    contacts: Sequence[tuple[int, int, float, float, float]],
+    numbers: Sequence[int],
+    pieces: Container[tuple[int, int]],
+    voxel_nm: float,
 ) -> pd.DataFrame:
-    """A row for each pair; the area is the mean of both sides."""
+    """A row for each pair that is not of pieces of one membrane; the area is the mean of both sides."""
     sides = {(one, other): rest for one, other, *rest in contacts}
     rows: list[dict[str, Any]] = []
     for one, other in sorted({(min(pair), max(pair)) for pair in sides}):
-        if one in numbers and other in numbers:
+        if one in numbers and other in numbers and (one, other) not in pieces:
             both = np.array([sides[pair] for pair in ((one, other), (other, one)) if pair in sides])
             area, mean, least = both[:, 0], both[:, 1], both[:, 2]
             rows.append(

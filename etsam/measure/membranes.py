@@ -7,7 +7,7 @@ both edges face each other. What continues a surface where the mask has none is 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.ndimage import binary_dilation
@@ -55,6 +55,9 @@ class Membranes:
         (M,) int32: the membranes of `joined`.
     left_out
         Number of pieces apart from all membranes that were too small, with their points in all.
+    continued
+        (P, 2) int32: pairs of numbers, the lower first, of given labels whose edges continue each other across a gap,
+        as pieces of one membrane do. Without labels there is none: these are one membrane.
     """
 
     surface: MidSurface
@@ -62,6 +65,7 @@ class Membranes:
     joined: MidSurface
     joined_numbers: np.ndarray
     left_out: tuple[int, int]
+    continued: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int32))
 
     @property
     def count(self) -> int:
@@ -137,7 +141,24 @@ def membranes_of_labels(parts: "list[MidSurface]", *, least_points: int = 60, ga
     table[piece] = found
     surface = _together(done)
     left_out = _left_out(surface.points, piece, found)
-    return Membranes(surface, found, _together(bridges), table[np.concatenate(owners)], left_out)
+    continued = _continued_labels(surface, found, gap_voxels)
+    return Membranes(surface, found, _together(bridges), table[np.concatenate(owners)], left_out, continued)
+
+
+def _continued_labels(surface: MidSurface, numbers: np.ndarray, gap_voxels: float) -> np.ndarray:
+    """Pairs of numbers (P, 2), the lower first, that would be one membrane if nobody had told them apart."""
+    if gap_voxels <= 0:
+        return np.zeros((0, 2), np.int32)
+    rims = []
+    for number in range(1, int(numbers.max(initial=0)) + 1):
+        own = np.flatnonzero(numbers == number)
+        part = surface.select(own)
+        links = _links(part)
+        _, sheet = connected_components(_graph(links, len(part)), directed=False)
+        rims.append(_rims(part, links, np.ones(len(part), bool), sheet, own))
+    pairs, _ = _pairs(rims, numbers, gap_voxels, least_voxels=0)  # labels may touch
+    ends = np.sort(numbers[pairs], axis=1)
+    return np.unique(ends[ends[:, 0] != ends[:, 1]], axis=0)
 
 
 def _together(parts: "list[MidSurface]") -> MidSurface:
@@ -393,7 +414,9 @@ def _rims(surface: MidSurface, links: np.ndarray, kept: np.ndarray, sheet: np.nd
     return _Rims(own[rim], surface.points[rim].astype(np.float64), out, *_behind(surface, links, sheet, rim, out))
 
 
-def _pairs(parts: list[_Rims], sheets: np.ndarray, gap_voxels: float) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(
+    parts: list[_Rims], sheets: np.ndarray, gap_voxels: float, least_voxels: float = 1.5
+) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of points (P, 2) on either side of gaps that one surface continues across, and normals there (P, 2, 3).
 
     A way across has to leave and arrive along the surface, bent as the surface is bent on either side: so a sphere that
@@ -405,7 +428,7 @@ def _pairs(parts: list[_Rims], sheets: np.ndarray, gap_voxels: float) -> tuple[n
     names = ("index", "points", "out", "start", "normals", "bend")
     rim, points, out, start, normals, bend = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
     sheet = sheets[rim]
-    found = list(_facing(points, out, normals, gap_voxels))
+    found = list(_facing(points, out, normals, least_voxels, gap_voxels))
     one, other, gap, straight = (np.concatenate(column) for column in zip(*found, strict=True))
     way = start[other] - start[one]
     span = np.linalg.norm(way, axis=1)
@@ -433,7 +456,7 @@ def _pairs(parts: list[_Rims], sheets: np.ndarray, gap_voxels: float) -> tuple[n
 
 
 def _facing(
-    points: np.ndarray, out: np.ndarray, normals: np.ndarray, gap_voxels: float
+    points: np.ndarray, out: np.ndarray, normals: np.ndarray, least_voxels: float, gap_voxels: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Pairs of edge points that look at each other: one, other, gap in voxels, straightness of the way at both ends.
 
@@ -452,7 +475,7 @@ def _facing(
         gap = np.maximum(np.linalg.norm(step, axis=1), 1e-6)
         leaving = np.einsum("ij,ij->i", step, out[one]) / gap
         arriving = -np.einsum("ij,ij->i", step, out[other]) / gap
-        good = (leaving >= _FACING) & (arriving >= _FACING) & (gap > 1.5)
+        good = (leaving >= _FACING) & (arriving >= _FACING) & (gap > least_voxels)
         good &= np.abs(np.einsum("ij,ij->i", normals[one], normals[other])) >= _TURN
         yield one[good], other[good], gap[good], (leaving * arriving)[good]
 
