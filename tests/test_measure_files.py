@@ -1,6 +1,7 @@
 """`etsam measure`: files in, files out, complete or not there; what cannot be measured says so in a line."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,18 @@ import pytest
 import starfile
 import trimesh
 from membrane_shapes import shell, sphere
+from PIL import Image
 from scipy.ndimage import distance_transform_edt
+from skimage.color import rgb2lab
 
 from etsam.app import compose_config
 from etsam.cli.measure import after_prediction
 from etsam.errors import ConfigError, InputError, OutputError
 from etsam.measure import run as measure_run
+from etsam.measure.colours import colour_of
 from etsam.measure.measure import MeasureSettings
 from etsam.measure.mesh_files import COLOUR_SCALES, FORMATS, check_formats
+from etsam.measure.page import histogram
 from etsam.measure.run import COMBINED, MeasureJob, OutputSettings, find_masks, run_jobs, tomogram_of
 from etsam.volume import MrcWriter, read_volume
 
@@ -122,9 +127,42 @@ def test_meshio_reads_meshes_in_angstrom(measured, kind: str) -> None:
     assert ("thickness_nm" in body.point_data) == (kind == "ply")
 
 
-def test_the_scene_holds_all_membranes_coloured_on_one_scale(measured: tuple[Path, MeasureJob]) -> None:
+def test_a_membrane_has_one_colour_in_picture_page_and_scene_and_no_other_has_it(measured, tmp_path: Path) -> None:
+    colours = [colour_of(number) for number in range(1, 400)]
+    assert len(set(colours)) == len(colours)
+    lab = rgb2lab(np.array(colours[:40])[None].astype(np.uint8))[0]
+    between = np.linalg.norm(lab[:, None] - lab[None], axis=-1)[~np.eye(40, dtype=bool)]
+    assert between.min() > 19  # CIE 1976, as the dozen that was repeated before; 2.3 can just be told apart
     folder, _ = measured
-    scene = trimesh.load_scene(folder / "cell_membranes.glb")
+    scene, html = trimesh.load_scene(folder / "cell_membranes.glb"), (folder / "cell_measure.html").read_text()
+    assert set(scene.geometry) == {"membrane_001", "membrane_002"}
+    with Image.open(folder / "cell_measure.png") as image:
+        picture = np.asarray(image).reshape(-1, 3).astype(float)
+    shaded = picture[np.ptp(picture, axis=1) > 40]
+    shaded /= shaded.max(axis=1, keepdims=True)
+    for number in (1, 2):
+        colour = np.array(colour_of(number))
+        assert f"background:rgb({','.join(map(str, colour))})" in html
+        body = scene.geometry[f"membrane_{number:03d}"]
+        np.testing.assert_array_equal(np.unique(body.visual.vertex_colors, axis=0), [[*colour, 255]])
+    drawn = np.abs(shaded - np.array(colour_of(1)) / max(colour_of(1))).max(axis=1) < 0.05
+    assert drawn.mean() > 0.5  # the outer one hides the other
+
+
+def test_thickness_not_to_rely_on_is_pale_and_apart_in_the_histogram() -> None:
+    values, areas = np.array([3.0, 3.1, 4.0, np.nan, 4.2]), np.array([1.0, 2.0, 4.0, 8.0, 16.0])
+    axes = histogram(values, areas, "nm", np.array([True, True, False, False, False])).axes[0]
+    heights = [sum(bar.get_height() for bar in container) for container in axes.containers]
+    assert heights == [3, 20]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["reliable", "not reliable"]
+    assert axes.containers[0][0].get_facecolor() != axes.containers[1][0].get_facecolor()
+    (all_of_it,) = histogram(values, areas, "nm", np.ones(5, bool)).axes[0].containers
+    assert sum(bar.get_height() for bar in all_of_it) == 23
+
+
+def test_the_scene_of_values_holds_all_membranes_coloured_on_one_scale(measured: tuple[Path, MeasureJob]) -> None:
+    folder, _ = measured
+    scene = trimesh.load_scene(folder / "cell_membranes_values.glb")
     assert set(scene.geometry) == {"membrane_001", "membrane_002"}
     by = json.loads((folder / "cell_measure.json").read_text())["coloured_by"]
     for name, body in scene.geometry.items():
@@ -152,7 +190,11 @@ def test_the_command_ends_with_what_to_type_in_3d(tmp_path: Path, mask: np.ndarr
     outcome = etsam("measure", ".", "-o", "a b", "--min-area-nm2", "50")
     assert outcome.status == 0, outcome.stderr
     assert outcome.stdout.splitlines()[-1] == "in 3D:  chimerax 'a b/all_membranes.cxc'"
-    assert Path("a b/one_membranes.cxc").exists()
+    scripts = {name: Path("a b", name).read_text() for name in ("one_membranes.cxc", "one_membranes_values.cxc")}
+    assert [name.replace(".cxc", ".glb") in text for name, text in scripts.items()] == [True, True]
+    assert ["key" in re.findall(r"^\w+", text, re.MULTILINE) for text in scripts.values()] == [False, True]
+    for name in ("one", "two"):
+        assert f"{name}_membranes_values.glb" in Path("a b/all_membranes.cxc").read_text()
 
 
 def test_points_lie_on_the_mask_within_half_a_voxel_through_every_convention(

@@ -146,13 +146,18 @@ def _closing(jobs: Sequence["MeasureJob"]) -> list[str]:
     lines = [f"look at {pages[0]}" + (f" and {len(pages) - 1} more" if len(pages) > 1 else "")]
     drawn = [(job, record["coloured_by"]) for job, record in done if job.names.path("membranes.glb").exists()]
     for job, coloured_by in drawn:
-        scene, script = job.names.path("membranes.glb"), job.names.path("membranes.cxc")
-        write_membranes_script(script, scene, job.tomogram, job.names.stem, COLOUR_SCALES[coloured_by].key())
+        stem, key = job.names.stem, COLOUR_SCALES[coloured_by].key()
+        script, by_value = job.names.path("membranes.cxc"), job.names.path("membranes_values.cxc")
+        write_membranes_script(script, job.names.path("membranes.glb"), job.tomogram, stem, ())
+        write_membranes_script(by_value, job.names.path("membranes_values.glb"), job.tomogram, stem, key)
     if len(drawn) > 1:
         kinds = {coloured_by for _, coloured_by in drawn}  # without a key where there are two
-        scenes = {job.names.stem: job.names.path("membranes.glb") for job, _ in drawn}
-        key = COLOUR_SCALES[kinds.pop()].key() if len(kinds) == 1 else ()
-        script = write_membranes_folder_script(jobs[0].output_dir, scenes, key)
+        scenes = {job.names.stem: job.names.path("membranes_values.glb") for job, _ in drawn}
+        shared = COLOUR_SCALES[kinds.pop()].key() if len(kinds) == 1 else ()
+        script = write_membranes_folder_script(jobs[0].output_dir, scenes, shared)
+    if len(drawn) == 1:
+        of = {"thickness_nm": "thickness", "mean_curvature_per_nm": "curvature"}[drawn[0][1]]
+        lines.append(f"coloured by {of}:  chimerax {shlex.quote(str(by_value))}")
     if drawn:
         lines.append(f"in 3D:  chimerax {shlex.quote(str(script))}")
     return lines

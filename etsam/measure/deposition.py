@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from etsam.errors import ConfigError
+from etsam.measure.colours import colour_of
 from etsam.measure.mesh import Mesh
-from etsam.measure.picture import COLOURS
 
 _TERM = ("GO:0016020", "http://purl.obolibrary.org/obo/GO_0016020", "membrane")
 """Of the Gene Ontology: accession, address, label."""
@@ -79,7 +79,7 @@ def write_sff(
         references = sff.SFFExternalReferenceList()
         references.append(sff.SFFExternalReference(id=0, resource="go", url=address, accession=accession, label=label))
         segment.biological_annotation.external_references = references
-        red, green, blue = (value / 255 for value in COLOURS[(number - 1) % len(COLOURS)])
+        red, green, blue = (value / 255 for value in colour_of(number))
         segment.colour = sff.SFFRGBA(red=red, green=green, blue=blue, alpha=1.0)
         # (z, y, x) -> (x, y, z) is a reflection: the triangles turn round with it, and still face outwards
         vertices = (mesh.vertices * voxel_angstrom + np.asarray(origin_angstrom))[:, ::-1]

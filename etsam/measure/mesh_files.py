@@ -11,6 +11,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from etsam.errors import ConfigError
+from etsam.measure.colours import colour_of
 from etsam.measure.deposition import require_sff
 from etsam.measure.mesh import Mesh
 
@@ -117,26 +118,34 @@ def write_mesh(
 
 def write_scene(
     path: Path,
-    meshes: Mapping[str, Mesh],
+    meshes: Mapping[int, Mesh],
     values: Sequence[Mapping[str, np.ndarray]],
-    coloured_by: str,
+    coloured_by: str | None,
     voxel_angstrom: float,
     origin_angstrom: Sequence[float],
 ) -> None:
-    """Write all membranes as one coloured scene (GLB).
+    """Write all membranes as one coloured scene (GLB), named `membrane_001`, ...
 
     Parameters
     ----------
     meshes
-        Name -> membrane.
+        Number -> membrane.
     values
         Of each.
-    path, coloured_by, voxel_angstrom, origin_angstrom
+    coloured_by
+        As of `write_mesh`; None: each has the colour of its number.
+    path, voxel_angstrom, origin_angstrom
         As of `write_mesh`.
     """
     scene = trimesh.Scene()
-    for (name, mesh), own in zip(meshes.items(), values, strict=True):
-        body = _body(mesh, own, coloured_by, voxel_angstrom, origin_angstrom)
+    for (number, mesh), own in zip(meshes.items(), values, strict=True):
+        name = f"membrane_{number:03d}"
+        if coloured_by is None:
+            vertices, faces, normals = _placed(mesh, voxel_angstrom, origin_angstrom)
+            drawn = np.tile(np.array([*colour_of(number), 255], np.uint8), (len(vertices), 1))
+            body = trimesh.Trimesh(vertices, faces, vertex_normals=normals, vertex_colors=drawn, process=False)
+        else:
+            body = _body(mesh, own, coloured_by, voxel_angstrom, origin_angstrom)
         scene.add_geometry(body, node_name=name, geom_name=name)
     with path.open("wb") as file:
         scene.export(file, file_type="glb")

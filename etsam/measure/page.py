@@ -14,9 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
+from etsam.measure.colours import colour_of
 from etsam.measure.columns import COLUMNS, CONTACT_COLUMNS
 from etsam.measure.measure import Measurement
-from etsam.measure.picture import COLOURS
 
 _SHOWN = (
     "membrane", "closed", "area_nm2", "diameter_nm", "volume_nm3", "mean_curvature_per_nm", "mean_curvature_sd_per_nm",
@@ -24,6 +24,7 @@ _SHOWN = (
     "inclination_degrees", "open_edge_at_border_share", "joined_share",
 )  # fmt: skip
 _MOST_ROWS, _MOST_KEYS = 400, 60
+_BARS = ("#1f77b4", "#c5d9ea")  # of what may be relied on, and the same blue, pale
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def page(
         contacts = found.contacts.head(_MOST_ROWS)
         tables.append(_table("Contacts", contacts, CONTACT_COLUMNS, "Pairs of membranes within the contact distance."))
     key = [
-        (number, "rgb({},{},{})".format(*COLOURS[(number - 1) % len(COLOURS)]), _short(row))
+        (number, "rgb({},{},{})".format(*colour_of(number)), _short(row))
         for number, (_, row) in zip(found.numbers, found.table.iterrows(), strict=True)
     ][:_MOST_KEYS]
     words: dict[str, Any] = {
@@ -168,23 +169,57 @@ def _plots(found: Measurement) -> list[dict[str, str]]:
         if known.any():
             share = float(areas[known].sum() / areas.sum())
             text = f"Area by thickness from leaflet to leaflet, patch by patch, where both can be seen ({share:.0%})."
-            made.append(_histogram(local, areas, "Thickness (nm)", text))
+            sure = np.concatenate([np.full(len(one.local_nm), one.reliable) for one in found.thickness])
+            if not sure[known].all():
+                text += " Pale: of membranes whose thickness is not reliable; thickness_why says what is against it."
+            made.append(_histogram(local, areas, "Thickness (nm)", text, sure))
     return made
 
 
-def _histogram(values: np.ndarray, areas: np.ndarray, label: str, text: str) -> dict[str, str]:
+def _histogram(
+    values: np.ndarray, areas: np.ndarray, label: str, text: str, sure: np.ndarray | None = None
+) -> dict[str, str]:
+    """Embedded picture of `histogram`, and its caption."""
+    buffer = io.BytesIO()
+    histogram(values, areas, label, sure).savefig(buffer, format="svg", metadata={"Date": None})
+    uri = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return {"uri": uri, "text": text}
+
+
+def histogram(values: np.ndarray, areas: np.ndarray, label: str, sure: np.ndarray | None = None) -> Figure:
+    """Area by a value, without the outermost half per cent on either side.
+
+    Parameters
+    ----------
+    values, areas
+        (V,); values that are not finite are left out.
+    label
+        Of the axis.
+    sure
+        (V,) bool, False for values not to rely on, which are pale and on top of the others; None: all may be.
+    """
     known = np.isfinite(values)
     low, high = np.percentile(values[known], [0.5, 99.5])
     if high - low < 1e-6:
         low, high = low - 0.5, high + 0.5
     figure = Figure(figsize=(4.6, 2.9), layout="constrained")
     axes = figure.add_subplot()
-    axes.hist(values[known].clip(low, high), bins=50, range=(low, high), weights=areas[known], color="#1f77b4")
+    parts = (
+        {"": known} if sure is None or sure[known].all() else {"reliable": known & sure, "not reliable": known & ~sure}
+    )
+    axes.hist(
+        [values[part].clip(low, high) for part in parts.values()],
+        bins=50,
+        range=(low, high),
+        weights=[areas[part] for part in parts.values()],
+        color=_BARS[: len(parts)],
+        label=list(parts),
+        stacked=True,
+    )
+    if len(parts) > 1:
+        axes.legend(frameon=False, fontsize=8)
     axes.set_xlabel(label)
     axes.set_ylabel("Area (nm²)")
     axes.locator_params(axis="x", nbins=5)
     axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    uri = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return {"uri": uri, "text": text}
+    return figure

@@ -5,13 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.ndimage import median_filter
 
+from etsam.measure.colours import colour_of
 from etsam.measure.mesh import Mesh
-
-COLOURS = (
-    (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75),
-    (227, 119, 194), (23, 190, 207), (188, 189, 34), (90, 90, 160), (240, 180, 60), (80, 150, 130),
-)  # fmt: skip
-"""Of membranes 1, 2, ..., then from the start."""
 
 _FINE = 2  # pixels drawn for one of the picture, along each side
 _TURN_DEGREES, _TILT_DEGREES = 30.0, 60.0  # around the beam, then towards the reader
@@ -32,7 +27,7 @@ def render(
     Parameters
     ----------
     meshes, numbers
-        What, and which colours.
+        What, and the numbers of `colour_of`.
     shape
         (Z, Y, X) of the tomogram.
     width_pixels
@@ -58,7 +53,7 @@ def render(
     image[:] = background
     depth = np.full(image.shape[:2], -np.inf, np.float32)
     for mesh, number in zip(meshes, numbers, strict=True):
-        colour = np.array(COLOURS[(number - 1) % len(COLOURS)], np.float32)
+        colour = np.array(colour_of(number), np.float32)
         normals = mesh.normals @ view.T
         light = np.array([-0.4, -0.5, 0.77])
         bright = _AMBIENT + (1 - _AMBIENT) * np.abs(normals @ light)

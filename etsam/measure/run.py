@@ -95,7 +95,7 @@ class Names:
     def files(self, output: OutputSettings) -> list[Path]:
         """All files that are written, the record last, without the folder of meshes."""
         endings = ["membrane_labels.mrc", "membranes.csv", "contacts.csv", "measure.html", "measure.png"]
-        endings += ["membranes.glb"] if output.mesh_formats else []
+        endings += ["membranes.glb", "membranes_values.glb"] if output.mesh_formats else []
         if output.points_nm is not None:
             endings += ["points.csv", "points_relion5.star", "points_relion4.star"]
         return [self.path(ending) for ending in endings] + [self.record]
@@ -260,7 +260,7 @@ class MeasureJob:
         coloured_by = "thickness_nm" if known else "mean_curvature_per_nm"
         if self.output.mesh_formats:
             self._write_meshes(found, coloured_by, side, like.shape, origin, replace)
-            made.append(names.path("membranes.glb"))
+            made += [names.path("membranes.glb"), names.path("membranes_values.glb")]
         picture = render(found.meshes, found.numbers, like.shape)
         write("measure.png", png(picture))
         write("measure.html", page(f"Membranes of {names.stem}", found, picture, self._facts(side), warnings))
@@ -314,17 +314,18 @@ class MeasureJob:
             if found.thickness:
                 own["thickness_nm"] = found.thickness[index].local_nm
             values.append(own)
-        named = {f"membrane_{number:03d}": mesh for number, mesh in zip(found.numbers, found.meshes, strict=True)}
+        numbered = dict(zip(found.numbers, found.meshes, strict=True))
         with atomic_folder(self.names.meshes, replace, replaceable=ours) as part:
-            for (name, mesh), own in zip(named.items(), values, strict=True):
+            for (number, mesh), own in zip(numbered.items(), values, strict=True):
                 for kind in set(self.output.mesh_formats) & set(FORMATS):
-                    path = part / f"{self.names.stem}_{name}.{kind}"
+                    path = part / f"{self.names.stem}_membrane_{number:03d}.{kind}"
                     write_mesh(path, kind, mesh, own, coloured_by, side, origin)
             if "sff" in self.output.mesh_formats:
                 file, version = part / f"{self.names.stem}_membranes.hff", str(environment()["etsam"])
                 write_sff(file, self.names.stem, found.meshes, found.numbers, shape, side, origin, version)
-        with atomic_path(self.names.path("membranes.glb"), replace) as scene:
-            write_scene(scene, named, values, coloured_by, side, origin)
+        for ending, by in (("membranes.glb", None), ("membranes_values.glb", coloured_by)):
+            with atomic_path(self.names.path(ending), replace) as scene:
+                write_scene(scene, numbered, values, by, side, origin)
 
     def _facts(self, side: float) -> dict[str, str]:
         facts = {"Mask": str(self.mask), "Tomogram": str(self.tomogram or "none"), "Voxel size": f"{side:g} Å"}
