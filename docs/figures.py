@@ -55,7 +55,8 @@ def demo() -> Path:
 @cache
 def masks() -> Path:
     """Folder of masks of the simulated tomograms."""
-    etsam(desk(), "predict", "simulated/*_????.mrc", "--weights", "nano", "--output-dir", "masks")
+    command = ["predict", "simulated/*_????.mrc", "--weights", "nano", "--output-dir", "masks", "--store-logits"]
+    etsam(desk(), *command)
     return desk() / "masks"
 
 
@@ -423,7 +424,8 @@ def draw_page() -> None:
 
 def draw_report() -> None:
     """The top of a report, in a browser."""
-    etsam(desk(), "predict", "simulated/*_????.mrc", "--weights", "nano", "--quick", "--output-dir", "quick")
+    command = ["predict", "simulated/*_????.mrc", "--weights", "nano", "--quick", "--output-dir", "quick"]
+    etsam(desk(), *command, "--store-logits")
     settings = ["data.manifest=simulated/manifest.csv", f"predictions={{all: {masks()}, quick: quick}}"]
     etsam(desk(), "evaluate", *settings, "output_dir=report")
     browser(desk() / "report/report.html", "report", (1280, 1100))
