@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from etsam.errors import ConfigError, EtsamError
-from etsam.paths import read_names_as_utf8, resource_path
+from etsam.paths import forget_folders, read_names_as_utf8, remove_empty_folders, resource_path
 from etsam.screen import ScreenHandler, folded, idle, in_their_words
 from etsam.settings import misfits
 
@@ -144,6 +144,7 @@ def reporting_errors(run: Callable[[DictConfig], _Result], cfg: DictConfig, *, s
     """
     configure_logging()
     register_resolvers()
+    forget_folders()
     try:
         with _stopped_by_sigterm() if stop_at_once else nullcontext():
             result = run(cfg)
@@ -152,6 +153,7 @@ def reporting_errors(run: Callable[[DictConfig], _Result], cfg: DictConfig, *, s
             _jobs.append((_job_settings(), "done" if score is None else f"best score {score:.4f}"))
         return result
     except (KeyboardInterrupt, SystemExit) as stop:
+        remove_empty_folders()
         if not stop_at_once and isinstance(stop, SystemExit) and stop.code in (130, SIGTERM_STATUS):
             raise  # training has told how to go on
         removed = "outputs that were not complete have been removed."
@@ -164,6 +166,7 @@ def reporting_errors(run: Callable[[DictConfig], _Result], cfg: DictConfig, *, s
             exit_with_error(f"told to stop (SIGTERM); {removed}", SIGTERM_STATUS)
         raise
     except Exception as error:
+        remove_empty_folders()
         if cfg.get("debug", False) is True:
             traceback.print_exc()
         if _in_sweep():  # the other jobs go on

@@ -1,10 +1,13 @@
-"""Places of the files that belong to the program, in the installed package or beside it in a checkout; checksums."""
+"""Places: files that belong to the program, installed or in a checkout; folders for outputs; checksums."""
 
 import hashlib
 import os
 import sys
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+
+from etsam.errors import OutputError
 
 _PACKAGE = Path(__file__).resolve().parent
 _ROOTS = (_PACKAGE / "share", _PACKAGE.parent)  # wheel (pyproject.toml, force-include), then checkout
@@ -38,6 +41,45 @@ def resource_path(*parts: str) -> Path:
     if not found:
         raise FileNotFoundError(f"{'/'.join(parts)} is missing from this installation of etsam; reinstall it.")
     return found[0]
+
+
+_made: list[Path] = []  # folders for outputs of the command at work, the inner ones first
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for outputs, and those that it lies in; if the command fails, those that stayed empty go again.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be made.
+    """
+    places = [path.absolute() for path in (folder, *folder.parents)]
+    missing = [path for path in places if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+        if file is not None:
+            raise OutputError(f"{file} is a file, not a folder for outputs; choose another output_dir.") from error
+        raise OutputError(
+            f"the output folder {folder} cannot be made ({error.strerror}); choose another output_dir."
+        ) from error
+    finally:
+        _made[:0] = missing
+
+
+def forget_folders() -> None:
+    """Begin a command: what folders are there are not its own."""
+    _made.clear()
+
+
+def remove_empty_folders() -> None:
+    """End a command that failed: remove the folders that it made and wrote nothing into."""
+    for folder in _made:
+        with suppress(OSError):  # it is not empty, or gone
+            folder.rmdir()
+    _made.clear()
 
 
 def sha256(path: Path) -> str:

@@ -277,3 +277,33 @@ def test_several_faults_get_a_line_each_and_a_single_one_stays_in_its_line(tmp_p
         raise_failures(results, "the rest is there")
     assert explain(several.value).splitlines()[1:] == ["  m, a: x", "  m, b: y"]
     assert len(explain(InputError.of("head", ["one fault"])).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "cut.mrc.gz", "net=tiny_test", "weights=random", "trainer=cpu"],
+        ["evaluate", "manifest.csv", "weights=nano", "weights.stage2=manifest.csv", "trainer=cpu"],
+        ["measure", "stretched.mrc"],
+        ["inspect", "cut.mrc.gz", "--preview"],
+        ["data", "simulate", "--shape", "8,9,10", "--seed", "-1"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_command_that_fails_before_it_writes_leaves_no_folder(etsam, tomogram, work, arguments):
+    (work / "cut.mrc.gz").write_bytes(gzip.compress(tomogram.read_bytes())[:-100])
+    write_mrc("stretched.mrc", (grey() > 5).astype(np.int8))
+    (work / "manifest.csv").write_text(
+        "dataset_id,run_id,split,tomogram,target_mask\nd,r,test,tomo.mrc,stretched.mrc\n"
+    )
+    before = sorted(work.rglob("*"))
+    outcome = etsam(*arguments, "--output-dir", "new/inner")
+    assert outcome.status == 1
+    assert sorted(work.rglob("*")) == before
+
+
+def test_an_empty_folder_that_was_there_stays_where_a_command_fails(etsam, work):
+    write_mrc("stretched.mrc", (grey() > 5).astype(np.int8))
+    (work / "old").mkdir()
+    assert etsam("measure", "stretched.mrc", "--output-dir", "old/new").status == 1
+    assert sorted(path.name for path in work.rglob("*")) == ["old", "stretched.mrc"]

@@ -27,13 +27,13 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Copy the files; raises `OutputError` if one exists."""
     from etsam.cli.console import print_line
-    from etsam.paths import resource_path
+    from etsam.paths import make_folder, resource_path
     from etsam.volume.atomic import atomic_path, refuse_existing
 
     targets = {name: args.output_dir / name for name in FILES}
     for target in targets.values():
         refuse_existing(target, args.overwrite)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output_dir)
     for name, target in targets.items():
         with atomic_path(target, args.overwrite) as part:
             shutil.copyfile(resource_path("data", "demo", name), part)

@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> None:
 def _pictures(args: argparse.Namespace, paths: "list[Location]") -> list[Path]:
     """One for each file; refused before anything is read if one exists or two are the same."""
     from etsam.errors import OutputError
+    from etsam.paths import make_folder
     from etsam.volume import strip_suffix
     from etsam.volume.atomic import refuse_existing
 
@@ -99,7 +100,7 @@ def _pictures(args: argparse.Namespace, paths: "list[Location]") -> list[Path]:
     for picture in pictures:
         refuse_existing(picture, args.overwrite)
     if not args.preview:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     return pictures
 
 

@@ -19,6 +19,7 @@ import psutil
 
 from etsam.errors import ConfigError, InputError
 from etsam.evaluation.report.tables import markdown_table, write_csv
+from etsam.paths import make_folder
 from etsam.prediction.record import environment, write_record
 from etsam.volume import Location, atomic_path, read_volume
 from etsam.volume.atomic import refuse_existing
@@ -247,7 +248,7 @@ def run_all(
         raise ConfigError(
             f"runs need names of their own (found: {found}); write NAME=SETTINGS or NAME=COMMAND for each."
         )
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(output_dir)
     for name in (CSV, MARKDOWN, JSON):
         refuse_existing(output_dir / name, overwrite)
     rows = []

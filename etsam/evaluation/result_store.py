@@ -13,6 +13,7 @@ import numpy as np
 
 from etsam.errors import InputError, OutputError
 from etsam.evaluation.metrics.results import InclinationRow, SlicePicture, TomogramResult
+from etsam.paths import make_folder
 from etsam.prediction.record import read_record, write_record
 from etsam.volume import atomic_path
 from etsam.volume.location import locate, state_of
@@ -121,7 +122,7 @@ class ResultStore:
             If it cannot be written.
         """
         file = self.path(result.method, result.tomogram)
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         file.unlink(missing_ok=True)  # allowed: `complete` was asked before
         arrays: dict[str, np.ndarray] = {"thresholds": result.thresholds, "counts": result.counts}
         for number, picture in enumerate(result.pictures):

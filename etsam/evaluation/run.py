@@ -12,7 +12,7 @@ from lightning import LightningModule
 from omegaconf import DictConfig, OmegaConf
 
 from etsam.app import check_values, is_first_process
-from etsam.errors import InputError, OutputError
+from etsam.errors import InputError
 from etsam.evaluation.data import EvaluationData, Job
 from etsam.evaluation.metrics.results import TomogramResult
 from etsam.evaluation.metrics.scores import Metrics
@@ -21,6 +21,7 @@ from etsam.evaluation.report.wandb import log_to_wandb
 from etsam.evaluation.result_store import ResultStore
 from etsam.evaluation.scorer import Scorer
 from etsam.evaluation.stored import StoredPredictions
+from etsam.paths import make_folder
 from etsam.prediction.record import settings_of
 from etsam.prediction.result import Progress
 from etsam.prediction.run import tell_weights
@@ -100,12 +101,7 @@ def result_store(cfg: DictConfig) -> ResultStore:
 def _check_outputs(cfg: DictConfig, data: EvaluationData) -> None:
     """Make the folder, and refuse to touch what is there, before anything is computed."""
     folder = Path(cfg.output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"the output folder {folder} cannot be made ({error.strerror}); choose another output_dir."
-        ) from error
+    make_folder(folder)
     for name in (PAGE, MARKDOWN, JSON, SCORES):
         refuse_existing(folder / name, cfg.overwrite or cfg.resume)
     check_predictions(cfg, data)

@@ -20,6 +20,7 @@ from etsam.measure.mesh_files import FORMATS, check_formats, write_mesh, write_s
 from etsam.measure.page import page, png, sentence
 from etsam.measure.picture import render
 from etsam.measure.points import oriented_points, plain_table, relion4_table, relion5_table
+from etsam.paths import make_folder
 from etsam.postprocess.components import foreground
 from etsam.prediction.record import environment, read_record, write_record
 from etsam.threads import worker_count
@@ -472,10 +473,7 @@ def run_jobs(jobs: Sequence[MeasureJob], progress: Callable[[str], Any] | None =
             if path is not None and not exists(path):
                 read_volume(path)  # says what is wrong
     folder = jobs[0].output_dir
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror}; choose another --output-dir.") from error
+    make_folder(folder)
     combined = folder / COMBINED
     if len(jobs) > 1:
         refuse_existing(combined, jobs[0].overwrite or jobs[0].resume)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from etsam.errors import ConfigError, OutputError
+from etsam.paths import make_folder
 from etsam.postprocess.components import StreamedComponents
 from etsam.postprocess.steps import InstanceLabels, Step, apply_steps
 from etsam.prediction.closing import Closing, OutputFile, viewing_hints
@@ -167,16 +168,7 @@ class PredictionWriter:
         OutputError
             If the folder cannot be made or written, or an output exists and neither `overwrite` nor `resume` is set.
         """
-        try:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            parents = (self.output_dir, *self.output_dir.parents)
-            file = next((path for path in parents if path.exists() and not path.is_dir()), self.output_dir)
-            raise OutputError(f"{file} is a file, not a folder for outputs; choose another output_dir.") from error
-        except OSError as error:
-            raise OutputError(
-                f"the output folder {self.output_dir} cannot be made ({error.strerror}); choose another output_dir."
-            ) from error
+        make_folder(self.output_dir)
         if not os.access(self.output_dir, os.W_OK | os.X_OK):
             raise OutputError(
                 f"no permission to write in the output folder {self.output_dir}; choose another output_dir."
@@ -275,7 +267,7 @@ class PredictionWriter:
         sections, before = MaskSections(prediction.grey), Coverage(volume.shape)
         coverage = Coverage(volume.shape) if self.steps else before
         in_making = [one.begin(prediction, names, bool(self.steps)) for one in self.companions]
-        names.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(names.folder)
 
         def writer(path: Path, dtype: type) -> VolumeWriter:
             # what is pushed before the writer runs after it: then the file has its name

@@ -21,6 +21,7 @@ from etsam.evaluation.report.tables import (
     write_csv,
     write_json,
 )
+from etsam.paths import make_folder
 from etsam.prediction.record import environment
 from etsam.settings import flat
 from etsam.volume import atomic_path
@@ -84,7 +85,7 @@ def write_report(
     made_with = versions()
     text = page(title, tables, results, texts(settings), made_with)
 
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(output_dir)
     for name, table in tables.frames.items():
         file = output_dir / f"{name}.csv"
         if len(table):

@@ -12,6 +12,7 @@ from etsam.evaluation.report.figures import STYLE, Figures, png_bytes, short
 from etsam.evaluation.report.page import Part, Plots, Sentences, Table, document, plot, settings_tables
 from etsam.evaluation.report.report import texts, versions
 from etsam.evaluation.report.tables import failures, format_interval, write_csv, write_plain_json
+from etsam.paths import make_folder
 from etsam.prediction.record import environment
 from etsam.volume import atomic_path
 
@@ -71,7 +72,7 @@ def write_report(
     Path
         The page.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(output_dir)
     write_csv(output_dir / CSV_CURVES, curves, overwrite)
     write_csv(output_dir / CSV_TOMOGRAMS, tomograms, overwrite)
     records = {"curves": curves.to_dict(orient="records"), "tomograms": tomograms.to_dict(orient="records")}

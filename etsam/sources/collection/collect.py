@@ -8,11 +8,11 @@ from pathlib import Path
 from etsam.data.manifest import Sample, read_manifest, write_manifest
 from etsam.download import Progress, fetch_all, missing_bytes
 from etsam.errors import EtsamError, InputError, OutputError
+from etsam.paths import make_folder
 from etsam.sources.collection.lists import PublishedRow
 from etsam.sources.collection.plan import FOLDERS, KINDS, Wanted, zarr_part
 from etsam.sources.collection.portal import shape_of
 from etsam.volume import TOMOGRAM_SUFFIXES, read_volume
-from etsam.volume.atomic import output_error
 
 _SPARE_BYTES = 1 << 30  # left free on the disk
 
@@ -44,10 +44,7 @@ def collect(
     manifest = output_dir / "manifest.csv"
     before = read_manifest(manifest) if manifest.exists() else []
     jobs = [job for one in wanted if not one.fault for job in one.jobs]
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(error, manifest) from error
+    make_folder(output_dir)
     _require_room(output_dir, missing_bytes(jobs))
     owner = {job.target: one for one in wanted for job in one.jobs}
     for job, failure in fetch_all(jobs, threads=threads, progress=progress):

@@ -15,6 +15,7 @@ import numpy as np
 
 from etsam.data.manifest import Sample
 from etsam.errors import ConfigError, EtsamError, InputError, OutputError
+from etsam.paths import make_folder
 from etsam.volume import MrcWriter, Slices, read_volume, strip_suffix
 
 _TOLERANCE = 0.01  # relative difference of voxel sizes that counts as equal, as for manifests
@@ -187,10 +188,7 @@ def export_samples(
         if grey.shape != labels.shape:
             raise InputError(f"run {name}: tomogram of shape {grey.shape}, segmentation of {labels.shape} (Z, Y, X)")
         volumes.append((name, grey, labels, float(tomogram.voxel_spacing.voxel_size)))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from error
+    make_folder(folder)
     samples = []
     for done, (name, grey, labels, size) in enumerate(volumes, 1):
         tomogram_path, mask_path = paths[name]

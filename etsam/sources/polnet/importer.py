@@ -18,6 +18,7 @@ import numpy as np
 
 from etsam.data.manifest import Sample, write_manifest
 from etsam.errors import EtsamError, InputError, OutputError
+from etsam.paths import make_folder
 from etsam.sources.files.splits import check_split, draw_splits
 from etsam.volume import MrcWriter, Volume, read_volume
 
@@ -291,7 +292,7 @@ def import_tree(
     for done, (item, name) in enumerate(zip(checked, draw_splits(len(checked), shares, seed), strict=True), 1):
         tomogram = item.tomogram
         mask = folder / "masks" / tomogram.dataset_id / f"{tomogram.run_id}_membrane.mrc"
-        mask.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(mask.parent)
         # without a manifest, masks are what an interrupted run left
         write_membrane_mask(tomogram, mask, item.membrane, overwrite=True)
         samples.append(

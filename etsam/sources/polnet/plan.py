@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 
 from etsam.errors import OutputError
+from etsam.paths import make_folder
 from etsam.sources.files.splits import share_out
 from etsam.sources.polnet.config import Acquisition, PolnetConfig, read_acquisition
 from etsam.sources.polnet.install import Installation, check_imod, find_models, find_tem_file
@@ -132,7 +133,7 @@ def only_run(output_dir: Path) -> Iterator[None]:
     OutputError
         If another run is at work in it.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(output_dir)
     with (output_dir / ".polnet.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

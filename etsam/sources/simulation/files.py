@@ -8,6 +8,7 @@ from typing import Any
 
 from etsam.data.manifest import Sample, write_manifest
 from etsam.errors import ConfigError, OutputError
+from etsam.paths import make_folder
 from etsam.sources.simulation.simulator import SimulatedTomogram, Simulator
 from etsam.volume import MrcWriter, atomic_path
 
@@ -94,10 +95,7 @@ def claim(folder: Path, going_on: bool, remedy: str) -> Path:
     manifest = folder / "manifest.csv"
     if manifest.exists() and not going_on:
         raise OutputError(f"{manifest}: exists already; {remedy}.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror}; choose another output folder.") from error
+    make_folder(folder)
     return manifest
 
 
