@@ -13,7 +13,7 @@ import pytest
 
 from etsam import __version__
 from etsam.errors import OutputError
-from etsam.volume import MrcWriter, Volume, atomic_path, read_volume
+from etsam.volume import MrcWriter, Volume, atomic_path, read_volume, volume_writer
 from etsam.volume.atomic import atomic_folder
 
 SHAPE = (3, 4, 5)
@@ -262,6 +262,27 @@ def test_what_a_killed_process_left_half_written_goes_when_the_output_is_written
         if kind == "file":
             part.write_text("whole")
     assert names(tmp_path) == ["a"]
+
+
+_KILLED_PACKING = """
+import os, signal, sys
+import numpy as np
+from etsam.volume import volume_writer
+with volume_writer(sys.argv[1], (2, 3, 4), np.int8) as writer:
+    writer[0] = np.ones((3, 4), np.int8)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_of_a_packed_volume_goes_with_it(tmp_path):
+    target = tmp_path / "a.mrc.gz"
+    assert subprocess.run([sys.executable, "-c", _KILLED_PACKING, target]).returncode == -signal.SIGKILL
+    assert len(names(tmp_path)) == 2
+    with volume_writer(target, (2, 3, 4), np.int8) as writer:
+        for z in range(2):
+            writer[z] = np.full((3, 4), z, np.int8)
+    assert names(tmp_path) == ["a.mrc.gz"]
+    np.testing.assert_array_equal(read_volume(target).read()[:, 0, 0], [0, 1])
 
 
 def test_what_another_is_writing_is_left_to_it(tmp_path):

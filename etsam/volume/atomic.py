@@ -56,6 +56,23 @@ def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterat
     target = Path(path)
     refuse_existing(target, overwrite)
     _remove_abandoned(target)
+    with scratch_file(target) as part:
+        yield part
+        _flush_to_disk(part)
+        _publish(part, target, overwrite)
+
+
+@contextmanager
+def scratch_file(target: Path) -> Iterator[Path]:
+    """Lend an empty hidden file beside an output, which goes when the block ends.
+
+    What a process that was killed (SIGKILL) left of it goes when `target` is written the next time.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be made, or the block meets a full disk.
+    """
     part = _part_of(target)
     try:
         # not tempfile: its files are readable by their owner only, and stay so after renaming
@@ -65,8 +82,6 @@ def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterat
         raise output_error(error, target) from error
     try:
         yield part
-        _flush_to_disk(part)
-        _publish(part, target, overwrite)
     except OSError as error:
         # an error of another file, such as the input, is not ours to explain
         if error.filename == str(part) or (error.filename is None and error.errno in _FULL | _FORBIDDEN):

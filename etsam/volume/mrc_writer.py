@@ -3,7 +3,6 @@
 import gzip
 import operator
 import os
-import secrets
 import shutil
 from contextlib import ExitStack
 from datetime import datetime
@@ -19,7 +18,7 @@ from numpy.typing import DTypeLike
 
 from etsam._version import __version__
 from etsam.errors import OutputError
-from etsam.volume.atomic import atomic_path, output_error
+from etsam.volume.atomic import atomic_path, output_error, scratch_file
 from etsam.volume.compressed import write_all
 from etsam.volume.mrc_header import ALLOWED_MODES, HEADER_BYTES
 from etsam.volume.plane_checks import checked_plane, refuse_missing, slice_number, three_sides
@@ -102,20 +101,23 @@ class MrcWriter:
 
     def __enter__(self) -> "MrcWriter":
         with ExitStack() as stack:
-            part = stack.enter_context(atomic_path(self.path, self._overwrite))
-            size = HEADER_BYTES + int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-            free = shutil.disk_usage(part.parent).free
-            if free < size:
-                raise OutputError(
-                    f"{self.path}: {size} bytes needed, {free} free in {part.parent}; free some space or choose "
-                    "another folder"
-                )
-            # plain seek and write: pages of a memory map would stay resident until the file is closed
-            self._file = stack.enter_context(part.open("rb+", buffering=0))
-            self._file.truncate(size)  # the full length from the start, but no blocks yet
-            stack.push(self._finish)
+            self._open(stack, stack.enter_context(atomic_path(self.path, self._overwrite)))
             self._stack = stack.pop_all()
         return self
+
+    def _open(self, stack: ExitStack, part: Path) -> None:
+        """Open an empty file for the volume, until the stack is left."""
+        size = HEADER_BYTES + int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        free = shutil.disk_usage(part.parent).free
+        if free < size:
+            raise OutputError(
+                f"{self.path}: {size} bytes needed, {free} free in {part.parent}; free some space or choose another "
+                "folder"
+            )
+        # plain seek and write: pages of a memory map would stay resident until the file is closed
+        self._file = stack.enter_context(part.open("rb+", buffering=0))
+        self._file.truncate(size)  # the full length from the start, but no blocks yet
+        stack.push(self._finish)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -168,56 +170,31 @@ class MrcWriter:
         self._write_at(0, self._header)
 
 
-class PackedMrcWriter:
+class PackedMrcWriter(MrcWriter):
     """`MrcWriter` of a file that is compressed (gzip) once it is complete; parameters and errors as there.
 
     Until then the plain file lies hidden beside it, so that slices may be written in any order and read again.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        shape: tuple[int, int, int],
-        dtype: DTypeLike,
-        like: Volume | None = None,
-        overwrite: bool = False,
-    ) -> None:
-        self.path, self._overwrite = Path(path), overwrite
-        plain = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.mrc")
-        self._plain = MrcWriter(plain, shape, dtype, like=like)
-        self.shape, self.dtype = self._plain.shape, self._plain.dtype
-        self._stack = ExitStack()
-
     def __enter__(self) -> "PackedMrcWriter":
         with ExitStack() as stack:
-            part = stack.enter_context(atomic_path(self.path, self._overwrite))
-            stack.callback(self._plain.path.unlink, missing_ok=True)
-            stack.push(lambda kind, *_: self._pack(part) if kind is None else None)
-            stack.enter_context(self._plain)
+            packed = stack.enter_context(atomic_path(self.path, self._overwrite))
+            plain = stack.enter_context(scratch_file(self.path))
+            stack.push(lambda kind, *_: self._pack(plain, packed) if kind is None else None)
+            self._open(stack, plain)
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        return self._stack.__exit__(kind, error, traceback)
-
-    def __setitem__(self, z: int, plane: np.ndarray) -> None:
-        self._plain[z] = plane
-
-    def __getitem__(self, z: int) -> np.ndarray:
-        return self._plain[z]
-
-    def _pack(self, part: Path) -> None:
+    def _pack(self, plain: Path, packed: Path) -> None:
         try:
             # level 1: a mask shrinks to a hundredth all the same, and logits hardly at any level; no time in the
             # header, so that equal masks are equal files
             with (
-                self._plain.path.open("rb") as plain,
-                part.open("wb") as raw,
-                gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as packed,
+                plain.open("rb") as source,
+                packed.open("wb") as raw,
+                gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as target,
             ):
-                shutil.copyfileobj(plain, packed, 1 << 20)
+                shutil.copyfileobj(source, target, 1 << 20)
         except OSError as error:
             raise output_error(error, self.path) from error
 
