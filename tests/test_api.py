@@ -100,11 +100,12 @@ def test_settings_are_overrides_as_on_the_command_line(array, found):
     ("bad", "message"),
     [
         (np.zeros((5, 6)), "three axes"),
+        (np.zeros((1, 5, 6)), "2D image"),
         (np.zeros((2, 5, 6), complex), "real numbers"),
         (np.zeros((2, 5, 6)), "every voxel has the value"),
         ("missing.mrc", "no such file"),
     ],
-    ids=["2D", "complex", "constant", "missing"],
+    ids=["2D", "one slice", "complex", "constant", "missing"],
 )
 def test_bad_input_is_an_input_error(bad, message):
     with pytest.raises(InputError, match=message):

@@ -12,7 +12,7 @@ from etsam.data.checks import check_samples
 from etsam.data.manifest import read_manifest, write_manifest
 from etsam.errors import InputError
 from etsam.prediction.finding import find_tomograms
-from etsam.volume import Url, locate, strip_suffix
+from etsam.volume import Url, locate, strip_suffix, volume_writer
 from etsam.volume.location import checksum_of, display_name, fingerprint_of, state_of
 
 # Names and content
@@ -99,3 +99,9 @@ def test_a_copy_of_a_zarr_in_another_split_is_noticed(tmp_path):
     with pytest.raises(InputError, match="are the same content"):
         check_samples(read_manifest(tmp_path / "m.csv"))
     assert len(samples) == 2
+
+
+def test_a_single_slice_is_refused_as_it_is_of_an_array_and_in_mrc(refused, work):
+    with volume_writer(work / "image.zarr", (1, 40, 48), np.float32) as writer:
+        writer[0] = np.random.default_rng(0).normal(size=(40, 48)).astype(np.float32)
+    assert "2D image" in refused("image.zarr")

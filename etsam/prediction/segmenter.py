@@ -39,7 +39,7 @@ from etsam.volume import Slices, Volume, locate, read_volume
 from etsam.volume.content import NO_MEMBRANE
 from etsam.volume.location import display_name, fingerprint_of
 from etsam.volume.mrc_header import VOXEL_SIZES_ANGSTROM
-from etsam.volume.slices import LazySlices
+from etsam.volume.slices import LazySlices, refuse_single_slice
 
 log = logging.getLogger(__name__)
 
@@ -201,6 +201,7 @@ class Segmenter(LightningModule):
             If its grey values make no sense for the normalisation.
         """
         started = time.perf_counter()
+        refuse_single_slice(volume.shape, str(volume.path or "array"))
         remark = orientation_remark(volume)
         if remark is not None:
             log.warning("%s: %s", volume.path or "array", remark)

@@ -22,6 +22,7 @@ from mrcfile.utils import (
 )
 
 from etsam.errors import InputError
+from etsam.volume.slices import refuse_single_slice
 
 HEADER_BYTES = 1024  # MRC2014; HEADER_DTYPE.itemsize is the same
 ALLOWED_MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16", 12: "float16"}  # mrcfile.utils.dtype_from_mode
@@ -164,8 +165,7 @@ def parse_header(
         start=(0, 0, 0),
         axis_order=axis_order,
     )
-    if unscaled.volume_shape[0] == 1:
-        raise InputError(f"{name}: one slice only: this is a 2D image; a tomogram has at least two slices")
+    refuse_single_slice(unscaled.volume_shape, name)
     _check_size(unscaled, file_size, name, header_warnings)
     starts = [int(fields[f"n{axis}start"]) for axis in "zyx"]  # of sections, rows, columns
     z, y, x = unscaled.transpose

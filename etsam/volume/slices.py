@@ -1,12 +1,13 @@
 """Volumes that give out one Z slice at a time: what the whole pipeline hands around."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Protocol
 
 import numpy as np
 
+from etsam.errors import InputError
 from etsam.threads import in_order, worker_count
 
 
@@ -25,6 +26,12 @@ class Slices(Protocol):
     def __getitem__(self, z: int, /) -> np.ndarray:
         """Slice `z`, shape (Y, X). The caller may keep the array but must not write into it."""
         ...
+
+
+def refuse_single_slice(shape: Sequence[int], name: str) -> None:
+    """Raise InputError if a volume (Z, Y, X) has one slice only."""
+    if shape[0] == 1:
+        raise InputError(f"{name}: one slice only: this is a 2D image; a tomogram has at least two slices.")
 
 
 @dataclass(frozen=True)
