@@ -113,6 +113,14 @@ def test_what_is_no_threshold_is_refused(refused, tomogram, setting, token):
     assert token in refused("tomo.mrc", setting)
 
 
+def test_a_false_rate_without_auto_is_refused_in_the_words_that_were_typed(etsam, refused, tomogram, work):
+    assert "--threshold auto" in refused("tomo.mrc", "--false-rate", "0.1")
+    write_mrc(work / "other.mrc", np.random.default_rng(0).normal(size=SHAPE).astype(np.float32))
+    outcome = etsam("threshold", "other.mrc", "--at", "0", "--false-rate", "0.1")
+    assert (outcome.status, "--at auto" in outcome.message) == (1, True)
+    assert not list(work.glob("*_mask.mrc"))
+
+
 def test_stored_logits_of_another_run_do_not_say_what_auto_needs(etsam, work):
     write_mrc(work / "other.mrc", np.random.default_rng(0).normal(size=SHAPE).astype(np.float32))
     outcome = etsam("threshold", "other.mrc", "--at", "auto")

@@ -30,6 +30,7 @@ def composed(command, *arguments):
     [
         (["-o", "my masks"], "writer.output_dir", "my masks"),
         (["--threshold", "-1e-3"], "stage2.threshold", -0.001),
+        (["--threshold", "auto", "--false-rate", "0.1"], "segmenter.false_rate", 0.1),
         (["--membranes", "bright"], "normalize.membranes", "bright"),
         (["--instances"], "writer.write_instances", True),
         (["--no-page"], "writer.companions.page.enabled", False),
@@ -137,11 +138,13 @@ def test_a_word_like_no_other_gets_no_suggestion():
         ("overwrite=no does not fit", [], "overwrite=no does not fit"),
         ("try stage2.threshold=-0.5, normalize.membranes=dark", [], "try --threshold -0.5, --membranes dark"),
         ("stage1.threshold=0 or a/weights=b", [], "stage1.threshold=0 or a/weights=b"),
+        ("memory_budget_gb=0.01 is too little: all", [], "--memory 0.01GB is too little: all"),
         ("postprocess=all postprocess.thin_noise=3", [], "--post-process postprocess.thin_noise=3"),
     ],
 )  # fmt: skip
 def test_messages_speak_in_flags_but_for_settings_that_were_typed(message, typed, expected):
-    flags = ["--overwrite", "--resume", "--output-dir", "--threshold", "--membranes", "--weights", "--post-process"]
+    flags = ["--overwrite", "--resume", "--output-dir", "--threshold", "--membranes", "--weights", "--memory"]
+    flags += ["--post-process"]
     assert InFlags(flags, typed)(message) == expected
 
 
@@ -173,6 +176,11 @@ def test_quick_answers_import_neither_torch_nor_lightning(arguments, work):
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(ended.stdout.splitlines()[-1]) == []
+
+
+def test_weights_beside_predictions_that_are_there_are_refused(etsam, work):
+    outcome = etsam("evaluate", "manifest.csv", "--predictions", "masks", "--weights", "nano")
+    assert (outcome.status, "--weights nano" in outcome.message) == (1, True)
 
 
 def test_the_sign_of_life_comes_before_every_slow_import(tomogram):

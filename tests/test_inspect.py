@@ -181,11 +181,26 @@ def test_the_preview_goes_where_it_is_told(etsam, work):
     write_mrc(work / "data" / "tomo.mrc")
     assert etsam("inspect", "data/tomo.mrc", "--preview").status == 0
     assert etsam("inspect", "data/tomo.mrc", "--preview", "--output-dir", "out").files == ["tomo_preview.png"]
+    assert etsam("inspect", "data/tomo.mrc", "--preview", "one.png", "--output-dir", "out").status == 0
     outcome = etsam("inspect", "data/tomo.mrc", "--preview", "mine.png")
     assert "picture: mine.png" in outcome.stdout
-    for picture in ("tomo_preview.png", "out/tomo_preview.png", "mine.png"):
+    for picture in ("tomo_preview.png", "out/tomo_preview.png", "out/one.png", "mine.png"):
         assert (work / picture).read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in (work / "data").iterdir()] == ["tomo.mrc"]
+
+
+def test_a_picture_is_advised_by_its_name_where_it_was_asked_for(etsam, work):
+    write_mrc(work / "flat.mrc", np.random.default_rng(0).normal(size=(12, 40, 48)).astype(np.float32))
+    assert "(--preview)" in etsam("inspect", "flat.mrc").stdout
+    outcome = etsam("inspect", "flat.mrc", "--preview")
+    assert "(--preview)" not in outcome.stdout
+    assert outcome.stdout.count("flat_preview.png") == 2  # in the advice, and where it lies
+
+
+def test_a_place_for_pictures_without_any_is_refused(etsam, tomogram, work):
+    outcome = etsam("inspect", "tomo.mrc", "--output-dir", "new")
+    assert (outcome.status, "--preview" in outcome.message) == (1, True)
+    assert not (work / "new").exists()
 
 
 def test_the_picture_shows_means_around_the_three_middle_planes(tomogram):

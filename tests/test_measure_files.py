@@ -323,6 +323,8 @@ def test_masks_are_found_in_a_folder_and_tomograms_by_name(tmp_path: Path) -> No
 def test_a_format_of_meshes_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="blend"):
         check_formats(["ply", "blend"])
+    with pytest.raises(ConfigError, match="ply, obj"):
+        check_formats(["ply", ""])
 
 
 def test_a_file_for_deposition_holds_every_membrane_where_the_tomogram_is(tmp_path: Path, mask: np.ndarray) -> None:

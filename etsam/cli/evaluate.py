@@ -52,8 +52,10 @@ def evaluate_overrides(args: argparse.Namespace, items: Sequence[str]) -> list[s
     overrides = [f"data.manifest={quote(manifest)}" for manifest in manifests] + named_overrides(args)
     if args.predictions is not None:
         overrides.append(f"predictions={quote(args.predictions)}")
+    stored = args.predictions is not None or any(item.startswith("predictions=") for item in settings)
+    if stored and args.weights is not None:
+        raise ValueError(f"--weights {args.weights} is to predict with, and predictions are there; leave one out")
     if args.threshold is not None:
-        stored = args.predictions is not None or any(item.startswith("predictions=") for item in settings)
         key = "prediction_threshold" if stored else "threshold" if args.threshold == "auto" else "stage2.threshold"
         overrides.append(f"{key}={args.threshold}")
     return overrides + running_overrides(args) + settings

@@ -29,6 +29,7 @@ def add_segmentation_flags(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="logits above are membrane: lower finds more (nano 0.5, etsam_v1 -0.25); auto: chosen for each tomogram",
     )
+    add_false_rate_flag(group, "--threshold auto")
     group.add_argument("--membranes", choices=["dark", "bright"], help="contrast in the tomogram (found out)")
     group.add_argument("--voxel-size", type=float, metavar="Å", help="where the header is wrong; the mask gets it, too")
     group.add_argument(
@@ -47,6 +48,13 @@ def add_segmentation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--force", action="store_true", help="segment what looks like a mask or a tilt series, too")
     group.add_argument("--quick", action="store_true", help="a first look: every second slice, half the time")
     group.add_argument("--better", action="store_true", help="also seen from the sides: twice the time")
+
+
+def add_false_rate_flag(group: argparse._ActionsContainer, of: str) -> None:
+    """Describe what a threshold is chosen by; `of` is the flag that asks for it."""
+    group.add_argument(
+        "--false-rate", type=float, metavar="SHARE", help=f"of {of}: share of the marks that may be false (0.2)"
+    )
 
 
 def add_page_flag(group: argparse._ActionsContainer) -> None:
@@ -122,6 +130,7 @@ def running_overrides(args: argparse.Namespace) -> list[str]:
 def segmentation_overrides(args: argparse.Namespace) -> list[str]:
     """Overrides of the frequent flags but for the threshold."""
     overrides = [] if args.membranes is None else [f"normalize.membranes={args.membranes}"]
+    overrides += [] if args.false_rate is None else [f"false_rate={args.false_rate}"]
     overrides += [] if args.voxel_size is None else [f"voxel_size={args.voxel_size}"]
     overrides += region_overrides(args)
     overrides += page_overrides(args)

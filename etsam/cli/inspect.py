@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
         metavar="FILE.png",
         help="draw three planes and a histogram; without a name into NAME_preview.png in --output-dir",
     )
-    parser.add_argument("-o", "--output-dir", metavar="DIR", default=".", help="where pictures go (the current folder)")
+    parser.add_argument("-o", "--output-dir", metavar="DIR", help="where pictures go (the current folder)")
     parser.add_argument("--json", action="store_true", help="print the same as JSON, a list with one entry a file")
     parser.add_argument("--verbose", "-v", action="store_true", help="header, grey values, every remark and setting")
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> None:
     from etsam.sources.files.inspect_picture import write_inspection
     from etsam.sources.files.verdict import verdict
 
+    if args.output_dir is not None and args.preview is None:
+        raise ConfigError(f"--output-dir {args.output_dir} is where pictures go; add --preview, which draws them.")
     paths = find_tomograms(args.files)
     if args.preview and len(paths) > 1:
         raise ConfigError(f"--preview {args.preview} is one name for {len(paths)} files; leave the name out.")
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         except InputError as error:
             failed.append(str(error))
             continue
-        lines = verdict(found)
+        lines = verdict(found, pictures[number] if pictures else None)
         found_all.append(found.as_dict() | {"verdict": list(lines)})
         if not args.json:
             _print(console, found, lines, args.verbose)
@@ -93,14 +95,16 @@ def _pictures(args: argparse.Namespace, paths: "list[Location]") -> list[Path]:
 
     if args.preview is None:
         return []
-    folder = Path(args.output_dir).expanduser()
-    pictures = [Path(args.preview) if args.preview else folder / f"{strip_suffix(path)}_preview.png" for path in paths]
+    folder = Path(args.output_dir or ".").expanduser()
+    pictures = [
+        folder / args.preview if args.preview else folder / f"{strip_suffix(path)}_preview.png" for path in paths
+    ]
     if len(set(pictures)) < len(pictures):
         raise OutputError(f"two files would have the same picture in {folder}; inspect them one after the other.")
     for picture in pictures:
         refuse_existing(picture, args.overwrite)
-    if not args.preview:
-        make_folder(folder)
+    for picture in pictures:
+        make_folder(picture.parent)
     return pictures
 
 

@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(
             "--points-offset, --unbinned-pixel-size and --tomogram-name are about points; add --points 10."
         )
-    formats = [] if args.mesh_format == "none" else args.mesh_format.split(",")
+    formats = [word.strip().lower() for word in args.mesh_format.split(",")]
+    formats = [] if formats == ["none"] else formats
     settings = MeasureSettings(
         args.triangle_nm, args.join_gap_nm, args.min_area_nm2, args.contact_nm, args.keep, args.drop
     )

@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from etsam.cli import add_command
-from etsam.cli.flags import add_page_flag, add_region_flags, page_overrides, take_negative_numbers, threshold_value
+from etsam.cli.flags import (
+    add_false_rate_flag,
+    add_page_flag,
+    add_region_flags,
+    page_overrides,
+    take_negative_numbers,
+    threshold_value,
+)
 from etsam.cli.postprocess_flags import add_postprocess_flags, postprocess_overrides
 
 
@@ -30,7 +37,7 @@ def add(commands: Any) -> None:
         metavar="T",
         help="thresholds; logits above are membrane; auto: chosen for the tomogram, after `predict --threshold auto`",
     )
-    parser.add_argument("--false-rate", type=float, metavar="SHARE", help="of auto: share of marks that may be false")
+    add_false_rate_flag(parser, "--at auto")
     add_region_flags(parser)
     parser.add_argument("-o", "--output-dir", type=Path, metavar="DIR", help="where masks go (beside the logits)")
     parser.add_argument("--no-preview", action="store_true", help="no picture; with --no-page the tomogram is not read")

@@ -27,6 +27,7 @@ _FLAGS: tuple[tuple[str, str | None, str], ...] = (
     ("write_page", "false", "--no-page"),
     ("output_dir", None, "--output-dir"),
     ("threshold", "auto", "--threshold auto"),
+    ("false_rate", None, "--false-rate"),
     ("sample", "slab", "--lamella"),
     ("exclude", None, "--exclude"),
     ("stage2.threshold", None, "--threshold"),
@@ -79,6 +80,8 @@ class InFlags:
     def __init__(self, flags: Collection[str], typed: Iterable[str] = ()) -> None:
         kept = {item.partition("=")[0].lstrip("+~") for item in typed}
         self._rules: list[tuple[re.Pattern[str], str]] = []
+        if "--memory" in flags and "memory_budget_gb" not in kept:  # people type a unit
+            self._rules.append((re.compile(r"memory_budget_gb=([\d.e+-]*\d)"), r"--memory \1GB"))
         for key, value, flag in _FLAGS:
             if flag.partition(" ")[0] not in flags or key in kept:
                 continue

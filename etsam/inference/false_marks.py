@@ -16,6 +16,7 @@ from etsam.volume.slices import Slices
 
 WINDOW = (64, 160, 160)  # Z, Y, X: largest part that is shuffled, voxels as the networks see them
 BELOW, ABOVE = 2.5, 1.0  # of the fixed threshold: as far as the chosen one may lie; our choice
+FALSE_RATE = 0.2  # by default; our choice
 STEP = 0.1  # between thresholds that are tried
 _SEED = 0
 

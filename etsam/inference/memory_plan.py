@@ -139,7 +139,7 @@ def plan_memory(
             return choice
     raise ConfigError(
         f"memory_budget_gb={budget_gb:g} is too little: one tile at a time needs about {choices[-1].gigabytes:.2f} GB "
-        f"(weights and program {resident / 1e9:.2f}). Use a smaller network (net=), or allow more."
+        f"(weights and program {resident / 1e9:.2f}); allow so much, or use a smaller network (net=)."
     )
 
 

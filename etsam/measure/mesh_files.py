@@ -68,7 +68,10 @@ def check_formats(names: Sequence[str]) -> tuple[str, ...]:
     allowed = FORMATS + SEGMENTATION_FORMATS
     unknown = [name for name in names if name not in allowed]
     if unknown:
-        raise ConfigError(f"--mesh-format {unknown[0]} is unknown; allowed are {', '.join(allowed)}.")
+        what = unknown[0] or "nothing between commas"
+        raise ConfigError(
+            f"--mesh-format: {what} is no format; allowed: {', '.join(allowed)}, several with commas; none."
+        )
     if "sff" in names:
         require_sff()
     return tuple(dict.fromkeys(names))

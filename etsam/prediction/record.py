@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from etsam._version import __version__
 from etsam.errors import OutputError
+from etsam.inference.false_marks import FALSE_RATE
 from etsam.volume import atomic_path, locate
 from etsam.volume.location import absolute
 from etsam.weights.registry import StageWeights
@@ -167,7 +168,7 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     if len(cfg.axes) > 1:
         settings["side_views"] = plain_settings(cfg.weights.side_views)
     if cfg.threshold is not None:
-        settings |= {"threshold": cfg.threshold, "false_rate": cfg.false_rate}
+        settings |= {"threshold": cfg.threshold, "false_rate": FALSE_RATE if cfg.false_rate is None else cfg.false_rate}
     if cfg.sample != "all" or cfg.exclude:  # only then, so that runs of old can be resumed
         settings |= {"sample": cfg.sample, "exclude": plain_settings(cfg.exclude)}
     settings["precision"] = cfg.trainer.precision

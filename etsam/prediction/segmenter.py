@@ -22,7 +22,7 @@ from lightning import LightningModule
 from etsam.errors import ConfigError, InputError
 from etsam.inference.directions import passes
 from etsam.inference.ensemble import Averaged, spread_of
-from etsam.inference.false_marks import ThresholdChoice, phase_shuffled, richest_window
+from etsam.inference.false_marks import FALSE_RATE, ThresholdChoice, phase_shuffled, richest_window
 from etsam.inference.rescale import rescaled, rescaled_shape, scale_advice
 from etsam.inference.two_stage import TwoStage, TwoStageOutput
 from etsam.inference.uncertainty import Calibration, uncertainty
@@ -90,7 +90,7 @@ class Segmenter(LightningModule):
         `auto`: chosen for each tomogram by what is marked in a copy with shuffled phases
         (`etsam.inference.false_marks`). None: that of stage 2.
     false_rate
-        With `auto`: share of what is marked that may be false, 0 to 1.
+        With `auto`: share of what is marked that may be false, 0 to 1; None: `FALSE_RATE`.
     regions
         Where nothing is to be marked; None: nowhere.
     """
@@ -110,7 +110,7 @@ class Segmenter(LightningModule):
         calibration: Sequence[float] | None = None,
         also: Sequence[str] = (),
         threshold: Literal["auto"] | None = None,
-        false_rate: float = 0.2,
+        false_rate: float | None = None,
         regions: RegionSettings | None = None,
     ) -> None:
         super().__init__()
@@ -127,9 +127,12 @@ class Segmenter(LightningModule):
         self._calibrated = None if calibration is None else tuple(map(float, calibration))
         if two_stage.spread and calibration is None:
             log.warning("these weights have no calibration (weights.calibration), so that uncertainty is a rough guide")
-        if not 0 < false_rate < 1:
+        if false_rate is not None and not 0 < false_rate < 1:
             raise ConfigError(f"false_rate={false_rate} is no share between 0 and 1, such as 0.2.")
-        self.threshold, self.false_rate, self.regions = threshold, false_rate, regions or RegionSettings()
+        if false_rate is not None and threshold is None:
+            raise ConfigError(f"false_rate={false_rate} is what threshold=auto goes by; add that, or leave it out.")
+        self.threshold, self.regions = threshold, regions or RegionSettings()
+        self.false_rate = FALSE_RATE if false_rate is None else false_rate
         smallest, largest = VOXEL_SIZES_ANGSTROM
         if voxel_size is not None and not smallest <= voxel_size <= largest:
             raise ConfigError(f"voxel_size={voxel_size} is no voxel size in Å; allowed: {smallest:g} to {largest:g}.")

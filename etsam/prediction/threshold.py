@@ -96,6 +96,8 @@ def threshold_logits(
     OutputError
         If an output exists and `overwrite` is not set, or cannot be written.
     """
+    if false_rate is not None and "auto" not in thresholds:
+        raise ConfigError(f"--false-rate {false_rate} is what --at auto goes by; add that, or leave it out.")
     names = names_of_logits(logits, output_dir)
     record = {} if "auto" not in thresholds else read_record(names_of_logits(logits).record) or {}
     choice = _choice(record, logits, false_rate) if "auto" in thresholds else None

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 from etsam.inference.rescale import scale_advice
 from etsam.pictures import extent
@@ -9,13 +10,15 @@ from etsam.sources.files.inspect import Inspection
 from etsam.weights.registry import REGISTRY
 
 
-def verdict(found: Inspection) -> tuple[str, ...]:
+def verdict(found: Inspection, picture: Path | None = None) -> tuple[str, ...]:
     """Three lines for someone who wants to go on.
 
     Parameters
     ----------
     found
         From `inspect_file`.
+    picture
+        That is drawn of it; None: nobody asked for one.
     """
     kind = found.looks_like
     what = f"{kind[0].upper()}{kind[1:]}: {extent(found.shape, found.voxel_size_angstrom)}"
@@ -24,7 +27,11 @@ def verdict(found: Inspection) -> tuple[str, ...]:
     if kind != "tomogram":
         doubt = next(iter(found.remarks), "not what etsam segments")
         return what, f"Nothing to segment: {doubt}.", "Give the reconstructed tomogram."
-    return f"{what}; {_weights(found)}.", f"{_contrast(found)}{_first_remark(found)}", f"Run: {_command(found)}"
+    return (
+        f"{what}; {_weights(found)}.",
+        f"{_contrast(found, picture)}{_first_remark(found)}",
+        f"Run: {_command(found)}",
+    )
 
 
 def _weights(found: Inspection) -> str:
@@ -37,11 +44,12 @@ def _weights(found: Inspection) -> str:
     return next(f"{name}: {scale_advice(found.voxel_size_angstrom, trained)}" for name, trained in segmenters.items())
 
 
-def _contrast(found: Inspection) -> str:
+def _contrast(found: Inspection, picture: Path | None) -> str:
+    look = f"look at the picture ({picture or '--preview'})"
     if not found.contrast_is_clear:
-        return "Whether membranes are DARK or BRIGHT is unclear: look at the picture (--preview)."
+        return f"Whether membranes are DARK or BRIGHT is unclear: {look}."
     if found.contrast == "bright":
-        return "Membranes look BRIGHT (usual is dark): look at the picture (--preview)."
+        return f"Membranes look BRIGHT (usual is dark): {look}."
     return "Membranes look dark, as usual."
 
 
