@@ -245,7 +245,8 @@ class MeasureJob:
             made.append(path)
 
         labels = mask if self.labels and found.numbers else None
-        volume = label_volume((mask > 0).astype(np.uint8), found.membranes, workers=worker_count(self.workers))
+        plain = (mask > 0).astype(np.uint8) if self.labels else mask
+        volume = label_volume(plain, found.membranes, workers=worker_count(self.workers))
         kept = np.zeros(found.membranes.count + 1, np.uint16)
         kept[list(found.numbers)] = found.numbers
         of_label = None if labels is None else _of_labels(labels, found)
