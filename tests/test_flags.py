@@ -218,7 +218,10 @@ def test_settings_lists_keys_that_exist_with_their_defaults(name):
 def test_settings_shows_those_with_a_word(etsam):
     outcome = etsam("predict", "--settings", "stride")
     assert outcome.status == 0
-    assert [line.split()[:2] for line in outcome.stdout.splitlines()[1:2]] == [["slice_stride", "1"]]
+    assert [line.split()[:2] for line in outcome.stdout.splitlines()[1:3]] == [
+        ["side_slice_stride", "1"],
+        ["slice_stride", "1"],
+    ]
 
 
 @pytest.mark.parametrize(
