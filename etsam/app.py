@@ -74,6 +74,29 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         return compose(name, overrides=list(overrides))
 
 
+_quiet_lock = threading.Lock()
+_quieted: dict[str, tuple[int, int]] = {}  # logger -> how many ask for quiet now, and its level before the first
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Hold back the lines of a logger that are no warnings, while anybody asks for it; threads may ask side by side."""
+    logger = logging.getLogger(name)
+    with _quiet_lock:
+        asking, before = _quieted.get(name, (0, logger.level))
+        _quieted[name] = asking + 1, before
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            asking, before = _quieted.pop(name)
+            if asking > 1:
+                _quieted[name] = asking - 1, before
+            else:
+                logger.setLevel(before)
+
+
 def configure_logging() -> None:
     """One line per event on standard error, and none of the libraries' talk about themselves."""
     level = logging.INFO if is_first_process() else logging.WARNING
@@ -301,7 +324,7 @@ def _explain_config(error: BaseException, text: str, overrides: list[str]) -> st
                 "weights and their normalisation take membranes as dark. Invert the tomogram, or add normalize=robust."
             )
         meant = re.findall(r"\w+@[\w.]+", text) or _similar_settings(key)
-        hint = f"did you mean {' or '.join(meant)}?" if meant else f"`python {_program()}.py --help` lists all."
+        hint = f"did you mean {' or '.join(meant)}?" if meant else _all_settings()
         written = next((item for item in overrides if item.startswith(f"{key}=")), f"{key}=...")
         if "." in key and not meant:
             hint += f" +{written} adds it to {key.rpartition('.')[0]}, if that takes it."
@@ -330,6 +353,16 @@ def _program() -> str:
     started = Path(sys.argv[0]).name
     name = started.removesuffix(".py") if started.endswith(".py") else "".join(sys.argv[1:2])
     return name if name in ("train", "evaluate") else "predict"
+
+
+def _all_settings() -> str:
+    """Sentence that says what lists the settings of the program or command that was started."""
+    started, words = Path(sys.argv[0]).name, [word for word in sys.argv[1:3] if re.fullmatch("[a-z-]+", word)]
+    if started in ("predict.py", "train.py", "evaluate.py"):
+        return f"`python {started} --help` lists all."
+    if words[:1] == ["data"]:
+        return f"`etsam {' '.join(words)} --help` says which there are."
+    return f"`etsam {_program()} --settings` lists all."
 
 
 _RENAMED = {
@@ -437,5 +470,6 @@ def exit_with_error(message: str, status: int = 1) -> NoReturn:
 
 def require(cfg: DictConfig, key: str, meaning: str) -> None:
     """Raise `ConfigError` if a value that must be given is missing."""
-    if OmegaConf.is_missing(cfg, key):
+    group, _, name = key.rpartition(".")
+    if OmegaConf.is_missing(OmegaConf.select(cfg, group) if group else cfg, name):
         raise ConfigError(f"{key} is not given; add {key}={meaning}.")

@@ -147,7 +147,7 @@ def test_reading_a_good_checkpoint_warns_of_nothing(work, state):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["foo=3"], "there is no setting foo (foo=3); `python predict.py --help` lists all"),
+        (["foo=3"], "there is no setting foo (foo=3); `etsam predict --settings` lists all"),
         (["stage2.treshold=0"], "did you mean stage2.threshold"),
         (["resegment_prompted=false"], "did you mean resegment_conditioning"),  # its name in version 0.1
         (["normalise=robust"], "did you mean normalize"),
@@ -163,7 +163,7 @@ def test_reading_a_good_checkpoint_warns_of_nothing(work, state):
         (["overwrite=no"], "overwrite=no"),
         (["stage2.threshold=high"], "stage2.threshold=high"),
         (["--logit-threshold", "nan"], "--threshold nan"),
-        (["--logit-threshold", "high"], "--logit-threshold: high"),
+        (["--logit-threshold", "high"], "--threshold: high"),
         (["grid_interval=1.5"], "grid_interval=1.5"),
         (["grid_interval=0"], "interval 0 has to be a whole number of voxels of at least 1"),
         (["nonfinite=zero"], "nonfinite=zero"),
@@ -180,7 +180,7 @@ def test_reading_a_good_checkpoint_warns_of_nothing(work, state):
             ["--postprocess-remove-thin-noise", "--post-process-max-spur-len", "5"],
             "--post-process-max-spur-len belongs to a step that is not run; add --post-process",
         ),
-        (["--post-process-min-slices", "many"], "invalid int value: 'many'"),
+        (["--post-process-min-slices", "many"], "--post-process-min-slices many"),
         (["--treshold", "3"], "did you mean --threshold?"),
         (["--stage1-prompt", "etsam_stage1_partial"], "--stage1-prompt etsam_stage1_partial"),
         (["output_infix=a/b"], "output_infix=a/b is a part of file names, without /; for a folder use --output-dir"),

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import write_mrc
 from omegaconf import OmegaConf
@@ -244,3 +245,29 @@ def test_flags_that_take_no_such_word_say_what_they_take(etsam, typed):
     assert outcome.status == 1
     assert typed[0] in outcome.message
     assert typed[1] in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tokens"),
+    [
+        (["predict", "tomo.mrc", "--voxel-size", "10A"], ["--voxel-size 10A", "13.5"]),
+        (["predict", "tomo.mrc", "--threshold", "0,5"], ["--threshold", "0,5", "0.5"]),
+        (["threshold", "--at", "0", "tomo.mrc"], ["--at", "tomo.mrc", "before"]),
+        (["inspect", "--preview", "tomo.mrc"], ["--preview", "tomo.mrc", ".png"]),
+        (["evaluate"], ["data.manifest=MANIFEST.csv"]),
+        (["data", "simulate", "-o", "new", "nonsense=3"], ["nonsense"]),
+        (["data", "simulate", "-o", "new", "--n", "two"], ["--n two", "whole number"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_what_people_mistype_is_answered_in_one_line_that_helps(etsam, tomogram, work, arguments, tokens):
+    outcome = etsam(*arguments)
+    assert outcome.status == 1
+    assert all(token in outcome.message for token in tokens), outcome.message
+    assert [path.name for path in work.iterdir()] == ["tomo.mrc"]
+
+
+def test_the_threshold_may_be_called_as_predict_calls_it(etsam, work):
+    write_mrc(work / "logits.mrc", np.random.default_rng(0).normal(size=(6, 20, 24)).astype(np.float32))
+    assert etsam("threshold", "logits.mrc", "--threshold", "0.5", "--no-preview", "--no-page").status == 0
+    assert (work / "logits_etsam_predicted_at_0.5_mask.mrc").exists()

@@ -320,6 +320,12 @@ def test_masks_are_found_in_a_folder_and_tomograms_by_name(tmp_path: Path) -> No
         find_masks([tmp_path / ".."])
 
 
+def test_a_tomogram_or_logits_in_place_of_a_mask_are_named(tmp_path: Path, mask: np.ndarray) -> None:
+    file = write(tmp_path / "cell.mrc", -mask.astype(np.float32))
+    with pytest.raises(InputError, match=r"cell\.mrc"):
+        run_jobs([MeasureJob(file, None, tmp_path / "out")])
+
+
 def test_a_format_of_meshes_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="blend"):
         check_formats(["ply", "blend"])

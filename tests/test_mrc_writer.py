@@ -198,7 +198,7 @@ def test_missing_folder_is_an_output_error(tmp_path):
 
 def test_existing_file_is_kept_unless_told_otherwise(tmp_path):
     (tmp_path / "a.mrc").write_text("precious")
-    with pytest.raises(OutputError, match="exists already; choose another name, or say that it may be replaced"):
+    with pytest.raises(OutputError, match="exists already; choose another name"):
         write(tmp_path / "a.mrc", content())
     assert (tmp_path / "a.mrc").read_text() == "precious"
     write(tmp_path / "a.mrc", content(), overwrite=True)

@@ -10,6 +10,7 @@ from command_line import status_of
 from conftest import write_mrc
 from terminal import Terminal, standard_error
 
+from etsam.app import quiet
 from etsam.prediction.closing import viewing_hints
 from etsam.prediction.forecast import Forecast
 from etsam.prediction.progress import SliceProgress
@@ -169,3 +170,15 @@ def test_long_names_lose_their_beginning():
 )
 def test_what_may_be_typed_next_is_a_command_that_reads_these_files(tomogram, mask, more, expected):
     assert viewing_hints(Path(tomogram), Path(mask), **more) == expected
+
+
+def test_a_log_that_two_hold_back_speaks_again_when_both_have_ended():
+    logger = logging.getLogger("etsam.somewhere.else")
+    logger.setLevel(logging.INFO)
+    first, second = quiet(logger.name), quiet(logger.name)
+    for one in (first, second):
+        one.__enter__()
+    first.__exit__(None, None, None)
+    assert logger.level == logging.WARNING
+    second.__exit__(None, None, None)
+    assert logger.level == logging.INFO

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import os
 import platform
 import sys
@@ -57,6 +56,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the facts, then the verdict; raises `EtsamError` if the program does not work here."""
+    from etsam.app import quiet
     from etsam.cli.console import print_line
     from etsam.errors import EtsamError
 
@@ -69,10 +69,10 @@ def run(args: argparse.Namespace) -> None:
         print_line(f"  {name:<10} {text}")
     if args.no_test:
         return
-    logging.getLogger("etsam").setLevel(logging.WARNING)  # no lines of the segmentation between these
     failed = []
     for device in _devices():
-        verdict = check_device(device)
+        with quiet("etsam"):  # no lines of the segmentation between these
+            verdict = check_device(device)
         print_line(f"  {'self-test':<10} {device}: {verdict.text}")
         failed += [] if verdict.passed else [device]
     if failed:

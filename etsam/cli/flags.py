@@ -1,6 +1,7 @@
 """Flags that people type, of `predict` and `evaluate` alike, and the settings that they stand for."""
 
 import argparse
+import os
 import re
 
 _UNITS = {"": 1.0, "g": 1.0, "gb": 1.0, "gib": 1.073741824, "m": 1e-3, "mb": 1e-3, "mib": 1.048576e-3}
@@ -90,7 +91,8 @@ def threshold_value(text: str) -> float | str:
     try:
         return text if text == "auto" else float(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text} is no threshold; write a number, or auto") from error
+        hint = "files stand before this flag" if os.path.exists(text) else "write such as 0.5, without comma, or auto"
+        raise argparse.ArgumentTypeError(f"{text} is no threshold; {hint}") from error
 
 
 def artefacts(text: str) -> list[str]:

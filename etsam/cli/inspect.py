@@ -28,6 +28,7 @@ def add(commands: Any) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="tomograms, masks or folders of them")
     parser.add_argument(
         "--preview",
+        type=_picture,
         nargs="?",
         const="",
         metavar="FILE.png",
@@ -37,6 +38,13 @@ def add(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print the same as JSON, a list with one entry a file")
     parser.add_argument("--verbose", "-v", action="store_true", help="header, grey values, every remark and setting")
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
+
+
+def _picture(text: str) -> str:
+    """Name of a picture, or none; raises ArgumentTypeError."""
+    if text and not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text} is no name of a picture (.png); write files before this flag")
+    return text
 
 
 def run(args: argparse.Namespace) -> None:

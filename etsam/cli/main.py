@@ -5,6 +5,7 @@ Start-up imports nothing but the standard library; Hydra, torch and the rest com
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -80,7 +81,7 @@ class _Parser(argparse.ArgumentParser):
     """Ends with status 1 and one line, as every error of the program does."""
 
     def error(self, message: str) -> NoReturn:
-        text = " ".join(message.split())
+        text = _in_words(" ".join(message.split()))
         self.exit(1, f"etsam: error: {text}{' See' if text.endswith('?') else '; see'} `{self.prog} --help`.\n")
 
     def _check_value(self, action: argparse.Action, value: str) -> None:
@@ -90,6 +91,19 @@ class _Parser(argparse.ArgumentParser):
         allowed = f"did you mean {meant}?" if meant else f"allowed: {', '.join(map(str, action.choices))}"
         what = f"no command {value}" if action.option_strings == [] else f"no {action.option_strings[0]} {value}"
         self.error(f"there is {what}; {allowed}")
+
+
+def _in_words(message: str) -> str:
+    """What argparse says of a value, for people: of the flag by its long name, and of numbers what they are."""
+    flag, colon, said = message.partition(": ")
+    if not (colon and flag.startswith("argument ")):
+        return message
+    names = flag.removeprefix("argument ").split("/")
+    name = next((one for one in names if one.startswith("--")), names[0])
+    if found := re.fullmatch(r"invalid (int|float) value: '(.*)'", said):
+        allowed = "a whole number, such as 4" if found[1] == "int" else "such as 13.5, without unit or comma"
+        return f"{name} {found[2]} is no number; write {allowed}"
+    return f"{name}: {said}"
 
 
 class _Program(_Parser):

@@ -31,6 +31,8 @@ def add(commands: Any) -> None:
     parser.add_argument("logits", nargs="+", metavar="LOGITS", help="NAME_etsam_predicted_logits.mrc, one or several")
     parser.add_argument(
         "--at",
+        "--threshold",
+        dest="at",
         nargs="+",
         type=threshold_value,
         required=True,

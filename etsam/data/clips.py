@@ -1,8 +1,6 @@
 """Training clips: T neighbouring slices cut straight from the volume files, normalised as in prediction."""
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from etsam.app import quiet
 from etsam.data.batch import Clip
 from etsam.data.manifest import Sample
 from etsam.data.measured import IGNORE, labels, mask_summary, statistics
@@ -261,21 +260,9 @@ class ClipDataset(Dataset[Clip]):
             path = self.samples[number].tomogram
             try:
                 found = statistics(path, self._tomograms[number], self.cache_folder)
-                with _quiet("etsam.normalize"):
+                with quiet("etsam.normalize"):
                     self._fits[number] = fit_to(found, self.normalization, self.nonfinite)
             except InputError as error:
                 message = str(error)
                 raise InputError(message if str(path) in message else f"{path}: {message}") from error
         return self._fits[number]
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Hold back what is worth a line in a prediction of one tomogram, but not for each of a hundred."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

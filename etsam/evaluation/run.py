@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from lightning import LightningModule
 from omegaconf import DictConfig, OmegaConf
 
-from etsam.app import check_values, is_first_process
+from etsam.app import check_values, is_first_process, require
 from etsam.errors import InputError
 from etsam.evaluation.data import EvaluationData, Job
 from etsam.evaluation.metrics.results import TomogramResult
@@ -69,6 +69,7 @@ def run(cfg: DictConfig) -> Evaluation | None:
     EtsamError
         If settings, inputs or outputs cannot be used; at the end, if a tomogram could not be scored.
     """
+    require(cfg, "data.manifest", "MANIFEST.csv")
     check_values(cfg, "evaluate")
 
     from etsam.weights.store import ensure_weights

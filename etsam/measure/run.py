@@ -367,7 +367,10 @@ def read_mask(volume: Volume, name: Location) -> np.ndarray:
     value: float | None = None
     for z in range(volume.shape[0]):
         plane = volume[z]
-        mask[z] = foreground(plane[None], 0)
+        try:
+            mask[z] = foreground(plane[None], 0)
+        except InputError as error:
+            raise InputError(f"{name}: is no mask (a tomogram, or logits?): {error}") from error
         if mask[z].any():
             own = plane[mask[z] > 0]
             low, high = float(own.min()), float(own.max())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from etsam.app import check_values, is_first_process, require
+from etsam.app import check_values, is_first_process, quiet, require
 from etsam.errors import ConfigError
 from etsam.paths import resource_path
 
@@ -78,9 +78,8 @@ def run(cfg: DictConfig) -> TrainingResult:
 
     from etsam.training.run_folder import RunFolder, description
 
-    logging.getLogger("etsam.normalize").setLevel(logging.WARNING)  # else it tells the contrast of every tomogram
     check_settings(cfg)
-    with RunFolder(cfg) as folder:
+    with quiet("etsam.normalize"), RunFolder(cfg) as folder:  # else it tells the contrast of every tomogram
         lightning.seed_everything(cfg.seed, workers=True, verbose=False)
         data = _prepared_data(cfg)
         if cfg.prepare_only:

@@ -162,10 +162,7 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
 
 
 def _exists(target: Path) -> OutputError:
-    return OutputError(
-        f"{target}: exists already; choose another name, or say that it may be replaced (overwrite=true, or the option "
-        "--overwrite)"
-    )
+    return OutputError(f"{target}: exists already; choose another name, or set overwrite=true to replace it")
 
 
 def _refuse_folder(target: Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
