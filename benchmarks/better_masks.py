@@ -41,6 +41,8 @@ OPTIONS = {
     "along_x": ["axes=[x]"],
     "along_y_strided": ["axes=[y]", "slice_stride=2"],
     "along_x_strided": ["axes=[x]", "slice_stride=2"],
+    "quick": ["slice_stride=2"],
+    "stride4": ["slice_stride=4"],
     "bidirectional": ["propagation=bidirectional"],
     "views4": ["views=4"],
 }

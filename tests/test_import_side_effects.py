@@ -68,6 +68,18 @@ def test_commands_that_run_no_network_start_without_torch_and_lightning(tmp_path
     assert (status, said.splitlines()[-1]) == (0, "loaded: set()"), complaint
 
 
+@pytest.mark.parametrize("arguments", [["threshold", "--at", "0"], ["measure"]], ids=lambda arguments: arguments[0])
+def test_a_missing_file_among_several_is_told_before_anything_heavy_is_loaded(tmp_path, arguments):
+    write_mrc(tmp_path / "there.mrc", np.ones((6, 20, 24), np.float32))
+    code = f"import os; os.chdir({str(tmp_path)!r}); from etsam.cli.main import main; import sys\n"
+    code += f"try: main({[*arguments[:1], 'there.mrc', 'missing.mrc', *arguments[1:]]})\n"
+    code += "except SystemExit as left: print(left.code, {'scipy', 'pandas', 'torch'} & set(sys.modules))"
+    status, said, complaint = run(code)
+    assert (status, said) == (0, "1 set()")
+    assert "missing.mrc" in complaint
+    assert [path.name for path in tmp_path.iterdir()] == ["there.mrc"]
+
+
 def test_our_own_network_imports_sam2_as_the_builder_does():
     assert run(f"import etsam.network.voxel_sam2; {INITIALISED}")[1] == "False"
 

@@ -6,7 +6,7 @@ that `etsam --help` answers at once. `args.settings` holds the KEY=VALUE argumen
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -19,3 +19,19 @@ def add_command(
     if run is not None:
         parser.set_defaults(run=run)
     return parser
+
+
+def refuse_missing(given: Iterable[str]) -> None:
+    """Refuse volumes that are not there, before anything heavy is imported or any of the others is worked at.
+
+    Raises
+    ------
+    InputError
+        If one is missing.
+    """
+    from etsam.volume import locate, read_volume
+    from etsam.volume.location import exists
+
+    for item in given:
+        if not exists(locate(item)):
+            read_volume(locate(item))  # says what is wrong

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from etsam.cli import add_command
+from etsam.cli import add_command, refuse_missing
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -66,6 +66,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure all masks; print a sentence for each."""
     require_extra()
+    refuse_missing(args.masks)
     from etsam.cli.console import print_line, progress_bar
     from etsam.errors import ConfigError
     from etsam.measure.measure import MeasureSettings

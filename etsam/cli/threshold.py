@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from etsam.cli import add_command
+from etsam.cli import add_command, refuse_missing
 from etsam.cli.flags import (
     add_false_rate_flag,
     add_page_flag,
@@ -50,6 +50,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the masks; raises `EtsamError` if logits cannot be used or a mask exists."""
+    refuse_missing(args.logits)
     from hydra.utils import instantiate
 
     from etsam.app import compose_config, config_error
