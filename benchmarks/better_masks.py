@@ -1,4 +1,4 @@
-"""Gains of options that make masks better with the same weights, and the constants that these options have.
+"""Gains and losses of options with the same weights, and the constants that these options have.
 
     python benchmarks/nano_table.py tomograms SET --simulated DIR --polnet polnet/manifest.csv --real shared/real
     python benchmarks/better_masks.py run SET LOGITS [--only 'polnet_*' ...] [--option views4 ...] [KEY=VALUE ...]
