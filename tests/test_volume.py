@@ -4,6 +4,7 @@ import bz2
 import gzip
 import multiprocessing
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -184,6 +185,26 @@ def test_closed_volume_has_no_unpacked_file_and_says_so(packed, scratch):
     assert list(scratch.iterdir()) == []
     with pytest.raises(InputError, match="or the volume closed"):
         volume[0]
+
+
+_KILLED = """
+import os, signal, sys
+from etsam.volume import read_volume
+volume = read_volume(sys.argv[1], scratch_dir=sys.argv[2])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_has_unpacked_goes_when_the_next_file_is_unpacked(packed, scratch):
+    (scratch / "etsam_tomogram.mrc").write_text("mine")
+    with read_volume(packed, scratch_dir=scratch) as at_work:
+        killed = subprocess.run([sys.executable, "-c", _KILLED, packed, scratch], check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert len(list(scratch.iterdir())) == 3
+        with read_volume(packed, scratch_dir=scratch) as volume:
+            assert len(list(scratch.iterdir())) == 3  # that of the killed one is gone, that at work is not
+            np.testing.assert_array_equal(volume[1], at_work[1])
+    assert [path.name for path in scratch.iterdir()] == ["etsam_tomogram.mrc"]
 
 
 def test_pickled_copy_does_not_remove_the_unpacked_file(packed, scratch):

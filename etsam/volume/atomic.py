@@ -55,7 +55,7 @@ def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterat
     """
     target = Path(path)
     refuse_existing(target, overwrite)
-    _remove_abandoned(target)
+    remove_abandoned(target.parent, f".{glob.escape(target.name[:60])}.{'?' * 12}.part")
     with scratch_file(target) as part:
         yield part
         _flush_to_disk(part)
@@ -77,7 +77,7 @@ def scratch_file(target: Path) -> Iterator[Path]:
     try:
         # not tempfile: its files are readable by their owner only, and stay so after renaming
         part.open("xb").close()
-        held = _hold(part)
+        held = hold(part)
     except OSError as error:
         raise output_error(error, target) from error
     try:
@@ -120,11 +120,11 @@ def atomic_folder(
     """
     target = Path(path)
     _refuse_folder(target, overwrite, replaceable)
-    _remove_abandoned(target)
+    remove_abandoned(target.parent, f".{glob.escape(target.name[:60])}.{'?' * 12}.part")
     part = _part_of(target)
     try:
         part.mkdir()
-        held = _hold(part)
+        held = hold(part)
     except OSError as error:
         raise output_error(error, target) from error
     try:
@@ -179,7 +179,7 @@ def _part_of(target: Path) -> Path:
     return target.parent / f".{target.name[:60]}.{secrets.token_hex(6)}.part"
 
 
-def _hold(part: Path) -> int:
+def hold(part: Path) -> int:
     """Descriptor that holds a lock on a temporary file or folder for as long as this process lives."""
     held = os.open(part, os.O_RDONLY)
     with suppress(OSError):  # file systems without locks
@@ -187,10 +187,10 @@ def _hold(part: Path) -> int:
     return held
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Remove temporary files of `target` that nobody holds: a process that was killed (SIGKILL) leaves its own."""
-    for name in glob.glob(f".{glob.escape(target.name[:60])}.{'?' * 12}.part", root_dir=target.parent):
-        part = target.parent / name
+def remove_abandoned(folder: Path, pattern: str) -> None:
+    """Remove temporary files that nobody holds (`hold`): a process that was killed (SIGKILL) leaves its own."""
+    for name in glob.glob(pattern, root_dir=folder):
+        part = folder / name
         with suppress(OSError):  # held, somebody else's, or gone meanwhile
             held = os.open(part, os.O_RDONLY)
             try:

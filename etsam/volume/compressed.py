@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import IO
 
 from etsam.errors import InputError, OutputError
+from etsam.volume.atomic import hold, remove_abandoned
 
 _MAGIC = {b"\x1f\x8b\x08": ".gz", b"BZh": ".bz2"}  # RFC 1952 (with method deflate); bzip2's own documentation
+_PREFIX, _SUFFIX = ".etsam-unpacked-", ".part"  # which nobody gives to a file of his own
 _CHUNK_BYTES = 1 << 20  # memory needed for unpacking, whatever the size of the file
 
 
@@ -23,8 +25,10 @@ def packing_of(raw: bytes) -> str | None:
 
 def unpack(
     path: Path, packing: str, scratch_dir: str | os.PathLike[str] | None, accept: Callable[[bytes], None]
-) -> Path:
-    """Unpack into a new file in `scratch_dir`, which belongs to the caller.
+) -> tuple[Path, int]:
+    """Unpack into a new file in `scratch_dir`, which belongs to the caller until `release`.
+
+    What a process that was killed (SIGKILL) left there is removed before.
 
     Parameters
     ----------
@@ -37,6 +41,11 @@ def unpack(
     accept
         Is given the first chunk and raises if going on makes no sense.
 
+    Returns
+    -------
+    tuple
+        The file, and the descriptor that holds it.
+
     Raises
     ------
     InputError
@@ -45,11 +54,12 @@ def unpack(
         If `scratch_dir` cannot be written or is full.
     """
     folder = Path(scratch_dir) if scratch_dir is not None else Path(tempfile.gettempdir())
+    remove_abandoned(folder, f"{_PREFIX}*{_SUFFIX}")
     try:
-        handle, name = tempfile.mkstemp(prefix="etsam_", suffix=".mrc", dir=folder)
+        handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=folder)
     except OSError as error:
         raise _no_place(path, folder, error) from error
-    scratch = Path(name)
+    scratch, held = Path(name), hold(Path(name))
     try:
         # unbuffered: a full disk shows in write(), not later in close()
         with os.fdopen(handle, "wb", buffering=0) as target, _open(path, packing) as source:
@@ -62,9 +72,9 @@ def unpack(
                     raise _no_place(path, folder, error) from error
                 chunk = _read(source, path, packing)
     except BaseException:
-        scratch.unlink(missing_ok=True)
+        release(scratch, held, os.getpid())
         raise
-    return scratch
+    return scratch, held
 
 
 def write_all(file: IO[bytes], data: bytes | memoryview) -> None:
@@ -74,11 +84,13 @@ def write_all(file: IO[bytes], data: bytes | memoryview) -> None:
         left = left[file.write(left) :]
 
 
-def remove_in_process(scratch: Path, pid: int) -> None:
-    """Remove the file, unless this is a forked child: the file is the parent's."""
+def release(scratch: Path, held: int, pid: int) -> None:
+    """Remove the file, unless this is a forked child of process `pid`: the file is the parent's."""
     if os.getpid() == pid:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
+    with suppress(OSError):
+        os.close(held)
 
 
 def _open(path: Path, packing: str) -> bz2.BZ2File | gzip.GzipFile:

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from etsam.errors import InputError
-from etsam.volume.compressed import packing_of, remove_in_process, unpack
+from etsam.volume.compressed import packing_of, release, unpack
 from etsam.volume.location import PACKED_SUFFIXES, PLAIN_SUFFIXES, suffix_of
 from etsam.volume.mrc_header import HEADER_BYTES, MrcHeader, looks_like_mrc, parse_header
 
@@ -65,8 +65,8 @@ class MrcSource:
         # a copy, for example in a DataLoader worker, must not remove the file under the original
         return {**self.__dict__, "_remove_scratch": None}
 
-    def _own_scratch(self, scratch: Path) -> None:
-        self._remove_scratch = weakref.finalize(self, remove_in_process, scratch, os.getpid())
+    def _own_scratch(self, scratch: Path, held: int) -> None:
+        self._remove_scratch = weakref.finalize(self, release, scratch, held, os.getpid())
 
     # Reading is plain seek and read, and the file is closed again after every access. A memory map, the usual way,
     # would count every page touched as resident memory of this process until it is unmapped, all of a section's
@@ -120,15 +120,15 @@ def open_mrc(given: Path, scratch_dir: str | os.PathLike[str] | None = None) -> 
     with ExitStack() as undo:
         file = given.absolute()  # Hydra may change the working directory
         if packing is not None:
-            file = unpack(given, packing, scratch_dir, lambda first: _refuse_unknown(first, suffix, given))
-            undo.callback(file.unlink, missing_ok=True)
+            file, held = unpack(given, packing, scratch_dir, lambda first: _refuse_unknown(first, suffix, given))
+            undo.callback(release, file, held, os.getpid())
             raw, size = _head(file)
         _refuse_unknown(raw, suffix, given)
         header = parse_header(raw, size, str(given), partial(_some_bytes, file))
         header = replace(header, header_warnings=(*header.header_warnings, *_odd_name(given, suffix, packing)))
         source = MrcSource(file, header, given)
         if packing is not None:
-            source._own_scratch(file)
+            source._own_scratch(file, held)
         undo.pop_all()
     return source
 
