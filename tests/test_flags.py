@@ -255,6 +255,7 @@ def test_flags_that_take_no_such_word_say_what_they_take(etsam, typed):
         (["threshold", "--at", "0", "tomo.mrc"], ["--at", "tomo.mrc", "before"]),
         (["inspect", "--preview", "tomo.mrc"], ["--preview", "tomo.mrc", ".png"]),
         (["evaluate"], ["data.manifest=MANIFEST.csv"]),
+        (["evaluate", "m.csv", "prediction_threshold=0"], ["prediction_threshold=0", "predictions="]),
         (["data", "simulate", "-o", "new", "nonsense=3"], ["nonsense"]),
         (["data", "simulate", "-o", "new", "--n", "two"], ["--n two", "whole number"]),
     ],

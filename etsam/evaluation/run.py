@@ -12,7 +12,7 @@ from lightning import LightningModule
 from omegaconf import DictConfig, OmegaConf
 
 from etsam.app import check_values, is_first_process, require
-from etsam.errors import InputError
+from etsam.errors import ConfigError, InputError
 from etsam.evaluation.data import EvaluationData, Job
 from etsam.evaluation.metrics.results import TomogramResult
 from etsam.evaluation.metrics.scores import Metrics
@@ -71,6 +71,11 @@ def run(cfg: DictConfig) -> Evaluation | None:
     """
     require(cfg, "data.manifest", "MANIFEST.csv")
     check_values(cfg, "evaluate")
+    if cfg.predictions is None and cfg.prediction_threshold is not None:
+        raise ConfigError(
+            f"prediction_threshold={cfg.prediction_threshold} is of stored predictions, and none are named; add "
+            "predictions=FOLDER, or set stage2.threshold for those made now."
+        )
 
     from etsam.weights.store import ensure_weights
 
