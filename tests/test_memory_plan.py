@@ -32,7 +32,7 @@ def test_a_memory_budget_chooses_how_many_tiles_go_together(tracker, monkeypatch
         plan_memory([tracker, tracker], num_tiles=12, batching=Batching(memory_budget_gb=-1))
 
 
-def test_the_estimate_grows_with_the_prompted_slices_that_every_slice_attends_to(tracker):
+def test_the_estimate_grows_with_the_conditioning_slices_that_every_slice_attends_to(tracker):
     network, tokens = tracker.network, (tracker.side // 16) ** 2
     one, ten, eleven = (working_bytes(tracker, 3, 1, prompted) for prompted in (1, 10, 11))
     assert one == working_bytes(tracker, 3, 1)
@@ -42,7 +42,7 @@ def test_the_estimate_grows_with_the_prompted_slices_that_every_slice_attends_to
     few = random_tracker(max_cond_frames_in_attn=10)
     assert working_bytes(few, 3, 1, 11) - working_bytes(few, 3, 1, 10) == pytest.approx(kept, rel=0.01)
     both = [
-        plan_memory([tracker, tracker], 3, prompted=counts).gigabytes for counts in ((1, 50_000), (50_000, 1), (1, 1))
+        plan_memory([tracker, tracker], 3, conditioning=counts).gigabytes for counts in ((1, 50_000), (50_000, 1), (1, 1))
     ]
     assert both[0] == pytest.approx(both[1], rel=0.02)
     assert both[0] > 1.5 * both[2]
