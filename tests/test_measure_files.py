@@ -58,8 +58,17 @@ def measured(tmp_path_factory: pytest.TempPathFactory, mask: np.ndarray) -> tupl
     job = MeasureJob(file, tomogram, folder / "out", SMALL, output)
     lines = run_jobs([job])
     assert len(lines) == 1
-    assert "2 membranes (2 closed)" in lines[0]
+    assert "2 membranes, of them 2 closed" in lines[0]
     return folder / "out", job
+
+
+def test_a_plain_mask_taken_for_labels_says_that_it_is_one_membrane(
+    tmp_path: Path, mask: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write(tmp_path / "cell_mask.mrc", mask)
+    run_jobs([MeasureJob(file, None, tmp_path / "out", SMALL, OutputSettings(()), labels=True)])
+    assert "--instances" in caplog.text
+    assert len(pd.read_csv(tmp_path / "out" / "cell_membranes.csv")) == 1
 
 
 def test_all_files_are_written_and_nothing_else(measured: tuple[Path, MeasureJob]) -> None:

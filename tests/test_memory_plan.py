@@ -42,7 +42,8 @@ def test_the_estimate_grows_with_the_conditioning_slices_that_every_slice_attend
     few = random_tracker(max_cond_frames_in_attn=10)
     assert working_bytes(few, 3, 1, 11) - working_bytes(few, 3, 1, 10) == pytest.approx(kept, rel=0.01)
     both = [
-        plan_memory([tracker, tracker], 3, conditioning=counts).gigabytes for counts in ((1, 50_000), (50_000, 1), (1, 1))
+        plan_memory([tracker, tracker], 3, conditioning=counts).gigabytes
+        for counts in ((1, 50_000), (50_000, 1), (1, 1))
     ]
     assert both[0] == pytest.approx(both[1], rel=0.02)
     assert both[0] > 1.5 * both[2]

@@ -270,7 +270,9 @@ def settings_along(axis: str, settings: PropagationSettings, side_slice_stride: 
     """Settings along an axis: those along Z, but that side views segment no more than one of so many slices."""
     if axis == "z":
         return settings
-    return replace(settings, slice_stride=max(settings.slice_stride, check_stride(side_slice_stride)))
+    return replace(
+        settings, slice_stride=max(settings.slice_stride, check_stride(side_slice_stride, "side_slice_stride"))
+    )
 
 
 def scratch_bytes(

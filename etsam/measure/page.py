@@ -39,22 +39,23 @@ _TOUCHING_NM = 2.0  # between middles; a bilayer is 3 to 5 nm thick, so what is 
 
 
 def sentence(found: Measurement) -> str:
-    """The measurement in a sentence, such as "8 membranes (6 closed), 8 shells, mean diameter 115 nm"."""
+    """The measurement in a sentence: "9 membranes, of them 6 closed and 2 shells with gaps, mean diameter 115 nm"."""
     table = found.table
     if not len(table):
         return "No membranes were measured."
-    closed = table["closed"] == "closed"
-    kinds = f"{closed.sum()} closed" if closed.any() else "none closed"
-    parts = [f"{len(table)} membrane{'s' if len(table) > 1 else ''} ({kinds})"]
+    parts = [f"{len(table)} membrane{'s' if len(table) > 1 else ''}"]
     shells = table[table["diameter_nm"].notna()]
     if len(shells):
-        some = "a shell" if len(shells) == 1 else f"{len(shells)} shells"
+        closed = int((shells["closed"] == "closed").sum())
+        gaps = len(shells) - closed
+        kinds = [f"{closed} closed"] * (closed > 0)
+        kinds += [f"{gaps} shell{'s' if gaps > 1 else ''} with gaps"] * (gaps > 0)
         sizes = shells["diameter_nm"]
         alike = sizes.max() < _ALIKE * sizes.min()
         size = (
             f"mean diameter {sizes.mean():.0f} nm" if alike else f"diameters {sizes.min():.0f} to {sizes.max():.0f} nm"
         )
-        parts.append(f"{some}, {size}")
+        parts += [f"of them {' and '.join(kinds)}", size]
     parts.append(f"together {table['area_nm2'].sum():,.0f} nm²")
     if "thickness_nm" in table:
         sure = table[table["thickness_reliable"] == "yes"]

@@ -196,6 +196,10 @@ class MeasureJob:
         found = measure(
             mask, side / 10, tomogram, self.settings, labels=self.labels, workers=self.workers, progress=progress
         )
+        if self.labels and not (mask[mask > 0] != mask.max()).any():
+            warnings.append(
+                "All of it has one number, so it was taken as one membrane; for a plain mask leave out --instances."
+            )
         if tomogram is None:
             warnings.append("No tomogram was given (--tomogram), so no thickness was measured.")
         made: list[Path] = []

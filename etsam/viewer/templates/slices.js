@@ -150,7 +150,7 @@ async function draw() {
   threshold.value = state.stop;
   threshold.setAttribute('aria-valuetext', String(data.stops[state.stop]));
   byId('threshold-value').textContent = data.stops[state.stop];
-  byId('threshold-note').textContent = state.stop === data.start ? 'that of the mask in the file'
+  byId('threshold-note').textContent = state.stop === data.start ? 'as in the file of the mask'
     : `the mask in the file: ${data.stops[data.start]}`;
   byId('final').checked = state.final;
   byId('command').textContent = `${data.command} ${data.stops[state.stop]}`;
