@@ -28,28 +28,40 @@ class _Nearest:
 
     def __init__(self, points: np.ndarray, slices: np.ndarray, chosen: np.ndarray, workers: int) -> None:
         self._points, self._slices, self._chosen, self._workers = points, slices[chosen], chosen, workers
-        self._trees: dict[int, tuple[int, KDTree, np.ndarray]] = {}  # reach -> of which block
+        self._block, self._here, self._tree = -1, chosen[:0], KDTree(np.zeros((0, 3)))
 
     def __call__(self, plane: int, at: np.ndarray) -> np.ndarray:
         """Index (n,) of the point nearest to each position (n, 3) of a slice."""
-        reach = _AROUND
-        block = plane // _BLOCK
-        distance, found = self._query(block, reach, at)
-        while (far := np.flatnonzero(distance > reach)).size and reach < self._slices[-1] + _BLOCK:
-            reach *= 4
-            distance[far], found[far] = self._query(block, reach, at[far])
+        if plane // _BLOCK != self._block:
+            self._block = plane // _BLOCK
+            self._here = self._between(self._block * _BLOCK - _AROUND, (self._block + 1) * _BLOCK + _AROUND)
+            self._tree = KDTree(self._points[self._here])
+        if not len(self._here):  # a part of the mask that its membranes' points do not come near
+            return self._chosen[KDTree(self._points[self._chosen]).query(at, workers=self._workers)[1]]
+        distance, nearest = self._tree.query(at, workers=self._workers)
+        found, within = self._here[nearest], _AROUND
+        while (far := np.flatnonzero(distance > within)).size:  # a nearer one may lie in slices that were not searched
+            within *= 4
+            some = far[distance[far] <= within]
+            if len(some):
+                found[some] = self._of_all(plane, at[some], within)
+                distance[some] = 0
         return found
 
-    def _query(self, block: int, reach: int, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if reach not in self._trees or self._trees[reach][0] != block:
-            ends = (block * _BLOCK - reach - 1, (block + 1) * _BLOCK + reach + 1)  # a point lies within its voxel
-            here = self._chosen[slice(*np.searchsorted(self._slices, ends))]
-            self._trees[reach] = block, KDTree(self._points[here]), here
-        _, tree, here = self._trees[reach]
-        if not len(here):
-            return np.full(len(at), np.inf), np.zeros(len(at), np.int64)
-        distance, nearest = tree.query(at, workers=self._workers)
-        return distance, here[nearest]
+    def _between(self, first: int, last: int) -> np.ndarray:
+        """Chosen points of some slices, and of one more on either side: a point lies within a voxel of its own."""
+        return self._chosen[slice(*np.searchsorted(self._slices, (first - 1, last + 1)))]
+
+    def _of_all(self, plane: int, at: np.ndarray, within: int) -> np.ndarray:
+        """As above, where there is a point within so many voxels."""
+        here = self._between(plane - within, plane + within + 1)
+        cells = (self._points[here, 1:] / within).astype(np.int64) + 1
+        asked = (at[:, 1:] / within).astype(np.int64) + 1
+        near = np.zeros(np.maximum(cells.max(axis=0), asked.max(axis=0)) + 2, bool)
+        for step in np.ndindex(3, 3):
+            near[tuple((asked + np.array(step) - 1).T)] = True
+        close = here[near[tuple(cells.T)]]
+        return close[KDTree(self._points[close]).query(at, workers=self._workers)[1]]
 
 
 def label_volume(mask: np.ndarray, membranes: Membranes, *, workers: int = 1) -> LazySlices:
