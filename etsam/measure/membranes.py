@@ -320,12 +320,12 @@ def _graph(links: np.ndarray, count: int) -> csr_array:
 
 
 def _links(surface: MidSurface) -> np.ndarray:
-    """Pairs of neighbouring points (L, 2) int64 that continue each other."""
+    """Pairs of neighbouring points (L, 2) int32 that continue each other; in a large part the most memory of all."""
     _, height, width = surface.shape
     z, y, x = np.unravel_index(surface.voxels, surface.shape)
     rows, columns = height + 2, width + 2  # a voxel around it, so that no row runs into the next
     keys = ((z.astype(np.int64) + 1) * rows + y + 1) * columns + x + 1
-    found = [np.zeros((0, 2), np.int64)]
+    found = [np.zeros((0, 2), np.int32)]
     for dz, dy, dx in np.ndindex(3, 3, 3):
         step = ((dz - 1) * rows + dy - 1) * columns + dx - 1
         if step <= 0:
@@ -333,7 +333,7 @@ def _links(surface: MidSurface) -> np.ndarray:
         wanted = keys + step
         other = np.searchsorted(keys, wanted)
         one = np.flatnonzero(keys[np.minimum(other, len(keys) - 1)] == wanted)
-        found.append(_agreeing(surface, np.stack([one, other[one]], axis=1)))
+        found.append(_agreeing(surface, np.stack([one, other[one]], axis=1).astype(np.int32)))
     return np.concatenate(found)
 
 
@@ -529,7 +529,7 @@ def _oriented(normals: np.ndarray, links: np.ndarray, sheet: np.ndarray) -> np.n
 def _parents(links: np.ndarray, roots: np.ndarray, count: int) -> np.ndarray:
     """Point before each (N,) on the way from the root of its part; `count` for the roots."""
     top = np.full(len(roots), count)  # one more point that is linked to the root of each part
-    graph = _graph(np.concatenate([links, np.stack([top, roots], axis=1)]), count + 1)
+    graph = _graph(np.concatenate([links, np.stack([top, roots], axis=1).astype(links.dtype)]), count + 1)
     _, before = breadth_first_order(graph, count, directed=False)
     found: np.ndarray = np.where(before < 0, count, before).astype(np.int64)[:count]
     return found
