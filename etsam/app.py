@@ -20,7 +20,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 from etsam.errors import ConfigError, EtsamError
 from etsam.paths import forget_folders, read_names_as_utf8, remove_empty_folders, resource_path
 from etsam.screen import ScreenHandler, folded, idle, in_their_words
-from etsam.settings import misfits
+from etsam.settings import RENAMED, misfits
 
 # Read by OpenMP when torch is loaded: how long its threads spin for work before they sleep. Measured with nano on two
 # cores, slices/s: default 21 alone and 5 with one core busy (under 1 beside another such program), 1000 turns 16 and 9.
@@ -365,21 +365,14 @@ def _all_settings() -> str:
     return f"`etsam {_program()} --settings` lists all."
 
 
-_RENAMED = {
-    "resegment_prompted": "resegment_conditioning",
-    "max_prompted_slices": "max_conditioning_slices",
-}
-"""Last part of a setting's name in version 0.1 -> since then."""
-
-
 def _similar_settings(key: str) -> list[str]:
     """Find groups and settings of this program's config that are written like `key`.
 
     The last part of the name decides, first among those beside it: `trainer.` is common to many that mean other things.
     """
     group, point, last = key.rpartition(".")
-    if last in _RENAMED:
-        return [group + point + _RENAMED[last]]
+    if last in RENAMED:
+        return [group + point + RENAMED[last]]
     known = [folder.name for folder in resource_path("configs").iterdir() if folder.is_dir()]
     first, dot, rest = key.partition(".")
     if dot and first not in known and (meant := difflib.get_close_matches(first, known, n=1, cutoff=0.75)):

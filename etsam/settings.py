@@ -10,6 +10,12 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
+RENAMED = {
+    "resegment_prompted": "resegment_conditioning",
+    "max_prompted_slices": "max_conditioning_slices",
+}
+"""Last part of a setting's name in version 0.1 -> since then."""
+
 _REFERENCE = re.compile(r"\$\{(\.*)([^\s${}:]+)\}")  # an interpolation of one other setting and nothing else
 _INSTRUCTIONS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")  # Hydra's own
 _NOTHING = object()

@@ -94,7 +94,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _in_words(message: str) -> str:
-    """What argparse says of a value, for people: of the flag by its long name, and of numbers what they are."""
+    """Message of argparse about a value, for people: the flag by its long name, numbers as what they are."""
     flag, colon, said = message.partition(": ")
     if not (colon and flag.startswith("argument ")):
         return message

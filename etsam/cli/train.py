@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
 
 
 def prepare(args: argparse.Namespace, settings: Sequence[str]) -> Callable[[], None]:
-    """What the arguments ask for; raises ValueError if they ask for nothing."""
+    """The run, or the list, that the arguments ask for; raises ValueError if they ask for nothing."""
     if not settings and args.list is None:
         raise ValueError("no settings; such as experiment=nano_stage1 (`etsam train --list` shows all)")
     return partial(run, args, settings)

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.spatial import KDTree
 
-from etsam.measure.membranes import Membranes
+from etsam.measure.membranes import Membranes, may_be_within
 from etsam.postprocess.components import StreamedComponents
 from etsam.volume.slices import LazySlices
 
@@ -55,12 +55,7 @@ class _Nearest:
     def _of_all(self, plane: int, at: np.ndarray, within: int) -> np.ndarray:
         """As above, where there is a point within so many voxels."""
         here = self._between(plane - within, plane + within + 1)
-        cells = (self._points[here, 1:] / within).astype(np.int64) + 1
-        asked = (at[:, 1:] / within).astype(np.int64) + 1
-        near = np.zeros(np.maximum(cells.max(axis=0), asked.max(axis=0)) + 2, bool)
-        for step in np.ndindex(3, 3):
-            near[tuple((asked + np.array(step) - 1).T)] = True
-        close = here[near[tuple(cells.T)]]
+        close = here[may_be_within(within, self._points[here], at)]
         return close[KDTree(self._points[close]).query(at, workers=self._workers)[1]]
 
 

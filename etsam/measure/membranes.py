@@ -303,16 +303,24 @@ def _left_out(points: np.ndarray, piece: np.ndarray, numbers: np.ndarray) -> tup
         return 0, 0
     _, group, counts = np.unique(piece[small], return_inverse=True, return_counts=True)
     nearest = np.full(len(counts), np.inf)
-    # a tree of all points would take the most memory of all: only those in cells around the small pieces can be near
-    cells = (points / _BESIDE).astype(np.int32)
-    around = np.zeros(cells.max(axis=0) + 1, bool)
-    around[tuple(cells[small].T)] = True
-    around = binary_dilation(around, np.ones((3, 3, 3)))
-    close = points[(numbers > 0) & around[tuple(cells.T)]]
+    # a tree of all points would take the most memory of all
+    close = points[(numbers > 0) & may_be_within(_BESIDE, points, points[small])]
     if len(close):
         np.minimum.at(nearest, group, KDTree(close).query(points[small])[0])
     apart = nearest > _BESIDE
     return int(apart.sum()), int(counts[apart].sum())
+
+
+def may_be_within(reach_voxels: float, points: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Mask (N,) of points (N, 3) in cells of that side that hold one of the others (M, 3), or lie beside such a cell.
+
+    All that are nearer to one of the others than the reach are among them. No position may lie below -`reach_voxels`.
+    """
+    cells, asked = (np.floor(places / reach_voxels).astype(np.int32) + 1 for places in (points, others))
+    grid = np.zeros(np.maximum(cells.max(axis=0), asked.max(axis=0)) + 1, bool)
+    grid[tuple(asked.T)] = True
+    found: np.ndarray = binary_dilation(grid, np.ones((3, 3, 3)))[tuple(cells.T)]
+    return found
 
 
 def _graph(links: np.ndarray, count: int) -> csr_array:

@@ -196,7 +196,7 @@ class MeasureJob:
         found = measure(
             mask, side / 10, tomogram, self.settings, labels=self.labels, workers=self.workers, progress=progress
         )
-        if self.labels and not (mask[mask > 0] != mask.max()).any():
+        if self.labels and mask[mask > 0].min() == mask.max():
             warnings.append(
                 "All of it has one number, so it was taken as one membrane; for a plain mask leave out --instances."
             )

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from etsam._version import __version__
 from etsam.errors import OutputError
 from etsam.inference.false_marks import FALSE_RATE
+from etsam.settings import RENAMED
 from etsam.volume import atomic_path, locate
 from etsam.volume.location import absolute
 from etsam.weights.registry import StageWeights
@@ -83,9 +84,6 @@ def write_record(path: Path, record: dict[str, Any], overwrite: bool = False) ->
         part.write_text(text, encoding="utf-8")
 
 
-_RENAMED = {"resegment_prompted": "resegment_conditioning"}  # in records of version 0.1
-
-
 def read_record(path: Path) -> dict[str, Any] | None:
     """Read a record; None if there is none.
 
@@ -102,8 +100,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, OSError) as error:
         raise OutputError(f"{path} is no record of a run ({error}); remove it or set overwrite=true.") from error
-    settings = record["settings"]
-    record["settings"] = {_RENAMED.get(key, key): value for key, value in settings.items()}
+    record["settings"] = {RENAMED.get(key, key): value for key, value in record["settings"].items()}
     return record
 
 
