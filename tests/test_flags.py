@@ -231,7 +231,7 @@ def test_settings_shows_those_with_a_word(etsam):
         (["--threshold", "auto"], "threshold=auto"),
         (["--threshold", "-1e-3"], "stage2.threshold=-0.001"),
         (["--lamella"], "sample=slab"),
-        (["--exclude", "gold,border"], "exclude=[gold,border]"),
+        (["--exclude", "gold,carbon"], "exclude=[gold,carbon]"),
     ],
 )
 def test_flags_of_threshold_and_of_what_is_left_out_are_settings(typed, override):

@@ -1,21 +1,23 @@
-"""Where nothing is to be marked: the void around a slab, gold beads, an incomplete rim."""
+"""Where nothing is to be marked: the void around a slab, gold beads, a carbon film, an incomplete rim."""
 
 import mrcfile
 import numpy as np
 import pytest
 from conftest import write_mrc
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from etsam.errors import ConfigError, InputError
 from etsam.postprocess.regions import (
     Beads,
     Border,
     Coarse,
+    Film,
     LeaveOut,
     Regions,
     RegionSettings,
     Slab,
     find_border,
+    find_carbon,
     find_gold,
     find_slab,
 )
@@ -132,9 +134,84 @@ def test_noise_has_neither_gold_nor_a_bad_rim():
     assert find_border(coarse).facts() == {"z_voxels": [0, 0], "y_voxels": [0, 0], "x_voxels": [0, 0]}
 
 
-def test_gold_needs_the_voxel_size():
+@pytest.mark.parametrize("find", [find_gold, find_carbon])
+def test_gold_and_carbon_need_the_voxel_size(find):
     with pytest.raises(InputError, match="voxel_size"):
-        find_gold(Coarse.of(noise(), None))
+        find(Coarse.of(noise(), None))
+
+
+def with_film(degrees, distance, radius=np.inf, slices=(20, 36), density=-0.6, grain=0.8, seed=0):
+    """Noise with a film, which ends at an edge `distance` voxels from the middle along its normal, and film (bool)."""
+    normal = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    y = np.arange(SHAPE[1])[:, None] - (SHAPE[1] - 1) / 2
+    x = np.arange(SHAPE[2])[None] - (SHAPE[2] - 1) / 2
+    if np.isinf(radius):
+        beyond = normal[0] * y + normal[1] * x - distance
+    else:  # the hole is a disc
+        out = distance + radius
+        beyond = radius - np.hypot(y - out * normal[0], x - out * normal[1])
+    film = np.zeros(SHAPE, bool)
+    film[slices[0] : slices[1]] = beyond < 0
+    # a few dark blobs, which tell that dense matter is dark; a film of another sign is of a tomogram of bright ones
+    blobs = gaussian_filter((np.random.default_rng(seed + 2).random(SHAPE) < 1e-4).astype(np.float32), 2) * 100
+    return noise(seed) + np.sign(density) * blobs + film * (density + grain * noise(seed + 1)), film
+
+
+@pytest.mark.parametrize(
+    ("degrees", "distance", "radius", "density"),
+    [(90, -30, np.inf, -0.6), (200, -10, np.inf, 0.6), (15, -25, 300, -0.6), (290, -25, np.inf, -0.6)],
+)
+def test_a_carbon_film_and_the_band_at_its_edge_are_found_dark_or_bright(degrees, distance, radius, density):
+    volume, film = with_film(degrees, distance, radius, density=density)
+    found = find_carbon(Coarse.of(volume, TEN))
+    outside = np.stack([found.outside(z) for z in range(SHAPE[0])])
+    assert (outside & film).sum() > 0.9 * film.sum()
+    plane = film.any(axis=0)
+    near = distance_transform_edt(~plane) <= 10 + 6  # voxels: the margin, and by how much an edge may be missed
+    assert not outside[:, ~near].any()
+    edge = plane & (distance_transform_edt(plane) <= 4)
+    assert outside[20:36, edge].all()
+    assert not outside[:16].any()
+    assert not outside[40:].any()
+    assert found.share == pytest.approx(outside.mean())
+    assert found.facts()["left_out"]
+    assert "a carbon film in slices" in Regions(SHAPE, {"carbon": found}).words()
+
+
+def test_beyond_a_film_only_the_band_at_its_edge_is_left_out():
+    film = Film(np.pi / 2, -100.0, 0.0, (4, 6), (3, 9), TEN, (12, 40, 56))  # x = 17.5
+    expected = np.zeros((12, 40, 56), bool)
+    expected[3:9, :, 8:28] = True
+    expected[4:6, :, :28] = True
+    np.testing.assert_array_equal(np.stack([film.outside(z) for z in range(12)]), expected)
+    assert film.share == pytest.approx(expected.mean())
+
+
+def test_membranes_walls_and_films_without_grain_are_no_carbon():
+    volume, _ = with_film(90, -30, density=0, grain=0)
+    assert find_carbon(Coarse.of(volume, TEN)) is None
+    membrane = volume.copy()
+    membrane[15:45, :, 60:64] -= 3
+    wall, _ = with_film(90, -30, slices=(0, SHAPE[0]))
+    smooth, _ = with_film(90, -30, grain=0)
+    for no_film in (membrane, wall, smooth, noise(shape=(9, 30, 41)), np.zeros(SHAPE, np.float32)):
+        assert find_carbon(Coarse.of(no_film, TEN)) is None
+    assert "no carbon" in Regions(SHAPE, {"carbon": None}).words()
+
+
+def test_padding_is_no_carbon():
+    padded = noise()
+    padded[10:40, :, :60] = -2
+    assert find_carbon(Coarse.of(padded, TEN)) is None
+
+
+def test_a_film_that_would_cover_most_of_the_tomogram_is_not_believed():
+    volume, _ = with_film(90, 40, slices=(8, 60))
+    found = find_carbon(Coarse.of(volume, TEN))
+    assert found.share > 0.5
+    assert not any(found.outside(z).any() for z in range(SHAPE[0]))
+    assert not found.facts()["left_out"]
+    assert "too much" in Regions(SHAPE, {"carbon": found}).words()
 
 
 def test_a_rim_of_less_scatter_or_another_mean_is_found_to_the_block():
@@ -170,7 +247,7 @@ def test_parts_are_joined_and_logits_get_the_value_there():
         LeaveOut(regions)(np.ones((13, 14, 20), np.uint8))
 
 
-@pytest.mark.parametrize("given", [{"sample": "lamella"}, {"exclude": ["carbon"]}, {"exclude": "gold"}])
+@pytest.mark.parametrize("given", [{"sample": "lamella"}, {"exclude": ["ice"]}, {"exclude": "gold"}])
 def test_words_that_are_unknown_are_refused(given):
     with pytest.raises(ConfigError, match=next(iter(given))):
         RegionSettings(**given)

@@ -78,7 +78,7 @@ def add_region_flags(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--lamella", action="store_true", help="find the slab that holds sample; mark nothing outside it"
     )
-    group.add_argument("--exclude", type=artefacts, metavar="WHAT", help="gold, border: mark nothing there")
+    group.add_argument("--exclude", type=artefacts, metavar="WHAT", help="gold, carbon, border: mark nothing there")
 
 
 def take_negative_numbers(parser: argparse.ArgumentParser) -> None:

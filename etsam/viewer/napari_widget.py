@@ -102,7 +102,7 @@ class SegmentWidget(QWidget):
         self.own_threshold.setPlaceholderText("that of the weights; a number, or auto")
         self.lamella = QCheckBox("find the slab of sample; mark nothing outside")
         self.exclude = QComboBox()
-        self.exclude.addItems(["nothing", "gold", "border", "gold,border"])
+        self.exclude.addItems(["nothing", "gold", "carbon", "border", "gold,carbon", "gold,carbon,border"])
         self.more = QLineEdit()
         self.more.setPlaceholderText("KEY=VALUE KEY=VALUE")
         self.folder = QLineEdit("results")

@@ -32,7 +32,12 @@ _CLIP_PERCENT = (0.5, 99.5)
 _JPEG_QUALITY = 70
 _COMPRESSION = 6
 _DOUBT_LEVELS = 15  # of uncertainty, besides 0
-_LEFT_OUT = {"slab": "void around the sample", "gold": "gold beads", "border": "incomplete rims"}
+_LEFT_OUT = {
+    "slab": "void around the sample",
+    "gold": "gold beads",
+    "carbon": "carbon film",
+    "border": "incomplete rims",
+}
 
 
 def stops_around(threshold: float) -> list[float]:
