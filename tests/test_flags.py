@@ -100,6 +100,7 @@ def test_evaluate_takes_a_manifest_and_flags(arguments, key, expected):
         (["weights", "get", "etsam_v1"], "did you mean download?"),
         (["predict", "a.mrc", "--gpu", "one"], "--gpu one"),
         (["predict", "a.mrc", "--memory", "much"], "--memory much"),
+        (["predict", "a.mrc", "--quick", "--better"], "--quick leaves slices out"),
         (["evaluate", "a.csv", "b.csv"], "b.csv"),
         (["evaluate", "a.csv", "--overwite"], "did you mean --overwrite?"),
         (["predict", "--settings", "nothing_like_it"], "nothing_like_it"),

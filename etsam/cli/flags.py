@@ -130,7 +130,9 @@ def running_overrides(args: argparse.Namespace) -> list[str]:
 
 
 def segmentation_overrides(args: argparse.Namespace) -> list[str]:
-    """Overrides of the frequent flags but for the threshold."""
+    """Overrides of the frequent flags but for the threshold; raises ValueError if they contradict each other."""
+    if args.quick and args.better:
+        raise ValueError("--quick leaves slices out and --better looks at more; give one of them")
     overrides = [] if args.membranes is None else [f"normalize.membranes={args.membranes}"]
     overrides += [] if args.false_rate is None else [f"false_rate={args.false_rate}"]
     overrides += [] if args.voxel_size is None else [f"voxel_size={args.voxel_size}"]
