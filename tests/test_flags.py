@@ -103,6 +103,7 @@ def test_evaluate_takes_a_manifest_and_flags(arguments, key, expected):
         (["predict", "a.mrc", "--quick", "--better"], "--quick leaves slices out"),
         (["evaluate", "a.csv", "b.csv"], "b.csv"),
         (["evaluate", "a.csv", "--overwite"], "did you mean --overwrite?"),
+        (["demo"], "did you mean data demo?"),
         (["predict", "--settings", "nothing_like_it"], "nothing_like_it"),
     ],
 )

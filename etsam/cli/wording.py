@@ -16,6 +16,7 @@ _KNOWN_ELSEWHERE = {
     "segment": "predict", "run": "predict", "infer": "predict", "info": "inspect", "header": "inspect",
     "eval": "evaluate", "score": "evaluate", "test": "evaluate", "download": "weights download",
     "get": "download", "fetch": "download", "fit": "train",
+    **{name: f"data {name}" for name in ("demo", "simulate", "collect", "manifest", "check")},
 }  # fmt: skip
 
 # setting -> flag that takes its value; a value of None: any
