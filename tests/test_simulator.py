@@ -107,6 +107,19 @@ def test_every_kind_of_membrane_can_be_drawn(kind):
         np.testing.assert_array_equal(numbers, np.arange(len(numbers)))
 
 
+def test_no_tube_is_as_narrow_as_a_microtubule(monkeypatch):
+    radii_voxels, tube = [], phantom.tube
+    monkeypatch.setattr(
+        phantom, "tube", lambda box, path, radius: radii_voxels.append(radius) or tube(box, path, radius)
+    )
+    settings = SpecimenSettings(kinds={"tube": 1}, membranes=(4, 4), empty_probability=0, crowding=(0, 0))
+    for seed in range(4):
+        draw_specimen(settings, SHAPE, 10.0, np.random.default_rng(seed))
+    assert len(radii_voxels) >= 16
+    assert min(radii_voxels) >= 16, "a microtubule has 112 Å"
+    assert max(radii_voxels) <= 45
+
+
 def test_particles_keep_clear_of_membranes():
     membranes, _ = _sphere(12.0)
     rng = np.random.default_rng(0)
@@ -165,8 +178,11 @@ def test_the_tilt_images_have_the_signal_to_noise_ratio_asked_for(snr):
 
 
 def test_membranes_come_out_dark_or_bright_as_asked():
+    bare = SpecimenSettings(crowding=(0, 0), filled_probability=0, filament_probability=0)
     for bright in (0.0, 1.0):
-        made = Simulator(SHAPE, (10, 10), acquisition=QUIET, bright_probability=bright, seed=3).tomogram(1)
+        made = Simulator(SHAPE, (10, 10), specimen=bare, acquisition=QUIET, bright_probability=bright, seed=3).tomogram(
+            1
+        )
         inside, outside = made.tomogram[made.mask == 1].mean(), made.tomogram[made.mask == 0].mean()
         assert (inside > outside) == bool(bright)
         assert made.parameters["membranes"] == ("bright" if bright else "dark")

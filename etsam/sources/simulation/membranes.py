@@ -104,7 +104,7 @@ class MembraneBuilder:
         return density
 
     def _tube(self) -> bool:
-        radius = max(self._radius() / 3, 3.5)
+        radius = max(between_log(self.settings.tube_radius_angstrom, self.rng) / self.voxel, 3.5)
         # the middle line bends over a few tens of radii
         path = molecules.worm_like_chain(self.membranes.shape, 1.0, self.rng.uniform(10, 60) * radius, self.rng)
         box = self._whole()

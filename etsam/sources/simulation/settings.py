@@ -35,7 +35,10 @@ class SpecimenSettings:
     kinds
         Relative frequency of each of `KINDS`: closed vesicles, tubes, sheets, double membranes, stacks, networks.
     radius_angstrom
-        Of vesicles, the largest semi-axis; of tubes a third of it.
+        Of vesicles, the largest semi-axis.
+    tube_radius_angstrom
+        To the middle of a tube's membrane. Tubes of the endoplasmic reticulum are 380 Å wide in yeast (West et al. 2011),
+        wider elsewhere; from tubes of 112 Å, a microtubule's radius, a network would learn to mark microtubules.
     thickness_angstrom, leaflet_sigma_angstrom, contrast, core
         Of the bilayer (`Bilayer`).
     room_angstrom
@@ -72,6 +75,7 @@ class SpecimenSettings:
         default_factory=lambda: {"vesicle": 5, "tube": 1, "sheet": 1, "double": 1.5, "stack": 0.5, "network": 0.5}
     )
     radius_angstrom: Range = (150.0, 1100.0)
+    tube_radius_angstrom: Range = (160.0, 450.0)
     thickness_angstrom: Range = (25.0, 42.0)
     room_angstrom: float | None = None
     leaflet_sigma_angstrom: Range = (3.0, 9.0)
