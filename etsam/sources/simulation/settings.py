@@ -37,8 +37,8 @@ class SpecimenSettings:
     radius_angstrom
         Of vesicles, the largest semi-axis.
     tube_radius_angstrom
-        To the middle of a tube's membrane. Tubes of the endoplasmic reticulum are 380 Å wide in yeast (West et al. 2011),
-        wider elsewhere; from tubes of 112 Å, a microtubule's radius, a network would learn to mark microtubules.
+        To the middle of a tube's membrane. Tubes of the endoplasmic reticulum are 380 Å wide in yeast (West et al.
+        2011), wider elsewhere; from tubes of 112 Å, a microtubule's radius, a network would learn to mark microtubules.
     thickness_angstrom, leaflet_sigma_angstrom, contrast, core
         Of the bilayer (`Bilayer`).
     room_angstrom
