@@ -139,6 +139,8 @@ class Stage1Logits:
             raise ConfigError(f"stage 1 has tiles of {stage.tracker.tile_voxels} voxels, not {self._tile_voxels}.")
         stage.tracker.to(device).eval()
         for done, (sample, normalized) in enumerate(missing, start=1):
+            if self.path(sample).exists():  # another process that fills this folder was faster
+                continue
             depth, height, width = normalized.shape
             tiles = self._tiling.plan(height, width, self._tile_voxels, self._tile_step)
             store = store_for(stage.tracker.logit_format, tiles, depth)
