@@ -26,7 +26,7 @@ from etsam.normalize import Robust, normalize
 from etsam.volume import read_volume
 from etsam.volume.slices import LazySlices
 
-FIXED = 0.5  # of nano
+FIXED = 0.5  # of nano, when this was measured
 RATES = (0.05, 0.1, 0.2, 0.3, 0.5)
 TRIED = np.round(np.arange(-6, 6.01, 0.1), 2)
 

@@ -344,7 +344,7 @@ def build_parser() -> argparse.ArgumentParser:
         if command is score:
             one.add_argument("--out", type=Path, required=True, metavar="NAME", help="NAME.md and NAME.csv")
             one.add_argument(
-                "--threshold", type=float, default=0.5, metavar="T", help="logits above are membrane (0.5)"
+                "--threshold", type=float, default=0.25, metavar="T", help="logits above are membrane (0.25)"
             )
         one.set_defaults(run=command)
     return parser

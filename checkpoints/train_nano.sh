@@ -51,7 +51,8 @@ tubes=(64,160,160 7,18 margin_voxels=60 specimen.empty_probability=0.75 specimen
 ice=(64,160,160 8,45 margin_voxels=60 specimen.empty_probability=1 specimen.filament_probability=0.3 specimen.gold_probability=0.5
   specimen.carbon_probability=0.5 'acquisition.snr=[0.05,1]')
 crowd=(64,160,160 7,16 min_contrast=0.3 margin_voxels=40 'specimen.crowding=[0.1,0.25]')
-# voxels finer than the resolution, as of most real tomograms: membranes are broad and soft
+# voxels finer than the resolution, as of most real tomograms: membranes are broad and soft. To validate on only: in training
+# they helped nothing else (benchmarks/nano_runs.md)
 soft=(64,160,160 6,24 min_contrast=0.3 margin_voxels=40 'specimen.radius_angstrom=[250,1500]' specimen.filled_probability=0.6
   'acquisition.filters={none:0,lowpass:1,deconvolved:0,denoised:0}' 'acquisition.lowpass_sigma_voxels=[1.2,2.6]'
   'acquisition.misalignment_voxels=[0.3,1.8]' 'acquisition.max_tilt_degrees=[36,66]')
@@ -65,14 +66,13 @@ simulate coarse 36 200 "${coarse[@]}"
 simulate shells 36 700 "${shells[@]}"
 simulate virus 30 600 "${virus[@]}"
 simulate none 26 800 "${none[@]}"
-simulate tubes 48 850 "${tubes[@]}"
+simulate tubes 24 850 "${tubes[@]}"
 simulate plain_wide 36 2011 "${plain[@]}" "$wide"
 simulate filled_wide 40 2012 "${filled[@]}" "$wide"
 simulate coarse_wide 24 2200 "${coarse[@]}" "$wide"
-simulate tubes_wide 48 2850 "${tubes[@]}" specimen.empty_probability=0.5 "$wide"
+simulate tubes_wide 30 2850 "${tubes[@]}" specimen.empty_probability=0.5 "$wide"
 simulate ice 16 2800 "${ice[@]}" "$wide"
 simulate crowd 24 2900 "${crowd[@]}" "$wide"
-simulate soft 40 2600 "${soft[@]}"
 # for stage 2: on tomograms that stage 1 has learned by heart its logits are better than they will be on others
 simulate plain_unseen 30 1101 "${plain[@]}"
 simulate filled_unseen 30 1201 "${filled[@]}"
@@ -80,12 +80,11 @@ simulate large_unseen 14 1300 "${large[@]}"
 simulate coarse_unseen 30 1200 "${coarse[@]}"
 simulate shells_unseen 24 1700 "${shells[@]}"
 simulate virus_unseen 15 1600 "${virus[@]}"
-simulate tubes_unseen 36 1850 "${tubes[@]}"
+simulate tubes_unseen 24 1850 "${tubes[@]}"
 simulate plain_wide_unseen 24 3011 "${plain[@]}" "$wide"
 simulate filled_wide_unseen 30 3012 "${filled[@]}" "$wide"
 simulate coarse_wide_unseen 8 3200 "${coarse[@]}" "$wide"
-simulate tubes_wide_unseen 30 3850 "${tubes[@]}" specimen.empty_probability=0.5 "$wide"
-simulate soft_unseen 24 3600 "${soft[@]}"
+simulate tubes_wide_unseen 18 3850 "${tubes[@]}" specimen.empty_probability=0.5 "$wide"
 # never trained on: the threshold and all choices are made on these (benchmarks/nano_table.py)
 simulate val_plain 3 9011 "${plain[@]}"
 simulate val_filled 3 9012 "${filled[@]}"
@@ -119,9 +118,9 @@ step() {  # NAME [KEY=VALUE ...]: trains unless it is finished, and goes on wher
 last() { echo "$out/seed$seed/$1/checkpoints/last.ckpt"; }
 
 mapfile -t seen < <(sources own=0.8 plain=1.8 plain_wide=1.3 filled=1.8 filled_wide=1.5 large=1 coarse=0.5 coarse_wide=0.8 shells=0.8 \
-  virus=0.5 none=0.4 tubes=0.8 tubes_wide=1 ice=0.35 crowd=0.6 soft=1.2)
+  virus=0.5 none=0.4 tubes=0.5 tubes_wide=0.7 ice=0.35 crowd=0.6)
 mapfile -t unseen < <(sources own=0.6 plain_unseen=1 plain_wide_unseen=1 filled_unseen=1 filled_wide_unseen=1.2 large_unseen=0.6 \
-  coarse_unseen=0.5 coarse_wide_unseen=0.8 shells_unseen=0.8 virus_unseen=0.5 tubes_unseen=0.7 tubes_wide_unseen=0.8 soft_unseen=0.9)
+  coarse_unseen=0.5 coarse_wide_unseen=0.8 shells_unseen=0.8 virus_unseen=0.5 tubes_unseen=0.4 tubes_wide_unseen=0.5)
 
 # what a membrane looks like is learned on single slices, which takes most of the time; then memory on clips, the trunk as it is:
 # small batches of slices that are alike make it worse (benchmarks/nano_runs.md)
