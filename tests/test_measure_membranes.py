@@ -116,6 +116,23 @@ def test_edges_compared_layer_by_layer_join_the_same_gaps(monkeypatch: pytest.Mo
     np.testing.assert_array_equal(np.sort(in_layers.joined.points, axis=0), np.sort(whole.joined.points, axis=0))
 
 
+@pytest.mark.parametrize("points", [137, 1500])
+def test_a_large_part_looked_at_in_pieces_is_told_apart_as_the_whole(
+    monkeypatch: pytest.MonkeyPatch, points: int
+) -> None:
+    mask = shell(sphere(SHAPE, (28, 30, 26), 16)) | shell(sphere(SHAPE, (28, 30, 60), 16))  # merged into one part
+    mask[:, 17:20] = 0  # a gap through both
+    whole = membranes(mask)
+    assert (whole.count, len(whole.joined) > 100) == (2, True)
+    assert (whole.numbers == 0).any()
+    monkeypatch.setattr("etsam.measure.membranes._PIECE", points)
+    in_pieces = membranes(mask)
+    np.testing.assert_array_equal(in_pieces.numbers, whole.numbers)
+    np.testing.assert_array_equal(in_pieces.surface.normals, whole.surface.normals)
+    np.testing.assert_array_equal(in_pieces.joined.points, whole.joined.points)
+    np.testing.assert_array_equal(in_pieces.joined_numbers, whole.joined_numbers)
+
+
 def test_the_largest_membrane_is_number_one_and_small_pieces_are_counted_as_left_out() -> None:
     mask = shell(sphere(SHAPE, (28, 30, 20), 8)) | shell(sphere(SHAPE, (28, 30, 60), 16))
     mask[2:5, 3:10, 82:89] = 1

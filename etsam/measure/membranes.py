@@ -6,7 +6,7 @@ points in between are left out and each surface is continued across. So are gaps
 both edges face each other. What continues a surface where the mask has none is marked as joined.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -32,8 +32,10 @@ _BACK = (5.0, 10.0)  # voxels behind an edge between which its direction and ben
 _LEVEL = (0.5, 0.2)  # voxels, and share of the way across, by which the surface may miss the other side
 _MISSED = 1.5  # voxels missed that double the cost of a way across
 _OWN = 0.3  # of the cost, where the other side is the same sheet: a hole is closed before two sheets are joined
+_SHEET = 10  # points, at least, of a sheet with edges
 _LEAST_PAIRS = (4, 0.15)  # that join two pieces: so many, and so large a share of the shorter edge
-_BATCH = 300_000  # points at a time
+_BATCH = 300_000  # points of small connected parts at a time
+_PIECE = 400_000  # of one large part, in the order of their slices
 _EDGE_POINTS = 20_000  # at a time
 _SPACING = 0.7  # voxels between joined points
 _FACE_MARGIN = 1.5  # voxels from the tomogram's end in which an edge is none of the membrane's
@@ -153,9 +155,9 @@ def _continued_labels(surface: MidSurface, numbers: np.ndarray, gap_voxels: floa
     for number in range(1, int(numbers.max(initial=0)) + 1):
         own = np.flatnonzero(numbers == number)
         part = surface.select(own)
-        links = _links(part)
-        _, sheet = connected_components(_graph(links, len(part)), directed=False)
-        rims.append(_rims(part, links, np.ones(len(part), bool), sheet, own))
+        links = _Links(part)
+        found = _rims(part, links, np.ones(len(part), bool), _parts(links))
+        rims += [replace(rim, index=own[rim.index]) for rim in found]
     pairs, _ = _pairs(rims, numbers, gap_voxels, least_voxels=0)  # labels may touch
     ends = np.sort(numbers[pairs], axis=1)
     return np.unique(ends[ends[:, 0] != ends[:, 1]], axis=0)
@@ -195,8 +197,8 @@ def _continued(
 ) -> tuple[MidSurface, np.ndarray, MidSurface, np.ndarray]:
     """Pieces of a surface, joined where they continue each other.
 
-    Connected parts are looked at one after another, or many small ones together, which bounds the memory; only their
-    edges are compared with each other.
+    Connected parts are looked at one after another, or many small ones together, and large ones a few slices at a time,
+    which bounds the memory; only their edges are compared with each other.
 
     Parameters
     ----------
@@ -210,59 +212,72 @@ def _continued(
     Returns
     -------
     tuple
-        The surface with normals of each piece to one side; (N,) the piece of each point, -1 for points of none; joined
-        points; (M,) a point of the piece that each of them belongs to.
+        The surface with normals of each piece to one side; (N,) int32 the piece of each point, -1 for points of none;
+        joined points; (M,) a point of the piece that each of them belongs to.
     """
-    sheets, normals, count = np.full(len(surface), -1, np.int64), surface.normals.copy(), 0
+    sheets, normals, count = np.full(len(surface), -1, np.int32), surface.normals.copy(), 0
     rims: list[_Rims] = []
     for own in _batches(surface):
         part = surface.select(own)
-        links = _links(part)
-        kept = np.ones(len(part), bool) if one_label else _without_merged(part, links)
-        links = links[kept[links].all(axis=1)]
-        number, sheet = connected_components(_graph(links, len(part)), directed=False)
-        part = replace(part, normals=_oriented(part.normals, links, sheet))
+        links = _Links(part)
+        kept = np.ones(len(part), bool) if one_label else _without_merged(part.widths, links)
+        sheet = _parts(links, _both(kept), part.normals)
         normals[own] = part.normals
-        sheets[own] = np.where(kept, sheet + count, -1)
-        count += int(number)
+        sheets[own] = np.where(kept, sheet + np.int32(count), np.int32(-1))
+        count += int(sheet.max()) + 1
         if gap_voxels > 0:
-            rims.append(_rims(part, links, kept, sheet, own))
+            rims += [replace(rim, index=own[rim.index]) for rim in _rims(part, links, kept, sheet)]
     surface = replace(surface, normals=normals)
     pairs, directions = _pairs(rims, sheets, gap_voxels)
     ends = sheets[pairs]
     _, group = connected_components(_graph(ends, count), directed=False)
-    agree = np.where(np.einsum("pi,pi->p", normals[pairs[:, 0]], normals[pairs[:, 1]]) < 0, -1.0, 1.0)
-    signs = _sheet_signs(ends, agree, group)
-    inside = sheets >= 0
-    normals[inside] *= signs[sheets[inside], None]
+    signs = _sheet_signs(ends, _agreement(normals, pairs), group)
+    normals *= np.append(signs, 1).astype(np.float32)[sheets, None]  # the last one: of points of no sheet
     joined, owner = _bridges(surface, pairs, directions)
-    return surface, np.where(inside, group[np.maximum(sheets, 0)], -1), joined, owner
+    return surface, np.append(group, -1).astype(np.int32)[sheets], joined, owner
+
+
+def _both(kept: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Function that gives the mask of the pairs of which both points are kept."""
+    return lambda one, other: kept[one] & kept[other]
+
+
+def _agreement(normals: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """1 for pairs (P, 2) of points whose normals point to one side, else -1."""
+    return np.where(np.einsum("pi,pi->p", normals[pairs[:, 0]], normals[pairs[:, 1]]) < 0, -1.0, 1.0)
 
 
 def _batches(surface: MidSurface) -> Iterator[np.ndarray]:
     """Sorted indices of the points of whole connected parts, about `_BATCH` at a time or one part."""
-    _, height, width = surface.shape
-    z, flat = np.divmod(surface.voxels, height * width)
-    rows = np.searchsorted(z, np.arange(surface.shape[0] + 1))
-
-    def plane(index: int) -> np.ndarray:
-        found = np.zeros(height * width, bool)
-        found[flat[rows[index] : rows[index + 1]]] = True
-        return found.reshape(height, width)
-
-    components = StreamedComponents(LazySlices(surface.shape, plane))
-    part = np.zeros(len(surface), np.int64)
-    for index in range(surface.shape[0]):
-        own = slice(rows[index], rows[index + 1])
-        if own.start < own.stop:
-            part[own] = components.labels(index).ravel()[flat[own]]
-    order = np.argsort(part, kind="stable")
+    part = _mask_parts(surface)
+    order = np.argsort(part, kind="stable").astype(np.int32)
     ends = np.cumsum(np.bincount(part))
+    del part  # of a large tomogram
     start = 0
     for end in ends:
         if end - start >= _BATCH or (end == ends[-1] and end > start):
             yield np.sort(order[start:end])
             start = int(end)
+
+
+def _mask_parts(surface: MidSurface) -> np.ndarray:
+    """Connected part (N,) int32 of the voxels of all points."""
+    depth, height, width = surface.shape
+    rows = np.searchsorted(surface.voxels, np.arange(depth + 1) * (height * width))
+
+    def flat(index: int) -> np.ndarray:
+        return surface.voxels[rows[index] : rows[index + 1]] - index * height * width
+
+    def plane(index: int) -> np.ndarray:
+        found = np.zeros(height * width, bool)
+        found[flat(index)] = True
+        return found.reshape(height, width)
+
+    components = StreamedComponents(LazySlices(surface.shape, plane))
+    part = np.zeros(len(surface), np.int32)
+    for index in np.flatnonzero(np.diff(rows)).tolist():
+        part[rows[index] : rows[index + 1]] = components.labels(index).ravel()[flat(index)]
+    return part
 
 
 def _sheet_signs(ends: np.ndarray, agree: np.ndarray, group: np.ndarray) -> np.ndarray:
@@ -287,13 +302,14 @@ def _sheet_signs(ends: np.ndarray, agree: np.ndarray, group: np.ndarray) -> np.n
 
 def _number(piece: np.ndarray, least_points: int) -> np.ndarray:
     """Numbers of pieces by decreasing number of points, equal ones by their first; -1 is no piece."""
-    names, first, inverse, counts = np.unique(piece, return_index=True, return_inverse=True, return_counts=True)
-    counts = np.where(names < 0, 0, counts)
-    order = np.lexsort((first, -counts))
+    counts = np.bincount(piece + 1)[1:]
+    first = np.zeros(len(counts) + 1, np.int32)
+    first[piece[::-1]] = np.arange(len(piece) - 1, -1, -1, dtype=np.int32)  # the last one written stays
+    order = np.lexsort((first[:-1], -counts))
     large = order[counts[order] >= max(least_points, 1)]
-    number = np.zeros(len(names), np.int32)
+    number = np.zeros(len(counts) + 1, np.int32)
     number[large] = np.arange(1, len(large) + 1)
-    return number[inverse]
+    return number[piece]
 
 
 def _left_out(points: np.ndarray, piece: np.ndarray, numbers: np.ndarray) -> tuple[int, int]:
@@ -316,10 +332,20 @@ def may_be_within(reach_voxels: float, points: np.ndarray, others: np.ndarray) -
 
     All that are nearer to one of the others than the reach are among them. No position may lie below -`reach_voxels`.
     """
-    cells, asked = (np.floor(places / reach_voxels).astype(np.int32) + 1 for places in (points, others))
-    grid = np.zeros(np.maximum(cells.max(axis=0), asked.max(axis=0)) + 1, bool)
-    grid[tuple(asked.T)] = True
-    found: np.ndarray = binary_dilation(grid, np.ones((3, 3, 3)))[tuple(cells.T)]
+
+    def cells(places: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple((np.floor(places / reach_voxels).astype(np.int32) + 1).T)
+
+    found = np.zeros(len(points), bool)
+    if not len(points) or not len(others):
+        return found
+    asked = cells(others)
+    sides = np.maximum(np.max(asked, axis=1), np.floor(points.max(axis=0) / reach_voxels).astype(int) + 1)
+    grid = np.zeros(sides + 1, bool)
+    grid[asked] = True
+    grid = binary_dilation(grid, np.ones((3, 3, 3)))
+    for first in range(0, len(points), _PIECE):
+        found[first : first + _PIECE] = grid[cells(points[first : first + _PIECE])]
     return found
 
 
@@ -327,27 +353,66 @@ def _graph(links: np.ndarray, count: int) -> csr_array:
     return coo_array((np.ones(len(links), np.float32), (links[:, 0], links[:, 1])), shape=(count, count)).tocsr()
 
 
-def _links(surface: MidSurface) -> np.ndarray:
-    """Pairs of neighbouring points (L, 2) int32 that continue each other; in a large part the most memory of all."""
-    _, height, width = surface.shape
-    z, y, x = np.unravel_index(surface.voxels, surface.shape)
-    rows, columns = height + 2, width + 2  # a voxel around it, so that no row runs into the next
-    keys = ((z.astype(np.int64) + 1) * rows + y + 1) * columns + x + 1
-    found = [np.zeros((0, 2), np.int32)]
-    for dz, dy, dx in np.ndindex(3, 3, 3):
-        step = ((dz - 1) * rows + dy - 1) * columns + dx - 1
-        if step <= 0:
-            continue
-        wanted = keys + step
-        other = np.searchsorted(keys, wanted)
-        one = np.flatnonzero(keys[np.minimum(other, len(keys) - 1)] == wanted)
-        found.append(_agreeing(surface, np.stack([one, other[one]], axis=1).astype(np.int32)))
-    return np.concatenate(found)
+class _Links:
+    """Pairs of neighbouring points that continue each other.
+
+    All of them would take the most memory of all. So a bit for each of the 13 neighbours that come later in the order
+    of voxels is kept, and pairs are made of them for some points at a time.
+
+    Parameters
+    ----------
+    surface
+        Its normals may have any sign.
+    """
+
+    def __init__(self, surface: MidSurface) -> None:
+        self._voxels, self._shape = surface.voxels, surface.shape
+        self.count = len(surface)
+        starts = range(0, self.count, _PIECE)
+        self.spans = [slice(start, min(start + _PIECE, self.count)) for start in starts]
+        self._bits = np.full(self.count, (1 << 13) - 1, np.uint16)
+        for span in self.spans:
+            for bit, (one, other) in enumerate(self._neighbours(span)):
+                self._bits[span] &= np.uint16(~(1 << bit) & 0xFFFF)
+                agree = _agree(surface, one, other)
+                self._bits[one[agree]] |= np.uint16(1 << bit)
+
+    def pairs(self, span: slice) -> np.ndarray:
+        """(2, L) int32, of the points of a span with later ones, which may lie beyond the span."""
+        return np.concatenate([np.array(found, np.int32) for found in self._neighbours(span)], axis=1)
+
+    def within(self, span: slice, kept: np.ndarray) -> np.ndarray:
+        """(2, L) of points of a span with each other, counted from its first, where both of them are kept."""
+        one, other = pairs = self.pairs(span)
+        return pairs[:, (other < span.stop) & kept[one] & kept[other]] - np.int32(span.start)
+
+    def slices_around(self, points: slice, slices: int) -> slice:
+        """All points in the slices of some points, and so many slices before and after."""
+        plane = self._shape[1] * self._shape[2]
+        first, last = (int(self._voxels[at]) // plane for at in (points.start, points.stop - 1))
+        bounds = np.searchsorted(self._voxels, [(first - slices) * plane, (last + 1 + slices) * plane])
+        return slice(int(bounds[0]), int(bounds[1]))
+
+    def _neighbours(self, span: slice) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Points of a span and their neighbours, for each bit that is set."""
+        end = self.slices_around(span, 1).stop
+        z, y, x = np.unravel_index(self._voxels[span.start : end], self._shape)
+        rows, columns = self._shape[1] + 2, self._shape[2] + 2  # a voxel around it, so that no row runs into the next
+        keys = np.append(((z + 1) * rows + y + 1) * columns + x + 1, -1)
+        bits = self._bits[span]
+        for row, step in enumerate((0, columns, (rows - 1) * columns, rows * columns, (rows + 1) * columns)):
+            one = np.flatnonzero(bits & (0b1 if row == 0 else 0b111 << (3 * row - 2)))
+            wanted = keys[one] + step + (1 if row == 0 else -1)
+            other = one + 1 if row == 0 else np.searchsorted(keys[:-1], wanted)
+            for bit in range(max(3 * row - 2, 0), 3 * row + 1):
+                there = keys[other] == wanted
+                used = there & (bits[one] & (1 << bit) > 0)
+                yield one[used] + span.start, other[used] + span.start
+                other, wanted = other + there, wanted + 1  # the next voxel of the row is the next point, if it is one
 
 
-def _agreeing(surface: MidSurface, pairs: np.ndarray) -> np.ndarray:
-    """Those pairs whose normals agree, up to their sign, and whose points lie in each other's plane."""
-    one, other = pairs.T
+def _agree(surface: MidSurface, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Mask (P,) of pairs whose normals agree, up to their sign, and whose points lie in each other's plane."""
     first, second = surface.normals[one], surface.normals[other]
     cosine = np.einsum("ij,ij->i", first, second)
     mean = first + np.where(cosine < 0, -1, 1)[:, None] * second
@@ -355,37 +420,86 @@ def _agreeing(surface: MidSurface, pairs: np.ndarray) -> np.ndarray:
     step = surface.points[other] - surface.points[one]
     off = np.abs(np.einsum("ij,ij->i", step, mean))
     length = np.linalg.norm(step, axis=1)
-    return pairs[(np.abs(cosine) >= _SAME_NORMAL) & (off <= _OFF_PLANE[0] + _OFF_PLANE[1] * length)]
+    agree: np.ndarray = (np.abs(cosine) >= _SAME_NORMAL) & (off <= _OFF_PLANE[0] + _OFF_PLANE[1] * length)
+    return agree
 
 
-def _without_merged(surface: MidSurface, links: np.ndarray) -> np.ndarray:
+def _parts(
+    links: _Links, used: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None, normals: np.ndarray | None = None
+) -> np.ndarray:
+    """Connected part of each point (N,) int32, numbered from 0 in the order of their first points.
+
+    Parameters
+    ----------
+    links
+        Looked at span by span; what is connected across the ends of spans is made one afterwards.
+    used
+        Mask of the pairs (L,) and (L,) that connect; None: all.
+    normals
+        (N, 3) float32, turned in place so that those of each part point to the side of its first.
+    """
+    found, count = np.zeros(links.count, np.int32), 0
+    across = [np.zeros((0, 2), np.int32)]
+    for span in links.spans:
+        pairs = links.pairs(span)
+        if used is not None:
+            pairs = pairs[:, used(*pairs)]
+        beyond = pairs[1] >= span.stop
+        across.append(pairs[:, beyond].T)
+        inner = pairs[:, ~beyond].T - np.int32(span.start)
+        size = span.stop - span.start
+        number, part = connected_components(_graph(inner, size), directed=False)
+        if normals is not None:
+            normals[span] = _oriented(normals[span], inner, part)
+        found[span] = part + count
+        count += int(number)
+    if len(links.spans) < 2:
+        return found
+    pairs = np.concatenate(across)
+    ends = found[pairs]
+    _, group = connected_components(_graph(ends, count), directed=False)
+    if normals is not None:
+        normals *= _sheet_signs(ends, _agreement(normals, pairs), group).astype(np.float32)[found, None]
+    return group.astype(np.int32)[found]
+
+
+def _without_merged(widths: np.ndarray, links: _Links) -> np.ndarray:
     """Mask (N,) of points that belong to one membrane: not in a patch that is twice as wide and lies between two."""
-    kept = np.ones(len(surface), bool)
-    _, piece = connected_components(_graph(links, len(surface)), directed=False)
-    usual = _medians(surface.widths, piece)[piece]
-    with np.errstate(invalid="ignore"):
-        thick = (surface.widths > _THICK[0] * usual) & (surface.widths > usual + _THICK[1])
+    kept = np.ones(len(widths), bool)
+    piece = _parts(links)
+    usual = _medians(widths, piece)
+    thick = np.zeros(len(widths), bool)
+    for span in links.spans:
+        wide, own = widths[span], usual[piece[span]]
+        with np.errstate(invalid="ignore"):
+            thick[span] = (wide > _THICK[0] * own) & (wide > own + _THICK[1])
     if not thick.any():
         return kept
-    same = thick[links[:, 0]] == thick[links[:, 1]]
-    _, group = connected_components(_graph(links[same], len(surface)), directed=False)
+    group = _parts(links, lambda one, other: thick[one] == thick[other])
     size = np.bincount(group)
-    across = group[links[~same]]
-    is_thick = thick[links[~same]]
-    touching = np.unique(np.where(is_thick[:, :1], across, across[:, ::-1]), axis=0)  # (thick group, thin group)
+    touching = [np.zeros((0, 2), np.int32)]  # (thick group, thin group)
+    for span in links.spans:
+        one, other = links.pairs(span)
+        unlike = thick[one] != thick[other]
+        pairs = np.stack([one[unlike], other[unlike]], axis=1)
+        ends = group[pairs]
+        touching.append(np.unique(np.where(thick[pairs[:, :1]], ends, ends[:, ::-1]), axis=0))
+    touches = np.unique(np.concatenate(touching), axis=0)
     # a thick membrane is none between crumbs
-    touching = touching[size[touching[:, 1]] >= np.maximum(size[touching[:, 0]], _CRUMB)]
-    patch, neighbours = np.unique(touching[:, 0], return_counts=True)
-    kept[np.isin(group, patch[neighbours >= 2]) & thick] = False
+    touches = touches[size[touches[:, 1]] >= np.maximum(size[touches[:, 0]], _CRUMB)]
+    between = np.bincount(touches[:, 0], minlength=len(size)) >= 2
+    kept[between[group] & thick] = False
     return kept
 
 
 def _medians(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Median of the values of each group, NaN left out."""
+    """Median of the values (N,) float32 >= 0 of each group, NaN left out."""
     known = np.isfinite(values)
     count = int(groups.max()) + 1
-    order = np.lexsort((values[known], groups[known]))
-    sorted_values = values[known][order]
+    # sorted by group, then by value: the bits of floats that are not negative are in the order of the floats
+    keys = groups[known].astype(np.int64) << 32 | values[known].astype(np.float32).view(np.int32)
+    keys.sort()
+    sorted_values = (keys & 0xFFFFFFFF).astype(np.int32).view(np.float32)
     numbers = np.bincount(groups[known], minlength=count)
     middle = np.cumsum(numbers) - numbers + numbers // 2
     found = np.full(count, np.inf)
@@ -393,33 +507,50 @@ def _medians(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return found
 
 
-def _outward(surface: MidSurface, links: np.ndarray) -> np.ndarray:
+def _outward(points: np.ndarray, normals: np.ndarray, links: np.ndarray) -> np.ndarray:
     """Vector (N, 3) from the mean of the points around each to itself, along the surface: long at an edge only."""
-    graph = _graph(links, len(surface))
+    graph = _graph(links.T, len(points))
     graph = graph + graph.T
-    degree = np.maximum(graph.sum(axis=1), 1)[:, None]
-    points = surface.points.astype(np.float64)
+    linked = graph.sum(axis=1)
+    degree = np.maximum(linked, 1)[:, None]
+    points = points.astype(np.float64)
     near = (graph @ points) / degree
     near = (graph @ near) / degree  # of two steps: four times as many points
     out = points - near
-    out[graph.sum(axis=1) == 0] = 0
-    return out - np.einsum("ij,ij->i", out, surface.normals)[:, None] * surface.normals
+    out[linked == 0] = 0
+    return out - np.einsum("ij,ij->i", out, normals)[:, None] * normals
 
 
-def _rims(surface: MidSurface, links: np.ndarray, kept: np.ndarray, sheet: np.ndarray, own: np.ndarray) -> _Rims:
-    """Points at the edges of sheets; `own` (N,) are the names of the points in what follows."""
-    out = _outward(surface, links)
-    length = np.linalg.norm(out, axis=1)
-    inside = (surface.points > _FACE_MARGIN) & (surface.points < np.array(surface.shape) - 1 - _FACE_MARGIN)
-    rim = np.flatnonzero((length > _RIM) & kept & inside.all(axis=1) & (np.bincount(sheet)[sheet] >= 10))
-    out = out[rim] / length[rim, None]
-    if len(rim):
-        # 8: of all sheets; a merged patch has two or three of them on top of each other
-        ahead, near = KDTree(surface.points).query(surface.points[rim] + _AHEAD[0] * out, k=8)
-        beyond = sheet[np.minimum(near, len(sheet) - 1)] == sheet[rim][:, None]
-        edge = ~(beyond & (ahead <= _AHEAD[1])).any(axis=1)
-        rim, out = rim[edge], out[edge]
-    return _Rims(own[rim], surface.points[rim].astype(np.float64), out, *_behind(surface, links, sheet, rim, out))
+def _rims(surface: MidSurface, links: _Links, kept: np.ndarray, sheet: np.ndarray) -> Iterator[_Rims]:
+    """Points at the edges of sheets (N,), of one span of points after another."""
+    points, normals = surface.points, surface.normals
+    large = np.bincount(sheet) >= _SHEET
+    top = np.array(surface.shape) - 1 - _FACE_MARGIN
+    for span in links.spans:
+        window = links.slices_around(span, 2)  # two steps
+        own = slice(span.start - window.start, span.stop - window.start)
+        out = _outward(points[window], normals[window], links.within(window, kept))[own]
+        length = np.linalg.norm(out, axis=1)
+        inside = ((points[span] > _FACE_MARGIN) & (points[span] < top)).all(axis=1)
+        rim = np.flatnonzero((length > _RIM) & kept[span] & inside & large[sheet[span]])
+        out = out[rim] / length[rim, None]
+        rim += span.start
+        if len(rim):
+            at = points[rim] + _AHEAD[0] * out
+            near_rim = _around(points, links.slices_around(span, 5), at, _AHEAD[0] + 0.1)  # with the rim itself
+            # 8: of all sheets; a merged patch has two or three of them on top of each other
+            ahead, near = KDTree(points[near_rim]).query(at, k=8)
+            beyond = sheet[near_rim][np.minimum(near, len(near_rim) - 1)] == sheet[rim][:, None]
+            edge = ~(beyond & (ahead <= _AHEAD[1])).any(axis=1)
+            rim, out = rim[edge], out[edge]
+        if len(rim):
+            behind = _behind(surface, links, kept, sheet, rim, out)
+            yield _Rims(rim, points[rim].astype(np.float64), out, *behind)
+
+
+def _around(points: np.ndarray, window: slice, at: np.ndarray, reach: float) -> np.ndarray:
+    """Indices of the points of a window that may be nearer to one of the positions (n, 3) than the reach, voxels."""
+    return window.start + np.flatnonzero(may_be_within(reach, points[window], at))
 
 
 def _pairs(
@@ -489,7 +620,7 @@ def _facing(
 
 
 def _behind(
-    surface: MidSurface, links: np.ndarray, sheet: np.ndarray, rim: np.ndarray, out: np.ndarray
+    surface: MidSurface, links: _Links, kept: np.ndarray, sheet: np.ndarray, rim: np.ndarray, out: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Surface a few voxels behind each point of an edge, where the edge does not disturb it.
 
@@ -499,19 +630,42 @@ def _behind(
         (R, 3) points, (R, 3) smoothed normals, and (R,) curvature towards the edge, 1 / voxels, positive where the
         surface bends away from its normal.
     """
-    normals = surface.normals.astype(np.float64)
-    graph = _graph(links, len(surface))
-    graph = graph + graph.T
+    points, rims = surface.points, slice(int(rim[0]), int(rim[-1]) + 1)
+    found = []
+    for back in _BACK:
+        at = points[rim] - back * out
+        # what is nearest to a position is no farther away than the edge that it was reached from
+        some = _around(points, links.slices_around(rims, int(2 * back) + 2), at, back)
+        found.append(some[KDTree(points[some]).query(at)[1]])
+    same = (sheet[found[0]] == sheet[rim]) & (sheet[found[1]] == sheet[rim])
+    near, far = (np.where(same, nearest, rim) for nearest in found)
+    distance = np.linalg.norm(points[near] - points[far], axis=1)
+    at_near, at_far = _smoothed_normals(surface, links, kept, near, far)
+    at_far *= np.where(np.einsum("ij,ij->i", at_near, at_far) < 0, -1, 1)[:, None]
+    turned = np.einsum("ij,ij->i", at_near - at_far, out)
+    return points[near].astype(np.float64), at_near, turned / np.maximum(distance, 1.0)
+
+
+def _smoothed_normals(
+    surface: MidSurface, links: _Links, kept: np.ndarray, near: np.ndarray, far: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means (n, 3) of the normals around points `near` and around points `far`, of two steps along links."""
+    wanted = np.concatenate([near, far])
+    asked = slice(int(wanted.min()), int(wanted.max()) + 1)
+    # two steps are two voxels, and a point lies within a voxel of its own
+    some = _around(surface.points, links.slices_around(asked, 2), surface.points[wanted], 4.0)
+    part = surface.select(some)
+    pairs = _Links(part).within(slice(0, len(part)), kept[some]).T
+    pairs = np.concatenate([pairs, pairs[:, ::-1]])
+    # turned to one side here: where three sheets meet at an edge, not all normals of a membrane can agree
+    agreement = _agreement(part.normals, pairs)
+    around = coo_array((agreement, tuple(pairs.T)), shape=(len(part),) * 2).tocsr()
+    normals = part.normals.astype(np.float64)
     for _ in range(2):
-        normals = normals + graph @ normals
+        normals = normals + around @ normals
         normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-6)
-    tree = KDTree(surface.points)
-    near, far = (tree.query(surface.points[rim] - back * out)[1] for back in _BACK)
-    same = (sheet[near] == sheet[rim]) & (sheet[far] == sheet[rim])
-    near, far = np.where(same, near, rim), np.where(same, far, rim)
-    distance = np.linalg.norm(surface.points[near] - surface.points[far], axis=1)
-    turned = np.einsum("ij,ij->i", normals[near] - normals[far], out)
-    return surface.points[near].astype(np.float64), normals[near], turned / np.maximum(distance, 1.0)
+    at = np.searchsorted(some, wanted)
+    return normals[at[: len(near)]], normals[at[len(near) :]]
 
 
 def _supported(pairs: np.ndarray, sheet: np.ndarray, rim: np.ndarray) -> np.ndarray:
