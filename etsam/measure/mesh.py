@@ -164,9 +164,13 @@ def _zero_level(points: np.ndarray, normals: np.ndarray, lattice: float) -> tupl
 
 def _thinned(points: np.ndarray, normals: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray]:
     """Means of the points and normals in each cell of a grid; those of the two sides of a fold stay apart."""
-    keys = np.floor(points / cell).astype(np.int64)
+    cells = np.floor(points / cell).astype(np.int32)
+    cells -= cells.min(axis=0)
+    sides = [int(side) + 1 for side in cells.max(axis=0)]
     octant = (normals > 0) @ np.array([1, 2, 4])
-    _, inverse = np.unique(np.column_stack([keys, octant]), axis=0, return_inverse=True)
+    # one number each: rows of four would take gigabytes to sort in a large membrane
+    key = np.ravel_multi_index((*cells.T, octant), (*sides, 8))
+    _, inverse = np.unique(key, return_inverse=True)
     count = np.bincount(inverse)
 
     def mean(values: np.ndarray) -> np.ndarray:
