@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +266,10 @@ def test_the_page_loads_nothing_and_explains_every_column(measured: tuple[Path, 
         (lambda mask: (mask * 0 + 1).astype(np.int8), "%"),
         (lambda mask: (mask + mask * (np.arange(SHAPE[2]) > 28)).astype(np.int8), "--instances"),
         (lambda mask: mask[:-1], "30 x 36 x 54"),
+        (
+            lambda mask: mask * (np.add.outer(np.add.outer(np.arange(31), np.arange(36)), np.arange(54)) < 31),
+            "min-area",
+        ),
     ],
 )
 def test_a_mask_that_cannot_be_measured_is_refused_and_nothing_is_left(tmp_path, mask, change, token) -> None:
@@ -272,6 +277,13 @@ def test_a_mask_that_cannot_be_measured_is_refused_and_nothing_is_left(tmp_path,
     file = write(tmp_path / "cell_mask.mrc", change(mask))
     with pytest.raises(InputError, match=token):
         run_jobs([MeasureJob(file, tomogram, tmp_path / "out")])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_mask_of_which_everything_is_dropped_is_refused(tmp_path, mask) -> None:
+    file = write(tmp_path / "cell_mask.mrc", mask)
+    with pytest.raises(InputError, match="--drop"):
+        run_jobs([MeasureJob(file, None, tmp_path / "out", replace(SMALL, drop="1,2"))])
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -172,7 +172,8 @@ def measure(
         if rule is not None:
             kept &= rule(table) == wanted
     if not kept.all():
-        left_out.append(f"{int((~kept).sum())} membranes, by --keep or --drop")
+        dropped = int((~kept).sum())
+        left_out.append(f"{dropped} membrane{'s' * (dropped != 1)}, by --keep or --drop")
     numbers = tuple(int(number) for number in table["membrane"][kept])
     pieces = {(int(one), int(other)) for one, other in found.continued}
     named = [f"{one} and {other}" for one, other in sorted(pieces) if one in numbers and other in numbers]
@@ -238,8 +239,8 @@ def _meshes(
     )
     left_out = []
     if small:
-        text = f"{small} pieces of less than {settings.min_area_nm2:g} nm² (together about {small_area:.0f} nm²)"
-        left_out.append(text + ", which are too small to be measured")
+        pieces = f"{small} piece{'s' * (small != 1)} of less than {settings.min_area_nm2:g} nm²"
+        left_out.append(f"{pieces} (together about {small_area:.0f} nm²), too small to be measured")
     return [mesh for _, _, mesh in made], found, left_out
 
 

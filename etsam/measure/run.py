@@ -196,6 +196,9 @@ class MeasureJob:
         found = measure(
             mask, side / 10, tomogram, self.settings, labels=self.labels, workers=self.workers, progress=progress
         )
+        if not found.numbers:
+            gone = "; ".join(found.left_out) or "what is there has no surface"
+            raise InputError(f"{self.mask}: no membrane is left to measure: {gone}; --min-area-nm2 keeps smaller ones.")
         if self.labels and mask[mask > 0].min() == mask.max():
             warnings.append(
                 "All of it has one number, so it was taken as one membrane; for a plain mask leave out --instances."
