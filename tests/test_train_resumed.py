@@ -34,8 +34,10 @@ def waited_for(path):
 def test_a_run_that_was_stopped_or_failed_goes_on_as_if_it_had_not(folder, whole, event, status, saved):
     name = f"status{status}"
     often = ["callbacks.last.every_n_train_steps=4", f"name={name}"]
-    stderr = train(folder, *often, f"+callbacks.at={{_target_: training_runs.At, {event}}}", status=status)
-    assert ("go on with ckpt_path=last" in stderr) == (status != 1)
+    at_once = ["ckpt_path=auto"] * (status == 143)
+    stderr = train(folder, *often, *at_once, f"+callbacks.at={{_target_: training_runs.At, {event}}}", status=status)
+    assert ("go on with ckpt_path=last" in stderr) == (status == 130)
+    assert ("the same command" in stderr) == (status == 143)
     assert torch.load(folder / f"runs/{name}/checkpoints/last.ckpt", weights_only=True)["global_step"] == saved
     train(folder, *often, "ckpt_path=auto")
     assert curve(folder, name) == whole

@@ -97,7 +97,7 @@ def run(cfg: DictConfig) -> TrainingResult:
         try:
             if cfg.start is not None and folder.checkpoint is None and trainer.limit_val_batches:
                 trainer.validate(stage, datamodule=data, verbose=False)  # what the weights are worth before training
-            _fit(trainer, stage, data, folder.checkpoint)
+            _fit(trainer, stage, data, folder.checkpoint, goes_on=cfg.ckpt_path in ("auto", "last"))
             _test(trainer, stage, data)
         finally:
             _finish_wandb(trainer)
@@ -222,8 +222,10 @@ def _tell_start(cfg: DictConfig, folder: "RunFolder") -> None:
         log.info("%s starts from the weights %s", where, cfg.start)
 
 
-def _fit(trainer: "Trainer", stage: "StageTraining", data: "TomogramClips", checkpoint: Path | None) -> None:
-    """Train; a run that is told to stop ends with the status of the signal."""
+def _fit(
+    trainer: "Trainer", stage: "StageTraining", data: "TomogramClips", checkpoint: Path | None, goes_on: bool
+) -> None:
+    """Train; a run that is told to stop ends with the status of the signal, and says how it goes on."""
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from etsam.network.fast import heap
@@ -239,7 +241,8 @@ def _fit(trainer: "Trainer", stage: "StageTraining", data: "TomogramClips", chec
     except SIGTERMException:
         if is_first_process():
             last = next(one.path for one in callbacks if isinstance(one, LastCheckpoint))
-            log.warning("the state is saved in %s; go on with ckpt_path=last", last)
+            how = "the same command goes on" if goes_on else "go on with ckpt_path=last"
+            log.warning("the state is saved in %s; %s", last, how)
         raise SystemExit(128 + stopped_by(callbacks)) from None
 
 
