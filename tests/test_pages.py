@@ -11,6 +11,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import mrcfile
@@ -156,6 +158,18 @@ def test_every_make_target_of_the_pages_exists():
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     for target in re.findall(r"\bmake ([a-z-]+)(?=[`\s]*(?:`|$|#))", text, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_containers_take_all_that_the_wheel_is_made_of():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        wheel = tomllib.load(file)["tool"]["hatch"]["build"]["targets"]["wheel"]
+    docker = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
+    apptainer = (ROOT / "containers/etsam.def").read_text(encoding="utf-8")
+    apptainer = re.findall(r"^    (\S+) /source/\1$", apptainer, re.MULTILINE)
+    for part in ("pyproject.toml", "README.md", "LICENSE", *wheel["packages"], *wheel["force-include"]):
+        within = [part, *map(str, Path(part).parents)]
+        for copied in (docker, apptainer):
+            assert any(fnmatch(one, pattern) for one in within for pattern in copied), part
 
 
 def test_the_readme_is_one_screen():
