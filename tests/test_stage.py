@@ -227,6 +227,20 @@ def test_stage_1_logits_are_computed_once(pair, tracker, tmp_path):
     assert built == ["a"]
 
 
+def test_stage_1_logits_that_another_process_made_meanwhile_are_not_computed_again(pair, tracker, tmp_path):
+    slices, built = normalized(pair[0], MinMaxPositive()), []
+    late = cache(tmp_path / "cache", tracker, "a", built)
+    build = late._build
+
+    def other_process_is_faster():
+        cache(tmp_path / "cache", tracker, "a", built).prepare([(pair[0], slices)])
+        return build()
+
+    late._build = other_process_is_faster
+    assert late.prepare([(pair[0], slices)]) == 0
+    assert built == ["a", "a"]
+
+
 def test_stage_1_logits_are_computed_in_the_precision_of_prediction(pair, tracker, tmp_path):
     slices, stage = normalized(pair[0], MinMaxPositive()), Stage(tracker, partial(prompts.grid_zero, interval=10))
     tiles = Overlapping().plan(50, 61, tracker.tile_voxels)

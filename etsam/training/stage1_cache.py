@@ -138,6 +138,7 @@ class Stage1Logits:
         if (stage.tracker.tile_voxels, stage.tracker.tile_step) != (self._tile_voxels, self._tile_step):
             raise ConfigError(f"stage 1 has tiles of {stage.tracker.tile_voxels} voxels, not {self._tile_voxels}.")
         stage.tracker.to(device).eval()
+        computed = 0
         for done, (sample, normalized) in enumerate(missing, start=1):
             if self.path(sample).exists():  # another process that fills this folder was faster
                 continue
@@ -148,8 +149,9 @@ class Stage1Logits:
                 run_pass(stage, normalized, tiles, store=store, settings=PropagationSettings(self._resegment))
             with atomic_path(self.path(sample), overwrite=True) as part, part.open("wb") as file:
                 np.save(file, np.asarray(store).astype(STORED_DTYPE))
+            computed += 1
             log.info("stage-1 logits %d of %d: %s", done, len(missing), display_name(locate(sample.tomogram)))
-        return len(missing)
+        return computed
 
     def _autocast(self, device: str) -> AbstractContextManager[Any]:
         lower = _AUTOCAST.get(self._precision)
