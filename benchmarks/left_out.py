@@ -18,7 +18,9 @@ import torch
 from scipy import ndimage
 
 from etsam.api import load
-from etsam.postprocess.regions import Coarse, RegionSettings, Slab
+from etsam.postprocess.coarse import Coarse
+from etsam.postprocess.regions import RegionSettings
+from etsam.postprocess.slab import Slab
 from etsam.sources.simulation.settings import SpecimenSettings
 from etsam.sources.simulation.simulator import AcquisitionSettings, SimulatedTomogram, Simulator
 

@@ -7,20 +7,12 @@ from conftest import write_mrc
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from etsam.errors import ConfigError, InputError
-from etsam.postprocess.regions import (
-    Beads,
-    Border,
-    Coarse,
-    Film,
-    LeaveOut,
-    Regions,
-    RegionSettings,
-    Slab,
-    find_border,
-    find_carbon,
-    find_gold,
-    find_slab,
-)
+from etsam.postprocess.border import Border, find_border
+from etsam.postprocess.carbon import Film, find_carbon
+from etsam.postprocess.coarse import Coarse
+from etsam.postprocess.gold import Beads, find_gold
+from etsam.postprocess.regions import LeaveOut, Regions, RegionSettings
+from etsam.postprocess.slab import Slab, find_slab
 from etsam.prediction.preview import MaskSections, Sections
 from etsam.volume.content import NO_MEMBRANE
 
@@ -229,7 +221,7 @@ def test_a_coarse_copy_is_of_block_means_and_bounded(monkeypatch):
     volume[0, 0, 0] = np.nanmean(volume[0])
     expected = volume[:6, :, :12].reshape(3, 2, 10, 3, 4).mean(axis=(1, 4))
     np.testing.assert_allclose(coarse.values, expected, atol=1e-6)
-    monkeypatch.setattr("etsam.postprocess.regions._MOST_BLOCKS", 100)
+    monkeypatch.setattr("etsam.postprocess.coarse._MOST_BLOCKS", 100)
     assert Coarse((70, 100, 130), TEN).values.size <= 100
 
 

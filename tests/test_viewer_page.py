@@ -14,7 +14,9 @@ from conftest import write_mrc
 from scipy.ndimage import binary_erosion, gaussian_filter
 
 from etsam.pictures import DOUBT, MEMBRANE
-from etsam.postprocess.regions import Beads, Regions, Slab
+from etsam.postprocess.gold import Beads
+from etsam.postprocess.regions import Regions
+from etsam.postprocess.slab import Slab
 from etsam.postprocess.steps import RemoveSmallComponents
 from etsam.prediction.preview import Sections
 from etsam.prediction.result import Prediction

@@ -28,7 +28,8 @@ from etsam.inference.two_stage import TwoStage, TwoStageOutput
 from etsam.inference.uncertainty import Calibration, uncertainty
 from etsam.network.fast.heap import retain_freed_memory
 from etsam.normalize import Fitted, Normalization, fit_to, survey, without_padding
-from etsam.postprocess.regions import Coarse, RegionSettings
+from etsam.postprocess.coarse import Coarse
+from etsam.postprocess.regions import RegionSettings
 from etsam.prediction.doubts import Noted
 from etsam.prediction.inputs import read_also
 from etsam.prediction.kinds import NoTomogramError, orientation_remark, refuse_other_kinds

@@ -9,7 +9,8 @@ import numpy as np
 
 from etsam.errors import ConfigError, EtsamError, InputError
 from etsam.inference.false_marks import ThresholdChoice
-from etsam.postprocess.regions import Coarse, Regions, RegionSettings
+from etsam.postprocess.coarse import Coarse
+from etsam.postprocess.regions import Regions, RegionSettings
 from etsam.postprocess.steps import Step
 from etsam.prediction.companions import Companion
 from etsam.prediction.preview import Sections
