@@ -223,6 +223,17 @@ def test_a_target_voxel_size_gives_the_logits_of_the_tomogram_rescaled_there_and
     np.testing.assert_allclose(found, np.stack([back[z] for z in range(array.shape[0])]), atol=1e-5)
 
 
+def test_logits_of_interpolated_voxels_are_raised_by_what_the_weights_say(array):
+    settings = ["target_voxel_size=6", "write_uncertainty=true", "propagation=bidirectional"]
+    plain, raised = (
+        etsam.load([*TINY, *settings, *more], device="cpu") for more in ([], ["weights.finer_shift=[1,3]"])
+    )
+    for side, shift in ((12.0, 1.0), (9.0, np.log2(1.5))):
+        before, after = (model.segment(array, voxel_size=(side,) * 3) for model in (plain, raised))
+        np.testing.assert_allclose(after.logits, before.logits + np.float32(shift), atol=1e-5)
+        assert before.threshold == after.threshold
+
+
 def test_a_target_voxel_size_needs_the_tomograms_own(array):
     with pytest.raises(InputError, match="voxel_size"):
         etsam.segment(array, overrides=[*TINY, "target_voxel_size=6"], device="cpu")

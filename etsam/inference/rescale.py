@@ -69,6 +69,34 @@ def scale_advice(
     return f"voxels of {side:.3g} Å, and the weights were trained on {smallest:g} to {largest:g} Å{advice}"
 
 
+def finer_shift(ratio: float, shifts: Sequence[float] | None) -> float:
+    """Number to add to the logits of a tomogram that was interpolated to finer voxels.
+
+    What is interpolated is smoother than any tomogram that the weights were trained on, and its logits are lower. With
+    this added, one threshold serves for all.
+
+    Parameters
+    ----------
+    ratio
+        Side of the tomogram's voxels over that of those which the networks saw.
+    shifts
+        At a ratio of 2 and of 4, found on simulated tomograms (benchmarks/scale_matching.py); linear in the logarithm
+        between them, and no more beyond 4. None: not known, and 0.
+
+    Raises
+    ------
+    ConfigError
+        If there are not two numbers.
+    """
+    if shifts is None:
+        return 0.0
+    if len(shifts) != 2 or not all(map(math.isfinite, shifts)):
+        raise ConfigError(
+            f"weights.finer_shift={list(shifts)} has to be two numbers, for voxels half and a quarter as large."
+        )
+    return float(np.interp(math.log2(ratio), [0.0, 1.0, 2.0], [0.0, *shifts]))
+
+
 class _Rescaler:
     """`plane` of rescaled slices, with the few source slices that neighbours share kept at their new size."""
 

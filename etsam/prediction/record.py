@@ -164,6 +164,8 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
         settings["also"] = [absolute(locate(path)) for path in cfg.also]
     if len(cfg.axes) > 1:
         settings["side_views"] = plain_settings(cfg.weights.side_views)
+    if cfg.target_voxel_size is not None and cfg.weights.get("finer_shift") is not None:
+        settings["finer_shift"] = plain_settings(cfg.weights.finer_shift)
     if cfg.threshold is not None:
         settings |= {"threshold": cfg.threshold, "false_rate": FALSE_RATE if cfg.false_rate is None else cfg.false_rate}
     if cfg.sample != "all" or cfg.exclude:  # only then, so that runs of old can be resumed

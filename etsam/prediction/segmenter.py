@@ -23,7 +23,7 @@ from etsam.errors import ConfigError, InputError
 from etsam.inference.directions import passes
 from etsam.inference.ensemble import Averaged, spread_of
 from etsam.inference.false_marks import FALSE_RATE, ThresholdChoice, phase_shuffled, richest_window
-from etsam.inference.rescale import rescaled, rescaled_shape, scale_advice
+from etsam.inference.rescale import finer_shift, rescaled, rescaled_shape, scale_advice
 from etsam.inference.two_stage import TwoStage, TwoStageOutput
 from etsam.inference.uncertainty import Calibration, uncertainty
 from etsam.network.fast.heap import retain_freed_memory
@@ -71,6 +71,9 @@ class Segmenter(LightningModule):
         Side in Å of the voxels that the networks see; logits come back at those of the tomogram. None: its own.
     voxel_sizes
         Smallest and largest side in Å that the weights were trained on; others are warned of. None: unknown.
+    finer_shift
+        Added to logits of voxels that were interpolated to half and to a quarter of their side
+        (`etsam.inference.rescale.finer_shift`); None: nothing.
     scratch_folder
         Where low-resolution logits wait between the stages; None: in memory.
     progress
@@ -103,6 +106,7 @@ class Segmenter(LightningModule):
         nonfinite: Literal["error", "mean"] = "error",
         target_voxel_size: float | None = None,
         voxel_sizes: Sequence[float] | None = None,
+        finer_shift: Sequence[float] | None = None,
         scratch_folder: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
         samples: bool = False,
@@ -120,7 +124,7 @@ class Segmenter(LightningModule):
         self.nonfinite = nonfinite
         if target_voxel_size is not None and not 0 < target_voxel_size < math.inf:
             raise ConfigError(f"target_voxel_size={target_voxel_size} is no side of a voxel in Å, such as 10.")
-        self.target_voxel_size, self.voxel_sizes = target_voxel_size, voxel_sizes
+        self.target_voxel_size, self.voxel_sizes, self.finer_shift = target_voxel_size, voxel_sizes, finer_shift
         self.scratch_folder = None if scratch_folder is None else Path(scratch_folder)
         self.progress, self.force, self.samples, self.voxel_size = progress, force, samples, voxel_size
         self.also = tuple(also)
@@ -250,7 +254,9 @@ class Segmenter(LightningModule):
             progress=report,
             start_slice=self._start_as_seen(fitted, volume.shape[0], scaled.shape[0]),
         )
-        choice = self._choice(scaled, out, report) if self.threshold == "auto" else None
+        shift = self._shift(volume)
+        out = _raised(out, shift)
+        choice = self._choice(scaled, out, report, shift) if self.threshold == "auto" else None
         threshold = self.two_stage.stages[1].threshold if choice is None else choice.threshold
         shape = tuple(inner.shape)
         stage1_logits, logits = (
@@ -323,7 +329,7 @@ class Segmenter(LightningModule):
         place = min(range(len(kept)), key=lambda number: abs(kept[number] - start))
         return place * depth_seen // len(kept)
 
-    def _choice(self, scaled: Slices, out: TwoStageOutput, report: Progress | None) -> ThresholdChoice:
+    def _choice(self, scaled: Slices, out: TwoStageOutput, report: Progress | None, shift: float) -> ThresholdChoice:
         """Threshold for a tomogram from its logits and those of a part of it with shuffled phases."""
         z, y, x = richest_window(scaled)
         part = LazySlices.of(scaled).window(z.start, z.stop).crop(y, x)
@@ -331,7 +337,7 @@ class Segmenter(LightningModule):
         progress = None if report is None else lambda _, done, total: report("threshold", done, total)
         asked = self.two_stage.settings.start_slice
         start = None if asked is None else min(asked, part.shape[0] - 1)
-        found = self.two_stage(shuffled, progress=progress, start_slice=start)
+        found = _raised(self.two_stage(shuffled, progress=progress, start_slice=start), shift)
         marked = LazySlices.of(out.logits).window(z.start, z.stop).crop(y, x)
         return ThresholdChoice.of(marked, found.logits, self.two_stage.stages[1].threshold, self.false_rate)
 
@@ -352,6 +358,13 @@ class Segmenter(LightningModule):
         shape = rescaled_shape(normalized.shape, size, self.target_voxel_size)
         log.info("seen at %g Å: %d x %d x %d voxels", self.target_voxel_size, *shape)
         return rescaled(normalized, shape)
+
+    def _shift(self, volume: Volume) -> float:
+        """Number to add to logits of a tomogram that the networks saw at finer voxels than its own."""
+        if self.target_voxel_size is None or volume.voxel_size_angstrom is None:
+            return 0.0
+        side = math.prod(volume.voxel_size_angstrom) ** (1 / 3)
+        return finer_shift(side / self.target_voxel_size, self.finer_shift)
 
     def _tell_stretched(self, volume: Volume) -> None:
         size = volume.voxel_size_angstrom
@@ -380,6 +393,14 @@ def _of_parts(progress: Progress | None, inputs: int, depth: int) -> Progress | 
         return told(part, read, inputs * depth)
 
     return tell
+
+
+def _raised(out: TwoStageOutput, shift: float) -> TwoStageOutput:
+    """Output whose logits have a number added; stage 1 stays as it is."""
+    if not shift:
+        return out
+    raised = LazySlices.of(out.logits).map(lambda plane: plane + np.float32(shift))
+    return replace(out, logits=Averaged(raised, spread_of(out.logits)))
 
 
 def _rescaled(logits: Slices, shape: tuple[int, ...]) -> Slices:
