@@ -28,7 +28,7 @@ def add_segmentation_flags(parser: argparse.ArgumentParser) -> None:
         dest="logit_threshold",
         type=threshold_value,
         metavar="T",
-        help="logits above are membrane: lower finds more (nano 0.25, etsam_v1 -0.25); auto: chosen for each tomogram",
+        help="logits above are membrane: lower finds more (that of the weights); auto: chosen for each tomogram",
     )
     add_false_rate_flag(group, "--threshold auto")
     group.add_argument("--membranes", choices=["dark", "bright"], help="contrast in the tomogram (found out)")
