@@ -47,9 +47,9 @@ def desk() -> Path:
 @cache
 def demo() -> Path:
     """Folder of results of the demonstration tomogram."""
-    command = "predict demo/hiv_vlps.mrc --weights nano --output-dir results --store-logits"
-    screen(desk(), command, IMAGES / "terminal-predict.svg")
-    return desk() / "results"
+    command = ["predict", "demo/hiv_vlps.mrc", "--weights", "nano", "--output-dir", "logits", "--store-logits"]
+    etsam(desk(), *command)
+    return desk() / "logits"
 
 
 @cache
@@ -399,17 +399,17 @@ def screen(folder: Path, command: str, target: Path, *, keep: int | None = None)
 
 def draw_terminal_predict() -> None:
     """The end of a prediction."""
-    demo()
+    screen(desk(), "predict demo/hiv_vlps.mrc --weights nano -o results", IMAGES / "terminal-predict.svg")
 
 
 def draw_terminal_inspect() -> None:
     """A tomogram explained."""
-    screen(desk(), "inspect demo/hiv_vlps.mrc", IMAGES / "terminal-inspect.svg")
+    screen(desk(), "inspect demo/hiv_vlps.mrc --preview", IMAGES / "terminal-inspect.svg")
 
 
 def draw_terminal_check() -> None:
     """A manifest checked."""
-    screen(desk(), "data check simulated/manifest.csv", IMAGES / "terminal-check.svg")
+    screen(desk() / "simulated", "data check manifest.csv", IMAGES / "terminal-check.svg")
 
 
 def draw_terminal_compare() -> None:
