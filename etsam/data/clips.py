@@ -50,6 +50,9 @@ class ClipDataset(Dataset[Clip]):
         The method of prediction, fitted to each whole tomogram.
     num_slices
         T.
+    context_slices
+        Slices at either end of a clip that a network sees beside others and that are not trained. They may lie beyond
+        the tomogram, whose first and last slice are repeated as in prediction: every slice is trained in its turn.
     crop
         (Y, X) or one number for both, in voxels; None: whole slices. Where a tomogram is smaller, the image is
         continued by reflection and the labels there are 255.
@@ -88,6 +91,7 @@ class ClipDataset(Dataset[Clip]):
         normalization: Normalization,
         *,
         num_slices: int,
+        context_slices: int = 0,
         crop: int | Sequence[int] | None = None,
         clips_per_tomogram: int = 1,
         axes: Sequence[str] = ("z",),
@@ -101,6 +105,7 @@ class ClipDataset(Dataset[Clip]):
     ) -> None:
         self.samples, self.normalization, self.seed, self.epoch = list(samples), normalization, seed, 0
         self.num_slices, self.clips_per_tomogram, self.axes = num_slices, clips_per_tomogram, tuple(axes)
+        self.context_slices = context_slices
         self.crop = None if crop is None else (crop, crop) if isinstance(crop, int) else (int(crop[0]), int(crop[1]))
         self.reverse_probability, self.foreground_probability = reverse_probability, foreground_probability
         self.invert_probability = invert_probability
@@ -111,7 +116,7 @@ class ClipDataset(Dataset[Clip]):
         self._forget()
         for sample, volume in zip(self.samples, self._tomograms, strict=True):
             side, axis = min((volume.shape["zyx".index(axis)], axis) for axis in self.axes)
-            if side < num_slices:
+            if side < num_slices - 2 * context_slices:
                 raise InputError(f"{sample.name}: a clip of {num_slices} slices is longer than {side} along {axis}")
 
     def _check_settings(self) -> None:
@@ -170,7 +175,7 @@ class ClipDataset(Dataset[Clip]):
         rng = np.random.default_rng([self.seed, epoch, index])
         number = index % len(self.samples)
         axis = self.axes[rng.integers(len(self.axes))]
-        box = self._box(number, axis, rng)
+        box, repeated = self._box(number, axis, rng)
         images = _stack(self._network_input(number, box))
         if self.invert_probability and rng.random() < self.invert_probability:
             # what stage 1 says was added to the grey values, and stays
@@ -181,7 +186,9 @@ class ClipDataset(Dataset[Clip]):
         masks, odd = labels(values)
         if odd.any():
             raise InputError(f"{self.samples[number].target_mask}: mask not binary: it has {values[odd][0]:g}")
-        images, masks = self._pad(images, masks.transpose(_TRANSPOSE[axis]))
+        masks = masks.transpose(_TRANSPOSE[axis])
+        ends = (repeated, (0, 0), (0, 0))
+        images, masks = self._pad(np.pad(images, ends, mode="edge"), np.pad(masks, ends, mode="edge"))
         backwards = bool(rng.random() < self.reverse_probability)
         if backwards:
             images, masks = images[::-1], masks[::-1]
@@ -195,8 +202,8 @@ class ClipDataset(Dataset[Clip]):
             key=(self.seed, epoch, index),
         )
 
-    def _box(self, number: int, axis: str, rng: np.random.Generator) -> list[slice]:
-        """Draw the part of the tomogram to cut: slices of z, y and x."""
+    def _box(self, number: int, axis: str, rng: np.random.Generator) -> tuple[list[slice], tuple[int, int]]:
+        """Draw the part of the tomogram to cut: slices of z, y and x, and how often its first and last are repeated."""
         shape = self._tomograms[number].shape
         slice_axis, *plane_axes = _TRANSPOSE[axis]
         sizes = list(shape)
@@ -206,15 +213,19 @@ class ClipDataset(Dataset[Clip]):
                 sizes[plane_axis] = min(side, shape[plane_axis])
         around = rng.random() < self.foreground_probability and not self.samples[number].without_membrane
         voxel = self._membrane_voxel(number, rng) if around else None
-        box = []
+        box, repeated = [], (0, 0)
         for i, (size, side) in enumerate(zip(sizes, shape, strict=True)):
+            beyond = self.context_slices if i == slice_axis else 0
             if voxel is None:
-                start = rng.integers(side - size + 1)
+                start = int(rng.integers(-beyond, side - size + beyond + 1))
             else:
-                margin = 0 if i == slice_axis else size // 4
-                start = np.clip(voxel[i] - rng.integers(margin, size - margin), 0, side - size)
-            box.append(slice(int(start), int(start) + size))
-        return box
+                margin = beyond if i == slice_axis else size // 4  # a membrane that is trained, and not only seen
+                start = int(np.clip(voxel[i] - rng.integers(margin, size - margin), -beyond, side - size + beyond))
+            stop = start + size
+            if i == slice_axis:
+                repeated = max(0, -start), max(0, stop - side)
+            box.append(slice(max(0, start), min(side, stop)))
+        return box, repeated
 
     def _membrane_voxel(self, number: int, rng: np.random.Generator) -> tuple[int, int, int]:
         """Draw one of all membrane voxels, each as likely as another, by reading a single slice of the mask."""

@@ -117,6 +117,7 @@ class TomogramClips(LightningDataModule):
         normalization: Normalization,
         *,
         num_slices: int = 8,
+        context_slices: int = 0,
         crop: int | Sequence[int] | None = None,
         clips_per_tomogram: int = 1,
         epoch_clips: int | None = None,
@@ -153,6 +154,7 @@ class TomogramClips(LightningDataModule):
         self._clip_settings: dict[str, Any] = {
             "normalization": normalization,
             "num_slices": num_slices,
+            "context_slices": context_slices,
             "crop": crop,
             "clips_per_tomogram": clips_per_tomogram,
             "axes": tuple(axes),
@@ -218,7 +220,7 @@ class TomogramClips(LightningDataModule):
             )
         self._examined = check_samples(
             [sample for samples in self.samples.values() for sample in samples],
-            clip_slices=self._clip_settings["num_slices"],
+            clip_slices=self._clip_settings["num_slices"] - 2 * self._clip_settings["context_slices"],
             axes=self._clip_settings["axes"],
             cache_folder=self.cache_folder,
         )
@@ -267,7 +269,7 @@ class TomogramClips(LightningDataModule):
                 ClipDataset(samples, seed=int(seed), **self._clip_settings)
                 for samples, seed in zip(self.train_samples.values(), seeds, strict=True)
             ]
-            whole = {"num_slices": 1, "foreground_probability": 0.0, "stage1_logits": None}
+            whole = {"num_slices": 1, "context_slices": 0, "foreground_probability": 0.0, "stage1_logits": None}
             validation = ClipDataset(
                 [sample for _, sample in [*self.validation, *self.test]], **{**self._clip_settings, **whole}
             )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SIDE_MULTIPLE = 32  # the coarsest level of the image encoder has stride 32
-_MOST_INPUT_SLICES = 15  # beyond it, what a slice shows is not what lies there
+_MOST_INPUT_SLICES = 31  # beyond it, what a slice shows is not what lies there
 _OURS = ("input_slices", "tile_voxels", "memory_slices")  # of the group `net`, for `SliceTracker` and not for SAM2
 
 

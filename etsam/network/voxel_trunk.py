@@ -61,16 +61,25 @@ class VoxelTrunk(nn.Module):
         K, odd.
     widths
         Channels at strides 1, 2, 4, 8 and 16; multiples of 8. The coarsest stride is 2 to the number of the others.
+    seen_at
+        Number of levels, from the finest, that see the slices themselves. A coarser one sees them at its own stride,
+        beside what the level before has made of them: it has the channels to tell how they change from slice to slice.
     """
 
-    def __init__(self, input_slices: int = 9, widths: Sequence[int] = (24, 48, 96, 160, 192)) -> None:
+    def __init__(
+        self, input_slices: int = 9, widths: Sequence[int] = (24, 48, 96, 160, 192), seen_at: int = 1
+    ) -> None:
         super().__init__()
         widths = list(widths)
         if len(widths) < 2 or any(width < 1 or width % _GROUPS for width in widths):
             raise ValueError(f"widths of the trunk {widths}: two or more, each a multiple of {_GROUPS}")
-        self.input_slices, self.channel_list = input_slices, widths
+        if not 1 <= seen_at <= len(widths):
+            raise ValueError(f"seen_at={seen_at}: between 1 and the {len(widths)} levels of the trunk")
+        self.input_slices, self.channel_list, self.seen_at = input_slices, widths, seen_at
         finer = list(pairwise(widths))
-        self.down = nn.ModuleList(_Block(*pair) for pair in [(input_slices, widths[0]), *finer])
+        before = [0, *widths[:-1]]
+        seen = [input_slices * (level < seen_at) for level in range(len(widths))]
+        self.down = nn.ModuleList(map(_Block, map(sum, zip(before, seen, strict=True)), widths))
         self.across = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in finer)
         self.up = nn.ModuleList(_Block(fine, fine) for fine, _ in finer)
         self.head = nn.Conv2d(widths[0], 1, 1)
@@ -100,10 +109,15 @@ class VoxelTrunk(nn.Module):
         """
         if any(side % self.stride for side in images.shape[-2:]):
             raise ValueError(f"an image of {tuple(images.shape)} has sides that are no multiples of {self.stride}")
-        x = images.contiguous(memory_format=torch.channels_last)
+        x = seen = images.contiguous(memory_format=torch.channels_last)
         levels: list[Any] = []
         for number, block in enumerate(self.down):
-            x = block(F.avg_pool2d(x, 2) if number else x)
+            if number:
+                x = F.avg_pool2d(x, 2)
+                if number < self.seen_at:
+                    seen = F.avg_pool2d(seen, 2)
+                    x = torch.cat([x, seen], dim=1)
+            x = block(x)
             levels.append(x)
         for number in reversed(range(len(self.up))):
             coarse = F.interpolate(self.across[number](x), scale_factor=2.0, mode="nearest")

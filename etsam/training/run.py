@@ -147,7 +147,9 @@ def _prepared_data(cfg: DictConfig) -> "TomogramClips":
     """Data module; the first process has checked and measured its files and computed the logits of stage 1."""
     from hydra.utils import instantiate
 
-    data: TomogramClips = instantiate(cfg.data)
+    from etsam.network.build import input_slices
+
+    data: TomogramClips = instantiate(cfg.data, context_slices=input_slices(cfg.net) // 2)
     if is_first_process():  # before anything heavy, and once for all processes
         data.prepare_data()
         if cfg.stage1 is not None:
