@@ -15,6 +15,7 @@ from etsam.data.measured import IGNORE
 from etsam.errors import ConfigError, InputError
 from etsam.inference.fusion import fuse
 from etsam.inference.two_stage import Stage2Input
+from etsam.network.images import slices_seen
 from etsam.normalize import MinMaxPositive, Robust, normalize
 from etsam.volume import read_volume
 
@@ -198,6 +199,24 @@ def test_infinite_voxels_are_an_error_that_names_the_file_or_become_the_mean(sam
     with pytest.raises(InputError, match=r"nan\.mrc: 1 of 3360 voxels are NaN"):
         dataset(broken)[0]
     assert dataset(broken, num_slices=6, nonfinite="mean")[0].images.isfinite().all()
+
+
+@pytest.mark.parametrize("around", [0.0, 1.0])
+@pytest.mark.parametrize(("axis", "context"), [("z", 2), ("z", 5), ("x", 2)])  # 11 slices of 6
+def test_every_slice_is_trained_and_the_ends_are_repeated_beside_them_as_in_prediction(sample, axis, context, around):
+    settings = {"axes": [axis], "clips_per_tomogram": 200, "foreground_probability": around}
+    clips = dataset(sample, num_slices=2 * context + 1, context_slices=context, **settings)
+    grey, target = stack(clips.normalized(0)), read_volume(sample.target_mask).read()
+    if axis == "x":
+        grey, target = (volume.transpose(2, 0, 1) for volume in (grey, target))
+    seen_by = [grey[slices_seen(z, len(grey), 2 * context + 1)] for z in range(len(grey))]
+    trained = set()
+    for number in range(len(clips)):
+        images = np.asarray(clips[number].images)
+        (z,) = [z for z, images_of in enumerate(seen_by) if np.array_equal(images_of, images)]
+        np.testing.assert_array_equal(clips[number].masks[context], target[z])
+        trained.add(z)
+    assert trained == {z for z in range(len(grey)) if not around or (target[z] == 1).any()}
 
 
 def test_a_clip_longer_than_the_tomogram_is_an_error(sample):
