@@ -58,6 +58,22 @@ def test_prediction_does_not_take_weights_of_another_number_of_slices(tmp_path):
         build_tracker(tiny_net(input_slices=9), path)
 
 
+@pytest.mark.parametrize(("slices", "levels"), [(3, 1), (5, 2)])
+def test_nano_takes_weights_that_saw_fewer_slices_at_fewer_levels_and_says_the_same(tmp_path, volume, slices, levels):
+    def net(slices, levels):
+        config = tiny_net("tiny_voxel_test", input_slices=slices)
+        config["image_encoder"]["trunk"]["seen_at"] = levels
+        return config
+
+    few = build_tracker(net(slices, levels), seed=4)
+    wide = build_tracker(net(9, 3), _saved(few, tmp_path / "few.safetensors"))
+    for z in (0, 4, 9):
+        for a, b in zip(_levels(few, volume, z), _levels(wide, volume, z), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    with pytest.raises(CheckpointError, match="of another shape"):
+        build_tracker(net(slices, levels), _saved(wide, tmp_path / "wide.safetensors"))
+
+
 def test_weights_of_more_slices_are_not_cut(tmp_path):
     path = _saved(random_tracker(input_slices=9), tmp_path / "nine.safetensors")
     with pytest.raises(CheckpointError, match="of another shape"):

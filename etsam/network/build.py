@@ -145,7 +145,8 @@ def build_tracker(
         Of the random weights.
     widen
         For the start of training: take weights of fewer input slices, too (what they saw lies in the middle, and the
-        slices farther out count for nothing until training finds a use for them), and those of a trunk alone.
+        slices farther out count for nothing until training finds a use for them), and those of a trunk alone. Networks
+        at voxel resolution take weights of fewer slices in prediction, too: what they give is the same.
     kernels
         `fast`; or `reference` for SAM2's own code, as slow as it is, where a replacement is suspected.
 
@@ -162,24 +163,27 @@ def build_tracker(
         torch.manual_seed(seed)
         network = build_network(net)
     if weights.path is not None:
-        load_weights(network, weights.path, adapt=partial(_adapted, network, seen) if widen else None)
+        load_weights(network, weights.path, adapt=partial(_adapted, network, seen, widen))
     trunk: Any = network.image_encoder.trunk
     if kernels == "fast" and type(trunk) is known_layers().trunk:
         trunk.forward = WindowOrder(trunk)
     return SliceTracker(network, seen, tile_voxels(net), memory_slices(net, network), kernels).eval()
 
 
-def _adapted(network: Any, channels: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a file that training of `network` can start from."""
-    trunk = set(network.image_encoder.trunk.state_dict())
-    if set(state) == trunk:
+def _adapted(network: Any, channels: int, widen: bool, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a file that fit `network`: those of a nano that saw fewer slices, and what training can start from."""
+    trunk = network.image_encoder.trunk
+    if widen and set(state) == set(trunk.state_dict()):
         log.info("these are weights of a trunk alone; the rest of the network starts at random")
-        return {**network.state_dict(), **{f"image_encoder.trunk.{name}": value for name, value in state.items()}}
-    return widen_input(state, channels)
+        return {**network.state_dict(), **{f"{_TRUNK}{name}": value for name, value in state.items()}}
+    if hasattr(trunk, "adapted") and f"{_TRUNK}down.0.0.weight" in state:
+        inner = {name.removeprefix(_TRUNK): value for name, value in state.items() if name.startswith(_TRUNK)}
+        return {**state, **{f"{_TRUNK}{name}": value for name, value in trunk.adapted(inner).items()}}
+    return widen_input(state, channels) if widen else state
 
 
 def input_slices(net: Mapping[str, Any]) -> int:
-    """Number of slices that the network of a config sees at a time; `ConfigError` if that is no odd number up to 15."""
+    """Number of slices that the network of a config sees at a time; `ConfigError` if that is no odd number up to 31."""
     seen = net.get("input_slices", 1)
     if not isinstance(seen, int) or seen % 2 == 0 or not 0 < seen <= _MOST_INPUT_SLICES:
         raise ConfigError(
@@ -250,8 +254,9 @@ def random_box(truth: Tensor) -> tuple[Tensor, Tensor]:
     return sample_box_points(truth)
 
 
-_WEIGHT = "image_encoder.trunk.patch_embed.proj.weight"
-_BIAS = "image_encoder.trunk.patch_embed.proj.bias"
+_TRUNK = "image_encoder.trunk."
+_WEIGHT = f"{_TRUNK}patch_embed.proj.weight"
+_BIAS = f"{_TRUNK}patch_embed.proj.bias"
 
 
 def widen_input(state: dict[str, Tensor], channels: int) -> dict[str, Tensor]:

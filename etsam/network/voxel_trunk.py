@@ -66,9 +66,7 @@ class VoxelTrunk(nn.Module):
         beside what the level before has made of them: it has the channels to tell how they change from slice to slice.
     """
 
-    def __init__(
-        self, input_slices: int = 9, widths: Sequence[int] = (24, 48, 96, 160, 192), seen_at: int = 1
-    ) -> None:
+    def __init__(self, input_slices: int = 9, widths: Sequence[int] = (24, 48, 96, 160, 192), seen_at: int = 1) -> None:
         super().__init__()
         widths = list(widths)
         if len(widths) < 2 or any(width < 1 or width % _GROUPS for width in widths):
@@ -123,6 +121,23 @@ class VoxelTrunk(nn.Module):
             coarse = F.interpolate(self.across[number](x), scale_factor=2.0, mode="nearest")
             x = levels[number] = self.up[number](levels[number] + coarse)
         return levels
+
+    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights by name of a trunk that saw fewer slices, or at fewer levels, as those of this one: the same logits.
+
+        What they saw lies in the middle, and the slices farther out count for nothing.
+        """
+        before, changed, own = 0, {}, self.state_dict()
+        for level, width in enumerate(self.channel_list):
+            name = f"down.{level}.0.weight"
+            weight = state[name]
+            missing = own[name].shape[1] - weight.shape[1]
+            if missing > 0:
+                features, seen = weight.split([before, weight.shape[1] - before], dim=1)
+                sides = missing // 2, missing - missing // 2
+                changed[name] = torch.cat([features, F.pad(seen, (0, 0, 0, 0, *sides))], dim=1)
+            before = width
+        return {**state, **changed}
 
     def logits(self, images: Tensor) -> Tensor:
         """Membrane logits by the trunk alone, (B, 1, H, W); `images` as for `forward`."""
