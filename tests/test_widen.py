@@ -70,8 +70,12 @@ def test_nano_takes_weights_that_saw_fewer_slices_at_fewer_levels_and_says_the_s
     for z in (0, 4, 9):
         for a, b in zip(_levels(few, volume, z), _levels(wide, volume, z), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-    with pytest.raises(CheckpointError, match="of another shape"):
-        build_tracker(net(slices, levels), _saved(wide, tmp_path / "wide.safetensors"))
+    path = _saved(wide, tmp_path / "wide.safetensors")
+    other = net(9, 3)
+    other["image_encoder"]["trunk"]["widths"] = [8, 24, 16, 16, 24]
+    for config in (net(slices, levels), other):
+        with pytest.raises(CheckpointError, match="of another shape"):
+            build_tracker(config, path)
 
 
 def test_weights_of_more_slices_are_not_cut(tmp_path):

@@ -125,15 +125,16 @@ class VoxelTrunk(nn.Module):
     def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights by name of a trunk that saw fewer slices, or at fewer levels, as those of this one: the same logits.
 
-        What they saw lies in the middle, and the slices farther out count for nothing.
+        What they saw lies in the middle, and the slices farther out count for nothing. Weights of trunks that differ
+        otherwise stay as they are.
         """
         before, changed, own = 0, {}, self.state_dict()
         for level, width in enumerate(self.channel_list):
             name = f"down.{level}.0.weight"
-            weight = state[name]
+            weight = state.get(name, own[name])
             missing = own[name].shape[1] - weight.shape[1]
-            if missing > 0:
-                features, seen = weight.split([before, weight.shape[1] - before], dim=1)
+            if missing > 0 and weight.shape[1] >= before:
+                features, seen = weight[:, :before], weight[:, before:]
                 sides = missing // 2, missing - missing // 2
                 changed[name] = torch.cat([features, F.pad(seen, (0, 0, 0, 0, *sides))], dim=1)
             before = width
