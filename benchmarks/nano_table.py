@@ -4,6 +4,7 @@
     python benchmarks/nano_table.py trunk SET LOGITS --weights trunk.safetensors   # the trunk alone, slices whole
     python benchmarks/nano_table.py stage1 SET LOGITS [KEY=VALUE of predict ...]   # one stage, with its memory
     python benchmarks/nano_table.py stage2 SET LOGITS --stage1 LOGITS [KEY=VALUE of predict ...]
+    python benchmarks/nano_table.py both SET LOGITS --stage1 LOGITS --stage2 LOGITS   # their mean, as nano gives it
     python benchmarks/nano_table.py sheets SET LOGITS                              # the classical bar
     python benchmarks/nano_table.py score SET LOGITS [LOGITS ...] [--threshold T]
 
@@ -185,6 +186,16 @@ def _stage(args: argparse.Namespace, name: str, before: Path | None = None) -> N
             tiles = tiling.plan(*volume.shape[1:], tracker.tile_voxels, tracker.tile_step)
             logits = run_stage(stage, seen, tiles)
             _save(path, np.stack([logits[z] for z in range(volume.shape[0])]))
+
+
+def both(args: argparse.Namespace) -> None:
+    """Mean of the logits of both stages, as nano gives it."""
+    from etsam.inference.ensemble import average_of
+
+    for _, path in _missing(args):
+        members = [np.load(folder / path.name).astype(np.float32) for folder in (args.stage1, args.stage2)]
+        mean = average_of(members)
+        _save(path, np.stack([mean[z] for z in range(mean.shape[0])]))
 
 
 def sheets(args: argparse.Namespace) -> None:
@@ -421,7 +432,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     gather.add_argument("--polnet", type=Path, required=True, metavar="CSV", help="manifest beside a folder val")
     gather.add_argument("--real", type=Path, required=True, metavar="DIR", help="real tomograms with points")
-    for run in (trunk, stage1, stage2, sheets):
+    for run in (trunk, stage1, stage2, both, sheets):
         one = command(run)
         one.add_argument("logits", type=Path, metavar="LOGITS", help="where logits go; those there are kept")
         one.add_argument(
@@ -433,9 +444,11 @@ def build_parser() -> argparse.ArgumentParser:
             one.add_argument(
                 "--weights", type=Path, required=True, metavar="FILE", help="of the trunk or the whole network"
             )
-        if run is stage2:
+        if run in (stage2, both):
             one.add_argument("--stage1", type=Path, required=True, metavar="LOGITS", help="of stage 1")
-        if run is not sheets:
+        if run is both:
+            one.add_argument("--stage2", type=Path, required=True, metavar="LOGITS", help="of stage 2")
+        if run not in (both, sheets):
             one.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of predict")
     judge = command(score)
     judge.add_argument("logits", type=Path, nargs="+", metavar="LOGITS")

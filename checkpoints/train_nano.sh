@@ -66,11 +66,11 @@ simulate coarse 36 200 "${coarse[@]}"
 simulate shells 36 700 "${shells[@]}"
 simulate virus 30 600 "${virus[@]}"
 simulate none 26 800 "${none[@]}"
-simulate tubes 24 850 "${tubes[@]}"
+simulate tubes 48 850 "${tubes[@]}"
 simulate plain_wide 36 2011 "${plain[@]}" "$wide"
 simulate filled_wide 40 2012 "${filled[@]}" "$wide"
 simulate coarse_wide 24 2200 "${coarse[@]}" "$wide"
-simulate tubes_wide 30 2850 "${tubes[@]}" specimen.empty_probability=0.5 "$wide"
+simulate tubes_wide 48 2850 "${tubes[@]}" specimen.empty_probability=0.5 "$wide"
 simulate ice 16 2800 "${ice[@]}" "$wide"
 simulate crowd 24 2900 "${crowd[@]}" "$wide"
 # for stage 2: on tomograms that stage 1 has learned by heart its logits are better than they will be on others
@@ -80,11 +80,11 @@ simulate large_unseen 14 1300 "${large[@]}"
 simulate coarse_unseen 30 1200 "${coarse[@]}"
 simulate shells_unseen 24 1700 "${shells[@]}"
 simulate virus_unseen 15 1600 "${virus[@]}"
-simulate tubes_unseen 24 1850 "${tubes[@]}"
+simulate tubes_unseen 36 1850 "${tubes[@]}"
 simulate plain_wide_unseen 24 3011 "${plain[@]}" "$wide"
 simulate filled_wide_unseen 30 3012 "${filled[@]}" "$wide"
 simulate coarse_wide_unseen 8 3200 "${coarse[@]}" "$wide"
-simulate tubes_wide_unseen 18 3850 "${tubes[@]}" specimen.empty_probability=0.5 "$wide"
+simulate tubes_wide_unseen 30 3850 "${tubes[@]}" specimen.empty_probability=0.5 "$wide"
 # never trained on: the threshold and all choices are made on these (benchmarks/nano_table.py)
 simulate val_plain 3 9011 "${plain[@]}"
 simulate val_filled 3 9012 "${filled[@]}"
@@ -118,9 +118,9 @@ step() {  # NAME [KEY=VALUE ...]: trains unless it is finished, and goes on wher
 last() { echo "$out/seed$seed/$1/checkpoints/last.ckpt"; }
 
 mapfile -t seen < <(sources own=0.8 plain=1.8 plain_wide=1.3 filled=1.8 filled_wide=1.5 large=1 coarse=0.5 coarse_wide=0.8 shells=0.8 \
-  virus=0.5 none=0.4 tubes=0.5 tubes_wide=0.7 ice=0.35 crowd=0.6)
+  virus=0.5 none=0.5 tubes=0.8 tubes_wide=1 ice=0.35 crowd=0.6)
 mapfile -t unseen < <(sources own=0.6 plain_unseen=1 plain_wide_unseen=1 filled_unseen=1 filled_wide_unseen=1.2 large_unseen=0.6 \
-  coarse_unseen=0.5 coarse_wide_unseen=0.8 shells_unseen=0.8 virus_unseen=0.5 tubes_unseen=0.4 tubes_wide_unseen=0.5)
+  coarse_unseen=0.5 coarse_wide_unseen=0.8 shells_unseen=0.8 virus_unseen=0.5 tubes_unseen=0.7 tubes_wide_unseen=0.8)
 
 # what a membrane looks like is learned on single slices, which takes most of the time; then memory on clips, the trunk as it is:
 # small batches of slices that are alike make it worse (benchmarks/nano_runs.md)

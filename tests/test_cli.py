@@ -47,7 +47,7 @@ PROMPTS = "etsam.inference.prompts"
     [
         ([], "output_dir", "results"),
         (["--output-dir", "my masks"], "writer.output_dir", "my masks"),
-        ([], "stage2.threshold", 0.25),
+        ([], "stage2.threshold", 0),
         (["--logit-threshold", "-1.5"], "stage2.threshold", -1.5),
         (["--logit-threshold=-1e-3"], "stage2.threshold", -0.001),
         (["--logit-threshold", "-1e-3"], "stage2.threshold", -0.001),

@@ -12,7 +12,7 @@ from networks import random_tracker, score_bias
 from etsam import segment
 from etsam.errors import ConfigError
 from etsam.inference import prompts, two_stage
-from etsam.inference.axes import turned, turned_bytes, turned_shape
+from etsam.inference.axes import fused, turned, turned_bytes, turned_shape
 from etsam.inference.directions import Pass, passes
 from etsam.inference.logit_store import open_store
 from etsam.inference.propagate import PropagationSettings
@@ -64,14 +64,38 @@ def both_stages(
     axes=("z",),
     side=None,
     side_slice_stride=1,
+    mean=False,
     **more,
 ):
     stages = Stage(trackers[0], GRID), Stage(trackers[1], partial(prompts.stage1_mask, interval=3))
     settings = PropagationSettings(**more)
-    segment = TwoStage(
-        *stages, TILING, settings, axes=axes, side_views=side, spread=spread, side_slice_stride=side_slice_stride
-    )
+    along = {"axes": axes, "side_views": side, "side_slice_stride": side_slice_stride}
+    segment = TwoStage(*stages, TILING, settings, spread=spread, mean_of_stages=mean, **along)
     return segment(volume, *others, scratch_folder=folder, progress=progress)
+
+
+# ---------------------------------------------------------------------- stages
+
+
+def test_the_mean_of_the_stages_clamps_each_and_has_half_their_difference_as_spread(trackers, volume):
+    plain = both_stages(trackers, volume)
+    found = both_stages(trackers, volume, spread=True, mean=True)
+    first, second = (stack(logits).clip(-10, 10) for logits in (plain.stage1_logits, plain.logits))
+    assert np.abs(first - second).max() > 0.1
+    np.testing.assert_allclose(stack(found.logits), (first + second) / 2, atol=1e-5)
+    np.testing.assert_allclose(stack(found.logits.spread), np.abs(first - second) / 2, atol=1e-5)
+    np.testing.assert_array_equal(stack(found.stage1_logits), stack(plain.stage1_logits))
+
+
+def test_the_mean_of_the_stages_is_taken_for_each_input_and_axis(trackers, volume):
+    other = volume[:, ::-1].copy()
+    alone = [both_stages(trackers, one, mean=True).logits for one in (volume, other)]
+    together = both_stages(trackers, volume, other, mean=True).logits
+    np.testing.assert_allclose(stack(together), sum(map(stack, alone)) / 2, atol=1e-5)
+    sides = {axis: both_stages(trackers, volume, axes=[axis], mean=True).logits for axis in "zy"}
+    np.testing.assert_allclose(
+        stack(both_stages(trackers, volume, axes=["z", "y"], mean=True).logits), stack(fused(sides)), atol=1e-2
+    )
 
 
 # ---------------------------------------------------------------------- directions

@@ -13,7 +13,7 @@ from torch import nn
 from etsam.errors import ConfigError
 from etsam.inference.axes import SideViews, check_axes, fused, turned, turned_bytes, turned_shape
 from etsam.inference.directions import Pass, joined, passes
-from etsam.inference.ensemble import Averaged, mean_of, spread_of, with_spread_to
+from etsam.inference.ensemble import Averaged, average_of, mean_of, spread_of, with_spread_to
 from etsam.inference.fusion import fuse
 from etsam.inference.logit_store import LogitStore, open_store
 from etsam.inference.memory_plan import Batching, MemoryPlan, plan_memory
@@ -230,7 +230,7 @@ class TwoStageOutput:
     stage1_logits
         (Z, Y, X) float32, of stage 1; with several axes or inputs, of the first of them.
     logits
-        (Z, Y, X) float32, of stage 2. They have a `spread` if that was asked for.
+        (Z, Y, X) float32, of stage 2, or the mean of both stages. They have a `spread` if that was asked for.
     tiles
         How the slices along the first axis were cut.
     seconds
@@ -341,6 +341,8 @@ class TwoStage(nn.Module):
     side_slice_stride
         Along Y and X one of so many slices is segmented, if that is more than the settings' own stride: what is seen
         from the sides is added to what is seen along Z, and needs less detail.
+    mean_of_stages
+        The logits are the mean of those of both stages, each clamped to +-10; else those of stage 2, as published.
 
     Raises
     ------
@@ -359,12 +361,14 @@ class TwoStage(nn.Module):
         side_views: Sequence[float] | None = None,
         spread: bool = False,
         side_slice_stride: int = 1,
+        mean_of_stages: bool = False,
     ) -> None:
         super().__init__()
         self.stages = (stage1, stage2)
         self.trackers = nn.ModuleList([stage1.tracker, stage2.tracker])  # so that they move to the device
         self.tiling = tiling if tiling is not None else Overlapping()
         self.settings, self.batching, self.spread = settings, batching, spread
+        self.mean_of_stages = mean_of_stages
         self.axes, self.side_views = check_axes(axes), SideViews(*(side_views or ()))
         self.side_slice_stride = check_stride(side_slice_stride, "side_slice_stride")
         if settings.start_slice is not None and self.axes != ("z",):
@@ -454,7 +458,11 @@ class TwoStage(nn.Module):
             assert sight.stage1_logits is not None
             seen = stage2_input(sight.slices, sight.stage1_logits, sight.tiles, self.tiling, stage1.threshold)
             logits = run("stage 2", stage2, number, seen.slices, seen.stage1_mask)
-            found[sight.axis].append(with_spread_to(logits, sight.stage1_logits) if self.spread else logits)
+            if self.mean_of_stages:
+                logits = average_of([logits, sight.stage1_logits])
+            elif self.spread:
+                logits = with_spread_to(logits, sight.stage1_logits)
+            found[sight.axis].append(logits)
         along = {axis: _turned_back(mean_of(found[axis]), axis, scratch_folder, self.spread) for axis in self.axes}
         assert first is not None
         of_stage1 = _turned_back(first, self.axes[0], scratch_folder, False)

@@ -156,6 +156,8 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     since = {"propagation": "forward", "start_slice": None, "axes": ["z"], "side_slice_stride": 1}
     chosen = {key: plain_settings(cfg[key]) for key in since}
     settings |= {key: value for key, value in chosen.items() if value != since[key]}
+    if cfg.weights.get("mean_of_stages"):
+        settings["mean_of_stages"] = True
     if cfg.voxel_size is not None:
         settings["voxel_size"] = cfg.voxel_size
     if cfg.get("write_uncertainty"):
