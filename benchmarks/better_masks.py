@@ -222,7 +222,10 @@ def score(args: argparse.Namespace) -> None:
     """Write OUT.md and OUT.csv: the table of `nano_table.py` for each option, time, and calibration."""
     from etsam.app import compose_config
 
-    weights = compose_config("predict", ["weights=nano", *args.settings]).weights
+    config = compose_config("predict", ["weights=nano", *args.settings])
+    weights = config.weights
+    if args.threshold is None:
+        args.threshold = float(config.stage2.threshold)
     calibration = Calibration.of(weights.calibration)
     for option in TOGETHER:
         _put_together(args, option, SideViews(*(weights.side_views or ())))
@@ -344,7 +347,7 @@ def build_parser() -> argparse.ArgumentParser:
         if command is score:
             one.add_argument("--out", type=Path, required=True, metavar="NAME", help="NAME.md and NAME.csv")
             one.add_argument(
-                "--threshold", type=float, default=0.25, metavar="T", help="logits above are membrane (0.25)"
+                "--threshold", type=float, metavar="T", help="logits above are membrane (that of the weights)"
             )
         one.set_defaults(run=command)
     return parser

@@ -54,7 +54,7 @@ class SideViews:
     shift
         At a side view's logit of minus this, it changes nothing.
 
-    The numbers are those of least log loss of nano on simulated tomograms, benchmarks/2026-11-better_masks.md.
+    The numbers are those of least log loss of nano on simulated tomograms, benchmarks/2026-11-better_masks-28.md.
     """
 
     weight: float = 0.15
