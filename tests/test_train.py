@@ -88,7 +88,7 @@ def test_what_training_cannot_do_is_refused_with_what_it_can(setting):
 
 def test_clips_and_logits_that_do_not_suit_the_network_are_refused():
     nano = ["experiment=nano_stage2", "name=x", "stage1.checkpoint=x"]
-    with pytest.raises(ConfigError, match=r"data\.num_slices=8 .* sees 9 slices at a time"):
+    with pytest.raises(ConfigError, match=r"data\.num_slices=8 .* sees 21 slices at a time"):
         check_settings(compose_config("train", [*nano, "data.num_slices=8"]))
     cfg = compose_config("train", [*nano, "net=nano_v1", "data.num_slices=9"])
     check_settings(cfg)
