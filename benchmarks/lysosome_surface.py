@@ -69,7 +69,7 @@ def main() -> None:
         if entry["kind"] != "lumen":
             continue
         with read_volume(args.set / f"{name}.mrc", warn=False) as volume:
-            patch = PATCH_ANGSTROM / float(np.mean(volume.voxel_size_angstrom))
+            patch = PATCH_ANGSTROM / float(np.mean(volume.voxel_size_angstrom or np.nan))
         grey = gaussian_filter(_volume(args.set / f"{name}.mrc").astype(np.float32), 0.7)
         points, lumen = read_points(Path(entry["points"])), _volume(entry["lumen"]) > 0
         parts = list(vesicles(points))

@@ -26,6 +26,7 @@ from etsam.app import compose_config
 from etsam.inference.rescale import rescaled
 from etsam.sources.simulation.settings import SpecimenSettings
 from etsam.sources.simulation.simulator import AcquisitionSettings, Simulator
+from etsam.volume import Slices
 
 FINE, COMMON = 5, 10  # Å: of the simulation, and of the grid that all are compared on
 SIZES, TARGETS = (10, 20, 40, 5), (10, None)
@@ -82,7 +83,7 @@ def simulator(seed: int) -> Simulator:
     )
 
 
-def on_common(logits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def on_common(logits: Slices, shape: tuple[int, ...]) -> np.ndarray:
     """Logits on the grid of 10 Å, (Z, Y, X) float32."""
     at_common = rescaled(logits, shape)
     return np.stack([at_common[z] for z in range(shape[0])])

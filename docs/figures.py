@@ -171,7 +171,7 @@ def draw_threshold() -> None:
     tomogram, logits = array(desk() / "demo/hiv_vlps.mrc"), array(next(demo().glob("*_logits.mrc")))
     z = int((logits[20:-20] > 0.5).sum(axis=(1, 2)).argmax()) + 20
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.8))
-    for axes, threshold in zip(panels, (-1.0, 0.25, 2.0), strict=True):
+    for axes, threshold in zip(panels, (-1.0, 0.0, 2.0), strict=True):
         grey(axes, tomogram[z - 1 : z + 2].mean(axis=0), f"threshold {threshold:g}")
         tint(axes, logits[z] > threshold)
     scale_bar(panels[0], 43.2)
