@@ -44,10 +44,10 @@ def is_first_process() -> bool:
 
 
 def register_resolvers() -> None:
-    """Make `${etsam.precision:...}`, `${etsam.next:...}` and `${etsam.not:...}` known to the configs."""
+    """Make `${etsam.precision:...}`, `${etsam.add:...}` and `${etsam.not:...}` known to the configs."""
     OmegaConf.register_new_resolver("etsam.precision", _precision, replace=True)
     OmegaConf.register_new_resolver("etsam.not", lambda switch: not switch, replace=True)
-    OmegaConf.register_new_resolver("etsam.next", lambda number: number + 1, replace=True)
+    OmegaConf.register_new_resolver("etsam.add", lambda *numbers: sum(numbers), replace=True)
 
 
 def _precision(accelerator: str) -> str:

@@ -111,3 +111,10 @@ def test_random_weights_of_the_two_stages_differ():
 @pytest.mark.parametrize("name", ["nano", "etsam_v1"])
 def test_the_voxel_sizes_of_weights_are_those_that_weights_list_shows(name):
     assert tuple(compose_config("predict", [f"weights={name}"]).weights.voxel_sizes) == REGISTRY[name].voxel_angstrom
+
+
+@pytest.mark.parametrize(("experiment", "trained"), [("nano_slices", 1), ("nano_stage1", 6), ("nano_stage2", 6)])
+@pytest.mark.parametrize(("net", "seen"), [("nano", 21), ("tiny_test", 1)])
+def test_clips_of_nano_have_as_many_slices_to_train_whatever_the_network_sees(experiment, trained, net, seen):
+    data = compose_config("train", [f"experiment={experiment}", f"net={net}", "data.sources.own.manifest=m"]).data
+    assert data.num_slices == trained + seen - 1
