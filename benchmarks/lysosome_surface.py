@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from nano_table import LUMEN_SHARE, NEAR_VOXELS, _entries, _logits, _volume, at_points
+from nano_table import LUMEN_SHARE, NEAR_VOXELS, _entries, _logits, _volume, at_points, nano_threshold
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("set", type=Path)
     parser.add_argument("logits", type=Path, nargs="+")
-    parser.add_argument("--threshold", type=float, default=0.25)
+    parser.add_argument("--threshold", type=float, default=nano_threshold(), metavar="T", help="that of nano")
     args = parser.parse_args()
     told: list[str] = []
     for name, entry in _entries(args.set).items():

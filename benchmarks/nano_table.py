@@ -129,7 +129,8 @@ def trunk(args: argparse.Namespace) -> None:
     encoder = tracker.network.image_encoder.trunk
     prefix = "image_encoder.trunk."
     state = read_state_dict(args.weights)
-    encoder.load_state_dict({name.split(prefix)[-1]: value for name, value in state.items() if _of_trunk(name)})
+    own = {name.split(prefix)[-1]: value for name, value in state.items() if _of_trunk(name)}
+    encoder.load_state_dict(encoder.adapted(own))
 
     @torch.inference_mode()
     def segment(planes: np.ndarray) -> np.ndarray:
@@ -346,8 +347,19 @@ def best_threshold(curves: dict[str, Any]) -> float:
     """
     curve = [value["dice"] for group, value in curves.items() if group.startswith(_CURVE)]
     domains = [curves[group]["dice"] for group in _domains(curves)]
-    mean = np.mean([*domains, *([np.mean(curve, axis=0)] if curve else [])], axis=0)
-    return float(THRESHOLDS[np.flatnonzero(mean >= mean.max() - TOLERANCE)[-1]])
+    return highest_near_best(np.mean([*domains, *([np.mean(curve, axis=0)] if curve else [])], axis=0))
+
+
+def highest_near_best(dice: np.ndarray) -> float:
+    """Highest of `THRESHOLDS` at which a curve of Dice is within `TOLERANCE` of its best."""
+    return float(THRESHOLDS[np.flatnonzero(dice >= dice.max() - TOLERANCE)[-1]])
+
+
+def nano_threshold() -> float:
+    """Threshold that the embedded weights have in prediction."""
+    from etsam.app import compose_config
+
+    return float(compose_config("predict", ["weights=nano"]).stage2.threshold)
 
 
 def _domains(curves: dict[str, Any]) -> list[str]:

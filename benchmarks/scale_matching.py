@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from nano_table import THRESHOLDS, _dice, dice_counts, highest_near_best, nano_threshold
 
 from etsam.api import load
-from etsam.app import compose_config
 from etsam.inference.rescale import rescaled
 from etsam.sources.simulation.settings import SpecimenSettings
 from etsam.sources.simulation.simulator import AcquisitionSettings, Simulator
@@ -30,7 +30,6 @@ from etsam.volume import Slices
 
 FINE, COMMON = 5, 10  # Å: of the simulation, and of the grid that all are compared on
 SIZES, TARGETS = (10, 20, 40, 5), (10, None)
-THRESHOLDS, TOLERANCE = np.arange(-6, 4.01, 0.25), 0.01
 FIT_SEED = 9610  # of specimens to fit on; others are scored
 SHAPE = (80, 208, 240)  # Z, Y, X at the finest size
 COLUMNS = (
@@ -92,21 +91,20 @@ def on_common(logits: Slices, shape: tuple[int, ...]) -> np.ndarray:
 def fit(args: argparse.Namespace) -> None:
     """Print the shifts, with the mean Dice of each size by threshold."""
     model = load(["weights=nano", f"target_voxel_size={COMMON}", "weights.finer_shift=null"])
-    curves: dict[int, list[list[float]]] = {size: [] for size in (10, 20, 40)}
-    threshold = 0.0
-    made = simulator(FIT_SEED)
+    curves: dict[int, list[np.ndarray]] = {size: [] for size in (10, 20, 40)}
+    threshold, made = nano_threshold(), simulator(FIT_SEED)
     for number in range(args.specimens):
         drawn = made.tomogram(number)
         common = coarse_mask(drawn.mask == 1, COMMON // FINE)
         for size, rows in curves.items():
             tomogram = fourier_cropped(drawn.tomogram.astype(np.float32), size // FINE)
             found = model.segment(tomogram, voxel_size=(size, size, size))
-            logits, threshold = on_common(found.logits, common.shape), found.threshold
-            rows.append([dice(logits, common, float(value)) for value in THRESHOLDS])
+            logits = on_common(found.logits, common.shape)
+            rows.append(_dice(dice_counts(logits, common)))
     chosen = {}
     for size, rows in curves.items():
         mean = np.mean(rows, axis=0)
-        chosen[size] = float(THRESHOLDS[np.flatnonzero(mean >= mean.max() - TOLERANCE)[-1]])
+        chosen[size] = highest_near_best(mean)
         here = float(np.interp(threshold, THRESHOLDS, mean))
         told = f"{here:.3f} at {threshold:g}, best {mean.max():.3f}, chosen {chosen[size]:g}"
         print(f"{size} Å: {told}, shift {chosen[COMMON] - chosen[size]:g}")  # noqa: T201
@@ -131,7 +129,7 @@ def main() -> None:
     else:
         table.write_text(",".join(COLUMNS) + "\n")
     specimens = simulator(args.seed)
-    fixed = float(compose_config("predict.yaml", ["weights=nano", "input=x"]).stage2.threshold)
+    fixed = nano_threshold()
     models = {
         target: load(["weights=nano", "threshold=auto"] + [f"target_voxel_size={target}"] * bool(target))
         for target in TARGETS
@@ -158,7 +156,7 @@ def main() -> None:
                     dice(logits, common, fixed),
                     found.threshold,
                     dice(logits, common, found.threshold),
-                    max(dice(logits, common, float(threshold)) for threshold in THRESHOLDS),
+                    _dice(dice_counts(logits, common)).max(),
                 )
                 with table.open("a") as file:
                     values = [*(f"{score:.4f}" for score in scores), f"{seconds:.1f}"]

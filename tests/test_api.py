@@ -234,6 +234,11 @@ def test_logits_of_interpolated_voxels_are_raised_by_what_the_weights_say(array)
         assert before.threshold == after.threshold
 
 
+def test_a_shift_that_is_none_is_refused_before_anything_is_segmented():
+    with pytest.raises(ConfigError, match="finer_shift"):
+        etsam.load([*TINY, "weights.finer_shift=[1]"], device="cpu")
+
+
 def test_a_target_voxel_size_needs_the_tomograms_own(array):
     with pytest.raises(InputError, match="voxel_size"):
         etsam.segment(array, overrides=[*TINY, "target_voxel_size=6"], device="cpu")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from etsam.errors import ConfigError
-from etsam.inference.rescale import _Rescaler, finer_shift, rescaled, rescaled_shape, scale_advice
+from etsam.inference.rescale import _Rescaler, interpolation_shift, rescaled, rescaled_shape, scale_advice
 from etsam.volume.slices import LazySlices
 
 SHAPE = (12, 20, 28)
@@ -55,14 +55,14 @@ def test_a_voxel_size_that_leaves_nothing_is_refused_by_its_name():
 
 @pytest.mark.parametrize(("ratio", "shift"), [(0.5, 0), (1, 0), (2**0.5, 0.5), (2, 1), (2**1.5, 2), (4, 3), (8, 3)])
 def test_the_shift_of_interpolated_logits_grows_with_the_doublings_up_to_two(ratio, shift):
-    assert finer_shift(ratio, [1, 3]) == pytest.approx(shift)
-    assert finer_shift(ratio, None) == 0
+    assert interpolation_shift(ratio, [1, 3]) == pytest.approx(shift)
+    assert interpolation_shift(ratio, None) == 0
 
 
 @pytest.mark.parametrize("shifts", [[1], [1, 2, 3], [1, float("nan")]])
 def test_shifts_are_two_finite_numbers(shifts):
     with pytest.raises(ConfigError, match="finer_shift"):
-        finer_shift(2, shifts)
+        interpolation_shift(2, shifts)
 
 
 @pytest.mark.parametrize(("side", "part"), [(1.9, "target_voxel_size=7"), (80.0, "48"), (10.0, ""), (6.9, "")])

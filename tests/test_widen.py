@@ -70,6 +70,10 @@ def test_nano_takes_weights_that_saw_fewer_slices_at_fewer_levels_and_says_the_s
     for z in (0, 4, 9):
         for a, b in zip(_levels(few, volume, z), _levels(wide, volume, z), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    trunk = few.network.image_encoder.trunk
+    save_file(trunk.state_dict(), tmp_path / "trunk.safetensors")
+    started = build_tracker(net(9, 3), str(tmp_path / "trunk.safetensors"), widen=True)
+    torch.testing.assert_close(_levels(started, volume, 4)[0], _levels(few, volume, 4)[0], rtol=0, atol=1e-5)
     path = _saved(wide, tmp_path / "wide.safetensors")
     other = net(9, 3)
     other["image_encoder"]["trunk"]["widths"] = [8, 24, 16, 16, 24]

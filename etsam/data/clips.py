@@ -187,8 +187,9 @@ class ClipDataset(Dataset[Clip]):
         if odd.any():
             raise InputError(f"{self.samples[number].target_mask}: mask not binary: it has {values[odd][0]:g}")
         masks = masks.transpose(_TRANSPOSE[axis])
-        ends = (repeated, (0, 0), (0, 0))
-        images, masks = self._pad(np.pad(images, ends, mode="edge"), np.pad(masks, ends, mode="edge"))
+        if any(repeated):
+            images, masks = (np.pad(one, (repeated, (0, 0), (0, 0)), mode="edge") for one in (images, masks))
+        images, masks = self._pad(images, masks)
         backwards = bool(rng.random() < self.reverse_probability)
         if backwards:
             images, masks = images[::-1], masks[::-1]

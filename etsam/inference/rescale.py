@@ -69,7 +69,7 @@ def scale_advice(
     return f"voxels of {side:.3g} Å, and the weights were trained on {smallest:g} to {largest:g} Å{advice}"
 
 
-def finer_shift(ratio: float, shifts: Sequence[float] | None) -> float:
+def interpolation_shift(ratio: float, shifts: Sequence[float] | None) -> float:
     """Number to add to the logits of a tomogram that was interpolated to finer voxels.
 
     What is interpolated is smoother than any tomogram that the weights were trained on, and its logits are lower. With

@@ -175,8 +175,8 @@ def _adapted(network: Any, channels: int, widen: bool, state: dict[str, Tensor])
     trunk = network.image_encoder.trunk
     if widen and set(state) == set(trunk.state_dict()):
         log.info("these are weights of a trunk alone; the rest of the network starts at random")
-        return {**network.state_dict(), **{f"{_TRUNK}{name}": value for name, value in state.items()}}
-    if hasattr(trunk, "adapted") and f"{_TRUNK}down.0.0.weight" in state:
+        state = {**network.state_dict(), **{f"{_TRUNK}{name}": value for name, value in state.items()}}
+    if hasattr(trunk, "adapted"):
         inner = {name.removeprefix(_TRUNK): value for name, value in state.items() if name.startswith(_TRUNK)}
         return {**state, **{f"{_TRUNK}{name}": value for name, value in trunk.adapted(inner).items()}}
     return widen_input(state, channels) if widen else state

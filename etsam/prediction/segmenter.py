@@ -23,7 +23,7 @@ from etsam.errors import ConfigError, InputError
 from etsam.inference.directions import passes
 from etsam.inference.ensemble import Averaged, spread_of
 from etsam.inference.false_marks import FALSE_RATE, ThresholdChoice, phase_shuffled, richest_window
-from etsam.inference.rescale import finer_shift, rescaled, rescaled_shape, scale_advice
+from etsam.inference.rescale import interpolation_shift, rescaled, rescaled_shape, scale_advice
 from etsam.inference.two_stage import TwoStage, TwoStageOutput
 from etsam.inference.uncertainty import Calibration, uncertainty
 from etsam.network.fast.heap import retain_freed_memory
@@ -73,7 +73,7 @@ class Segmenter(LightningModule):
         Smallest and largest side in Å that the weights were trained on; others are warned of. None: unknown.
     finer_shift
         Added to logits of voxels that were interpolated to half and to a quarter of their side
-        (`etsam.inference.rescale.finer_shift`); None: nothing.
+        (`etsam.inference.rescale.interpolation_shift`); None: nothing.
     scratch_folder
         Where low-resolution logits wait between the stages; None: in memory.
     progress
@@ -125,6 +125,7 @@ class Segmenter(LightningModule):
         if target_voxel_size is not None and not 0 < target_voxel_size < math.inf:
             raise ConfigError(f"target_voxel_size={target_voxel_size} is no side of a voxel in Å, such as 10.")
         self.target_voxel_size, self.voxel_sizes, self.finer_shift = target_voxel_size, voxel_sizes, finer_shift
+        interpolation_shift(1.0, finer_shift)  # refuses what is none, before anything is segmented
         self.scratch_folder = None if scratch_folder is None else Path(scratch_folder)
         self.progress, self.force, self.samples, self.voxel_size = progress, force, samples, voxel_size
         self.also = tuple(also)
@@ -364,7 +365,7 @@ class Segmenter(LightningModule):
         if self.target_voxel_size is None or volume.voxel_size_angstrom is None:
             return 0.0
         side = math.prod(volume.voxel_size_angstrom) ** (1 / 3)
-        return finer_shift(side / self.target_voxel_size, self.finer_shift)
+        return interpolation_shift(side / self.target_voxel_size, self.finer_shift)
 
     def _tell_stretched(self, volume: Volume) -> None:
         size = volume.voxel_size_angstrom
