@@ -11,7 +11,9 @@ from etsam import pictures
 from etsam.errors import ConfigError
 from etsam.pictures import averaged_slices, drawn, scale_bar, sheet, short_left, stretched, tinted
 from etsam.prediction import preview as module
-from etsam.prediction.preview import Caption, MaskSections, Sections, preview, weights_warning
+from etsam.prediction.preview import Caption, MaskSections, Sections, preview
+from etsam.prediction.record import weights_of
+from etsam.weights.registry import names_of, weights_warning
 
 SHAPE = (24, 50, 70)
 NANO = "nano_stage2.safetensors"
@@ -179,9 +181,18 @@ def test_a_preview_shows_each_slice_plain_and_below_it_filled_at_one_scale(volum
 
 
 def test_demo_and_random_weights_are_named():
-    assert weights_warning(NANO) == "DEMO WEIGHTS"
-    assert weights_warning("etsam_stage2_v1.pt") == weights_warning("") == ""
-    assert "MEANINGLESS" in weights_warning("random (seed 0)")
+    assert weights_warning([NANO]) == "DEMO WEIGHTS"
+    assert weights_warning(["etsam_stage2_v1.pt"]) == weights_warning([]) == ""
+    assert "MEANINGLESS" in weights_warning(["random (seed 0)"])
+
+
+def test_weights_are_named_for_all_stages_whose_logits_are_in_the_mask():
+    files = {"stage1": {"name": "first.pt"}, "stage2": {"name": "second.pt"}}
+    assert weights_of({"weights": files}) == ("second.pt",)
+    assert weights_of({"weights": files, "mean_of_stages": True}) == ("first.pt", "second.pt")
+    assert weights_of({}) == ()  # a record of the first version
+    assert names_of(["first.pt", "second.pt"]) == "first.pt + second.pt"
+    assert names_of([NANO, NANO.replace("2", "1")]) == "nano"
 
 
 def test_side_views_of_large_deep_tomograms_are_no_taller_than_regions_of_slices(monkeypatch):
@@ -253,4 +264,4 @@ def test_memory_of_a_preview_does_not_grow_with_the_volume(monkeypatch):
 def test_the_smallest_volumes_are_drawn():
     for shape in ((1, 1, 1), (1, 2, 3), (40, 3, 2)):
         grey, found = gathered(np.ones(shape, np.float32), np.ones(shape, bool), None)
-        assert pixels(preview(grey, found, Caption("t.mrc", 0.5, 1, NANO, cleaned=True))).shape[2] == 3
+        assert pixels(preview(grey, found, Caption("t.mrc", 0.5, 1, (NANO,), cleaned=True))).shape[2] == 3

@@ -5,10 +5,9 @@ about 10 nm of slices at places spread over the volume, as bytes, and the mask a
 any volume: measured at 500 x 928 x 960 voxels, 71 MB, and 109 MB while it is drawn.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from etsam.pictures import (
     stretched,
 )
 from etsam.volume import atomic_path
-from etsam.weights.registry import is_embedded
+from etsam.weights.registry import names_of, weights_warning
 
 _SLICE_BYTES, _SIDE_BYTES = (
     32_000_000,
@@ -239,25 +238,13 @@ class Caption:
     name: str
     threshold: float
     pieces: int
-    weights: str = ""
+    weights: tuple[str, ...] = ()
     cleaned: bool = False
 
     @property
     def badge(self) -> str:
         """Warning about the weights; empty if there is nothing to warn of."""
         return weights_warning(self.weights)
-
-
-def weights_of(settings: Mapping[str, Any]) -> str:
-    """Name of stage 2's weights in the settings of a record; empty if they do not say."""
-    return str(settings.get("weights", {}).get("stage2", {}).get("name", ""))
-
-
-def weights_warning(name: str) -> str:
-    """`DEMO WEIGHTS` for the weights that come with the program, and a word for random ones; otherwise empty."""
-    if name.startswith("random"):
-        return "RANDOM WEIGHTS: MEANINGLESS"
-    return "DEMO WEIGHTS" if is_embedded(name) else ""
 
 
 def write_preview(
@@ -387,7 +374,7 @@ def _lines(grey: Sections, mask: MaskSections, caption: Caption) -> list[str]:
     facts.append(f"threshold {caption.threshold:g}")
     facts.append(extent(grey.shape, grey.voxel_size_angstrom))
     if caption.weights:
-        facts.append(f"weights {caption.weights}")
+        facts.append(f"weights {names_of(caption.weights)}")
     mean = averaging(grey.averaged["z"], grey.voxel_size_angstrom)
     return [" · ".join(facts), f"{mean}; below each, the same with the mask in blue. Shown is where the mask has most."]
 

@@ -182,6 +182,19 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     return settings
 
 
+def weights_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the weights whose logits a mask is cut from: of both stages where their mean is, else of stage 2.
+
+    Parameters
+    ----------
+    settings
+        Of a record; without weights in them, of the first version, nothing is named.
+    """
+    weights = settings.get("weights", {})
+    stages = ("stage1", "stage2") if settings.get("mean_of_stages") else ("stage2",)
+    return tuple(str(weights[stage]["name"]) for stage in stages if stage in weights)
+
+
 def threshold_of(record: Mapping[str, Any]) -> float:
     """Threshold that a mask was cut at; earlier records have it in their settings only.
 

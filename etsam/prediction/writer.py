@@ -18,8 +18,8 @@ from etsam.postprocess.steps import InstanceLabels, Step, apply_steps
 from etsam.prediction.closing import Closing, OutputFile, viewing_hints
 from etsam.prediction.companions import Companion
 from etsam.prediction.doubts import Coverage, Mask, doubts
-from etsam.prediction.preview import Caption, MaskSections, UncertaintySections, weights_of, write_preview
-from etsam.prediction.record import OutputNames, environment, peak_memory_mb, read_record, write_record
+from etsam.prediction.preview import Caption, MaskSections, UncertaintySections, write_preview
+from etsam.prediction.record import OutputNames, environment, peak_memory_mb, read_record, weights_of, write_record
 from etsam.prediction.result import Prediction, Progress
 from etsam.threads import worker_count
 from etsam.volume import Location, VolumeWriter, locate, strip_suffix, volume_writer
@@ -350,7 +350,7 @@ class PredictionWriter:
             "membrane_share_of": shares,
             "pieces": pieces,
             "threshold": prediction.threshold,
-            "demo_weights": is_embedded(str(self.settings.get("weights", {}).get("stage2", {}).get("name", ""))),
+            "demo_weights": any(map(is_embedded, weights_of(self.settings))),
             "warnings": warnings,
         }
         if doubt is not None:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from etsam.prediction.record import OutputNames, threshold_of
+from etsam.prediction.record import OutputNames, threshold_of, weights_of
+from etsam.weights.registry import names_of
 
 _LITTLE, _MUCH = 0.0005, 0.5  # share of membrane below or above which a mask is likely wrong
 
@@ -20,15 +21,10 @@ def share_text(share: float) -> str:
     return f"{100 * share:.3g} %" if share < 0.0001 else f"{100 * share:.2f} %"
 
 
-def weights_of(record: Mapping[str, Any]) -> str:
-    """Name of the weights of stage 2; nothing if the record does not say."""
-    return str(record["settings"].get("weights", {}).get("stage2", {}).get("name", ""))
-
-
 def warnings_of(record: Mapping[str, Any]) -> list[str]:
     """Reasons to doubt a mask, worst first; those that the record holds among them."""
     share, found = record["membrane_share"], []
-    if weights_of(record).startswith("random"):
+    if any(name.startswith("random") for name in weights_of(record["settings"])):
         found.append("The weights are random, so this mask means nothing.")
     if share == 0:
         found.append("The mask is empty: nothing was taken for membrane. Try a lower threshold.")
@@ -91,7 +87,7 @@ def facts_of(record: Mapping[str, Any], names: OutputNames) -> list[tuple[str, s
         ("Voxel size", voxel),
         ("Membrane", share_text(record["membrane_share"])),
         ("Threshold", f"{threshold_of(record):g}" if "stage2" in settings else ""),
-        ("Weights", weights_of(record)),
+        ("Weights", names_of(weights_of(settings))),
         ("Post-processing", ", ".join(name.replace("_", " ") for name in steps) if steps else "none"),
         ("Time", duration_text(sum(record["seconds"].values()))),
         (

@@ -5,6 +5,7 @@ file. This module is plain Python, so that a missing file is found before the he
 """
 
 import os
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +87,25 @@ PUBLISHED = _ETSAM_V1
 def is_embedded(file_name: str) -> bool:
     """True if a file of this name comes with the program: weights that show what it does, and are no match for real."""
     return any(file_name in weights.files for weights in REGISTRY.values() if not weights.page)
+
+
+def names_of(file_names: Iterable[str]) -> str:
+    """Weights that files belong to, for people: names of the list, else of the files.
+
+    Examples
+    --------
+    >>> names_of(["nano_stage1.safetensors", "nano_stage2.safetensors"]), names_of(["a.pt", "b.pt"])
+    ('nano', 'a.pt + b.pt')
+    """
+    known = {file: name for name, weights in REGISTRY.items() for file in weights.files}
+    return " + ".join(dict.fromkeys(known.get(file, file) for file in file_names))
+
+
+def weights_warning(file_names: Collection[str]) -> str:
+    """`DEMO WEIGHTS` for the weights that come with the program, and a word for random ones; otherwise empty."""
+    if any(name.startswith("random") for name in file_names):
+        return "RANDOM WEIGHTS: MEANINGLESS"
+    return "DEMO WEIGHTS" if any(map(is_embedded, file_names)) else ""
 
 
 def weights_folder() -> Path:

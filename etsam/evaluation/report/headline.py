@@ -9,9 +9,8 @@ import pandas as pd
 from etsam.evaluation.compare.tables import METRIC_NAMES
 from etsam.evaluation.metrics.results import TomogramResult
 from etsam.evaluation.report.tables import ReportTables, inclination_by_method
-from etsam.weights.registry import REGISTRY, is_embedded
+from etsam.weights.registry import names_of, weights_warning
 
-_WEIGHTS = "prediction.weights.stage2.name"  # in the flat settings of an evaluation
 _GOOD, _POOR = 0.7, 0.5  # recall from which membranes are found, and below which they are lost; our choice
 
 
@@ -22,9 +21,9 @@ def facts(results: Sequence[TomogramResult], settings: Mapping[str, str], versio
     voxels = sum({result.tomogram: result.voxels for result in results}.values())
     if voxels:
         found[0] += f" of {voxels / 1e6:.3g} million voxels" + (" together" if len(names) > 1 else "")
-    weights = settings.get(_WEIGHTS, "")
+    weights = _weights(settings)
     if weights:
-        found.append(f"weights {_name_of(weights)}")
+        found.append(f"weights {names_of(weights)}")
     thresholds = {f"{result.threshold:g}" for result in results if math.isfinite(result.threshold)}
     if len(thresholds) == 1:
         found.append(f"threshold {thresholds.pop()}")
@@ -36,10 +35,7 @@ def facts(results: Sequence[TomogramResult], settings: Mapping[str, str], versio
 
 def badge(settings: Mapping[str, str]) -> str:
     """Warning about the weights; empty if there is nothing to warn of."""
-    weights = settings.get(_WEIGHTS, "")
-    if weights.startswith("random"):
-        return "RANDOM WEIGHTS: MEANINGLESS"
-    return "DEMO WEIGHTS" if is_embedded(weights) else ""
+    return weights_warning(_weights(settings))
 
 
 def findings(tables: ReportTables) -> list[tuple[str, str]]:
@@ -90,6 +86,8 @@ def _by_direction(own: pd.DataFrame) -> list[str]:
     return [f"Finds {upright:.2f} of upright membranes and {flat:.2f} of flat ones."]
 
 
-def _name_of(file_name: str) -> str:
-    """Name of the weights that a file belongs to; else that of the file."""
-    return next((name for name, weights in REGISTRY.items() if file_name in weights.files), file_name)
+def _weights(settings: Mapping[str, str]) -> list[str]:
+    """Files whose logits the masks are cut from, as in `etsam.prediction.record.weights_of`; settings are flat."""
+    stages = ("stage1", "stage2") if settings.get("prediction.mean_of_stages") else ("stage2",)
+    found = [settings.get(f"prediction.weights.{stage}.name", "") for stage in stages]
+    return [name for name in found if name]
