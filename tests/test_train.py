@@ -110,7 +110,7 @@ def test_nano_stage_1_learns_one_clip_to_a_dice_of_0_9_in_minutes(folder):
         "net=nano",
         "augment=none",
         "data.crop=null",
-        "data.num_slices=12",
+        "data.num_slices=24",
         "data.epoch_clips=25",
         "trainer.max_epochs=4",
     ]
