@@ -52,7 +52,7 @@ def make_folder(folder: Path) -> None:
     Raises
     ------
     OutputError
-        If it cannot be made.
+        If it cannot be made or written into.
     """
     places = [path.absolute() for path in (folder, *folder.parents)]
     missing = [path for path in places if not path.exists()]
@@ -67,6 +67,13 @@ def make_folder(folder: Path) -> None:
         ) from error
     finally:
         _made[:0] = missing
+    refuse_unwritable(folder)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raise an OutputError unless files can be made in a folder."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"no permission to write in the output folder {folder}; choose another output_dir.")
 
 
 def forget_folders() -> None:

@@ -285,6 +285,19 @@ def test_the_command_does_not_overwrite_and_goes_on_where_it_stopped(tmp_path, c
     assert (tmp_path / "manifest.csv").read_text() == rows
 
 
+@pytest.mark.parametrize("fault", ["a file in the way", "no permission"])
+def test_what_cannot_be_written_is_told_before_anything_is_simulated(tmp_path, capsys, monkeypatch, fault):
+    monkeypatch.setattr(Simulator, "tomogram", lambda *_: pytest.fail("it was simulated"))
+    if fault == "no permission":
+        monkeypatch.setattr("os.access", lambda path, mode: False)
+    else:
+        (tmp_path / "simulated_0_0000_instances.mrc").touch()
+    with pytest.raises(SystemExit) as stop:
+        _simulate(tmp_path)
+    assert stop.value.code == 1
+    assert (str(tmp_path) if fault == "no permission" else "instances.mrc") in capsys.readouterr().err
+
+
 def test_resuming_with_other_settings_is_refused(tmp_path, capsys):
     _simulate(tmp_path)
     with pytest.raises(SystemExit) as stop:

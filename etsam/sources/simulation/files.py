@@ -11,6 +11,7 @@ from etsam.errors import ConfigError, OutputError
 from etsam.paths import make_folder
 from etsam.sources.simulation.simulator import SimulatedTomogram, Simulator
 from etsam.volume import MrcWriter, atomic_path
+from etsam.volume.atomic import refuse_existing
 
 DATASET = "simulated"
 
@@ -65,7 +66,7 @@ def simulate_files(
     for number in range(count):
         stem = folder / f"{DATASET}_{simulator.seed}_{number:04d}"
         settings = plain_settings(simulator)
-        record = finished(stem, settings) if resume else None
+        record = finished(stem, settings, resume, overwrite)
         if record is None:
             record = save(simulator.tomogram(number), stem, settings, overwrite or resume)
         samples.append(_sample(stem, "val" if number >= count - validated else "train", record))
@@ -141,14 +142,18 @@ def save(made: SimulatedTomogram, stem: Path, settings: dict[str, Any], overwrit
     return record
 
 
-def finished(stem: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a tomogram that is complete; None if it is to be made.
+def finished(stem: Path, settings: dict[str, Any], resume: bool, overwrite: bool) -> dict[str, Any] | None:
+    """The record of a tomogram that is complete and may be kept; None if it is to be made.
 
     Raises
     ------
     OutputError
-        If it was made with other settings.
+        If it was made with other settings, or a file of it is there and may neither be kept nor replaced.
     """
+    if overwrite or not resume:
+        for role in ("membrane", "instances", "tomogram", "record"):
+            refuse_existing(path_of(stem, role), overwrite)
+        return None
     path = path_of(stem, "record")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -224,7 +224,7 @@ def simulate_paired(
     for point, number, draw in _in_turn(paired):
         stem = output_dir / f"{point}_{number:04d}"
         settings = paired.settings(point)
-        record = finished(stem, settings) if resume and not overwrite else None
+        record = finished(stem, settings, resume, overwrite)
         if record is None:
             made = paired.tomogram(point, number, draw())
             record = save(made, stem, settings, resume or overwrite)
