@@ -9,7 +9,6 @@ pooch's HTTP downloader fetches the bytes. `Pooch.fetch` does not do the rest: v
 and tries a 404 five times, for 10 s.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -24,11 +23,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from etsam._version import __version__
 from etsam.errors import DownloadError, EtsamError, OutputError
-from etsam.volume.atomic import atomic_path, output_error
+from etsam.volume.atomic import atomic_path, output_error, take
 
 if TYPE_CHECKING:
     import requests
@@ -353,11 +352,7 @@ def fetch(
 @contextmanager
 def _locked(part: Path, stop: Stop) -> Iterator[None]:
     """Keep other processes away from a part, which vanishes at the end if it is empty."""
-    while True:
-        file = part.open("ab")
-        if _lock(file, part):
-            break
-        file.close()
+    while (held := take(part)) is None:
         log.debug("%s: waiting for another process", part)
         stop.check(_LOCK_POLL_SECONDS)
     try:
@@ -367,19 +362,7 @@ def _locked(part: Path, stop: Stop) -> Iterator[None]:
             part.unlink()
         if not part.exists():
             _said_path(part).unlink(missing_ok=True)
-        file.close()
-
-
-def _lock(file: BinaryIO, part: Path) -> bool:
-    """Lock an open part; False if another process has it, or had it until now and renamed or removed it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(file.fileno()), part.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    except OSError as error:
-        log.debug("%s: a file system without locks (%s)", part, error)
-        return True
+        os.close(held)
 
 
 def _complete_part(job: DownloadJob, stop: Stop, tell: Callable[[int, int | None], None]) -> tuple[str, dict[str, str]]:

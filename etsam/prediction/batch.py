@@ -1,12 +1,20 @@
 """Outcome of a list of tomograms: a table of those that got no mask, and why."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from etsam.volume import Location, locate
 from etsam.volume.location import display_name
 
-Kind = Literal["not usable", "passed over"]
+Kind = Literal["not usable", "passed over", "left"]
+
+
+_WORDS: dict[Kind, str] = {
+    "not usable": "not usable",
+    "passed over": "passed over",
+    "left": "left to another process",
+}
 
 
 class Missing(NamedTuple):
@@ -17,7 +25,8 @@ class Missing(NamedTuple):
     name
         Of the file.
     kind
-        `not usable`: that is an error; `passed over`: nothing was to be segmented in it.
+        `not usable`: that is an error; `passed over`: nothing was to be segmented in it; `left`: another process is at
+        work on it.
     why
         One line.
     """
@@ -42,15 +51,14 @@ def table(missing: Sequence[Missing], segmented: int, complete: int = 0) -> Iter
     missing
         Files without a mask.
     segmented, complete
-        Tomograms that were segmented in this run, and that were complete before it.
+        Tomograms that were segmented in this run, and that were complete before their turn.
     """
     if not missing:
         return
-    failed = sum(entry.kind == "not usable" for entry in missing)
+    kinds = Counter(entry.kind for entry in missing)
     counts = [f"{segmented} segmented"]
     counts += [f"{complete} complete before"] * bool(complete)
-    counts += [f"{failed} not usable"] * bool(failed)
-    counts += [f"{len(missing) - failed} passed over"] * (failed < len(missing))
+    counts += [f"{kinds[kind]} {words}" for kind, words in _WORDS.items() if kinds[kind]]
     yield f"{segmented + complete + len(missing)} files: {', '.join(counts)}"
     width = max(len(entry.name) for entry in missing)
     for entry in sorted(missing, key=lambda entry: (entry.kind, entry.name)):

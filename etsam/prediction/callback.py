@@ -12,7 +12,7 @@ from etsam.prediction.batch import Missing
 from etsam.prediction.kinds import NoTomogramError
 from etsam.prediction.result import Prediction
 from etsam.prediction.segmenter import is_out_of_memory
-from etsam.prediction.writer import PredictionWriter
+from etsam.prediction.writer import PredictionWriter, TakenError
 from etsam.volume.location import display_name
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,10 @@ class BatchWriter(BasePredictionWriter):
         Why tomograms were not segmented or written.
     missing
         The same, and files that were passed over, for the table at the end.
+    complete
+        Number of tomograms that were complete before their turn.
     written_by_all
-        Number of tomograms that all processes together have written, after `gather`.
+        Number of tomograms that the processes of this run together have written, after `gather`.
     """
 
     def __init__(self, writer: PredictionWriter, single: bool = False) -> None:
@@ -44,7 +46,7 @@ class BatchWriter(BasePredictionWriter):
         self.writer, self.single = writer, single
         self.failures: list[str] = []
         self.missing: list[Missing] = []
-        self.written_by_all = 0
+        self.complete = self.written_by_all = 0
 
     def write_on_batch_end(
         self,
@@ -54,7 +56,23 @@ class BatchWriter(BasePredictionWriter):
         *args: Any,
     ) -> None:
         """Lightning's hook. A tomogram that was not segmented, or fails here, does not stop the others."""
-        why, path = str(prediction), str(args[1]) if len(args) > 1 else ""  # args: batch indices, batch, ...
+        try:
+            self._take(prediction, str(args[1]) if len(args) > 1 else "")  # args: batch indices, batch, ...
+        finally:
+            self.writer.release()
+
+    def _take(self, prediction: Prediction | InputError, path: str) -> None:
+        why = str(prediction)
+        if isinstance(prediction, TakenError) and prediction.complete:
+            self.complete += 1
+            log.info("%s", why)
+            return
+        if isinstance(prediction, TakenError) and not self.single:
+            self.missing.append(Missing.of(path, "left", why))
+            log.info("left %s", why)
+            return
+        if isinstance(prediction, TakenError):
+            why += "; wait for it, or choose another output_dir."
         if isinstance(prediction, NoTomogramError) and not self.single:
             self.missing.append(Missing.of(path, "passed over", why))
             log.info("passed over %s", why)
@@ -78,13 +96,13 @@ class BatchWriter(BasePredictionWriter):
 
         No hook of Lightning's will do: it calls none in a process that got no tomogram.
         """
-        gathered: list[Any] = [(self.failures, self.missing, len(self.writer.written))]
+        gathered: list[Any] = [(self.failures, self.missing, len(self.writer.written), self.complete)]
         if trainer.world_size > 1:
             mine, gathered = gathered[0], [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, mine)
-        self.failures = [failure for failures, _, _ in gathered for failure in failures]
-        self.missing = [entry for _, missing, _ in gathered for entry in missing]
-        self.written_by_all = sum(written for _, _, written in gathered)
+        self.failures = [failure for failures, *_ in gathered for failure in failures]
+        self.missing = [entry for _, missing, *_ in gathered for entry in missing]
+        self.written_by_all, self.complete = (sum(counts[place] for counts in gathered) for place in (2, 3))
 
     def raise_failures(self) -> None:
         """To be called after a prediction, by one process for all.

@@ -72,6 +72,11 @@ class OutputNames:
         return self.folder / f"{self.stem}_etsam_predicted{self.infix}{suffix}"
 
     @property
+    def claim(self) -> Path:
+        """Hidden file that is there while a process is at work on the tomogram."""
+        return self.folder / f".{self.stem}_etsam_predicted{self.infix}.lock"
+
+    @property
     def record(self) -> Path:
         """JSON record, written last."""
         return self._path("record.json")

@@ -67,21 +67,25 @@ def run(cfg: DictConfig) -> list[Path]:
                     raise ConfigError(f"{path}: {error}") from error
                 scratch[path] = 0
         todo = writer.check(voxels, scratch)
+        batch.complete = len(shapes) - len(todo)
         inputs.only(todo)
     working("loading the networks ...")
-    segmenter = instantiate(cfg.segmenter, _partial_=True)(progress=bars.update)
+    segmenter = instantiate(cfg.segmenter, _partial_=True)(progress=bars.update, claim=writer.claim)
     if is_first_process():
         tell_weights(cfg)
     trainer = instantiate(cfg.trainer, callbacks=[batch, bars])
     started = time.monotonic()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*across ranks is zero.*")  # all are complete
-        trainer.predict(segmenter, datamodule=inputs, return_predictions=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*across ranks is zero.*")  # all are complete
+            trainer.predict(segmenter, datamodule=inputs, return_predictions=False)
+    finally:
+        writer.release()
     batch.gather(trainer)
     if trainer.is_global_zero:
         for line in instantiate(cfg.overview, _partial_=True)(Path(cfg.output_dir), batch.failures):
             log.info("%s", line)
-        for line in [] if batch.single else table(batch.missing, batch.written_by_all, len(shapes) - len(todo)):
+        for line in [] if batch.single else table(batch.missing, batch.written_by_all, batch.complete):
             log.info("%s", line)
         if len(todo) > 1:
             took = readable_seconds(time.monotonic() - started)

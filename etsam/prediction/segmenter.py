@@ -36,7 +36,7 @@ from etsam.prediction.kinds import NoTomogramError, orientation_remark, refuse_o
 from etsam.prediction.preview import Sections
 from etsam.prediction.result import Prediction, Progress
 from etsam.prediction.samples import Samples
-from etsam.volume import Slices, Volume, locate, read_volume
+from etsam.volume import Location, Slices, Volume, locate, read_volume
 from etsam.volume.content import NO_MEMBRANE
 from etsam.volume.location import display_name, fingerprint_of
 from etsam.volume.mrc_header import VOXEL_SIZES_ANGSTROM
@@ -97,6 +97,8 @@ class Segmenter(LightningModule):
         With `auto`: share of what is marked that may be false, 0 to 1; None: `FALSE_RATE`.
     regions
         Where nothing is to be marked; None: nowhere.
+    claim
+        Called with each tomogram of a prediction before it is read; gives why it is left to another process, or None.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Segmenter(LightningModule):
         threshold: Literal["auto"] | None = None,
         false_rate: float | None = None,
         regions: RegionSettings | None = None,
+        claim: Callable[[Location], InputError | None] = lambda _: None,
     ) -> None:
         super().__init__()
         self.two_stage = two_stage
@@ -128,7 +131,7 @@ class Segmenter(LightningModule):
         interpolation_shift(1.0, finer_shift)  # refuses what is none, before anything is segmented
         self.scratch_folder = None if scratch_folder is None else Path(scratch_folder)
         self.progress, self.force, self.samples, self.voxel_size = progress, force, samples, voxel_size
-        self.also = tuple(also)
+        self.also, self.claim = tuple(also), claim
         self.calibration = Calibration.of(calibration)
         self._calibrated = None if calibration is None else tuple(map(float, calibration))
         if two_stage.spread and calibration is None:
@@ -144,8 +147,8 @@ class Segmenter(LightningModule):
             raise ConfigError(f"voxel_size={voxel_size} is no voxel size in Å; allowed: {smallest:g} to {largest:g}.")
 
     def predict_step(self, batch: str, batch_idx: int = 0) -> Prediction | InputError:
-        """Segment one tomogram, to be written; see `attempt`."""
-        return self.attempt(batch)
+        """Segment one tomogram, to be written, unless another process does; see `attempt`."""
+        return self.claim(locate(batch)) or self.attempt(batch)
 
     def test_step(self, batch: NamesTomogram, batch_idx: int = 0) -> dict[str, Any]:
         """Segment one tomogram, to be scored.

@@ -4,15 +4,15 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from etsam.errors import ConfigError, OutputError
-from etsam.paths import make_folder
+from etsam.errors import ConfigError, InputError, OutputError
+from etsam.paths import make_folder, refuse_unwritable
 from etsam.postprocess.components import StreamedComponents
 from etsam.postprocess.steps import InstanceLabels, Step, apply_steps
 from etsam.prediction.closing import Closing, OutputFile, viewing_hints
@@ -23,6 +23,7 @@ from etsam.prediction.record import OutputNames, environment, peak_memory_mb, re
 from etsam.prediction.result import Prediction, Progress
 from etsam.threads import worker_count
 from etsam.volume import Location, VolumeWriter, locate, strip_suffix, volume_writer
+from etsam.volume.atomic import claim, remove_abandoned
 from etsam.volume.location import absolute, checksum_of, display_name, fingerprint_of
 from etsam.weights.registry import is_embedded
 
@@ -45,6 +46,14 @@ def _same_input(recorded: Mapping[str, Any], path: Location) -> bool:
     if "fingerprint" in recorded:
         return bool(recorded["fingerprint"] == fingerprint_of(path))
     return bool(recorded.get("sha256") == checksum_of(path)[0])
+
+
+class TakenError(InputError):
+    """A tomogram that another process is at work on; or, `complete`, that one has segmented meanwhile."""
+
+    def __init__(self, message: str, complete: bool = False) -> None:
+        super().__init__(message)
+        self.complete = complete
 
 
 class PredictionWriter:
@@ -126,6 +135,7 @@ class PredictionWriter:
         self.settings, self.progress = dict(settings or {}), progress
         self.companions = [one for one in (companions or {}).values() if one.enabled]
         self.written: list[Path] = []
+        self._claims, self._claimed = ExitStack(), False
         self.subfolders: Mapping[Location, Path] = {}
 
     def names(self, path: Location) -> OutputNames:
@@ -169,11 +179,11 @@ class PredictionWriter:
             If the folder cannot be made or written, or an output exists and neither `overwrite` nor `resume` is set.
         """
         make_folder(self.output_dir)
-        if not os.access(self.output_dir, os.W_OK | os.X_OK):
-            raise OutputError(
-                f"no permission to write in the output folder {self.output_dir}; choose another output_dir."
-            )
-        todo = [path for path in voxels if not self.complete(path)]
+        todo = [path for path in voxels if not (self.resume and self.complete(path))]
+        for folder in sorted({self.output_dir, *(self.names(path).folder for path in todo)}):
+            if folder.exists():
+                refuse_unwritable(folder)
+                remove_abandoned(folder, f".*_etsam_predicted*.{'?' * 12}.part")  # their room is needed
         voxel_bytes = 1 + bool(self.steps) + 4 * (self.write_logits + self.write_uncertainty) + 2 * self.write_instances
         if self.output_format == "zarr":
             voxel_bytes = (
@@ -189,19 +199,48 @@ class PredictionWriter:
             )
         for path in voxels.keys() - set(todo):
             log.info("%s: complete, skipped", display_name(path))
-        if self.overwrite:
-            return todo
+        self._refuse_existing(todo)
+        return todo
+
+    def _refuse_existing(self, todo: Iterable[Location]) -> None:
+        if self.overwrite or self.resume:
+            return
         existing = [file for path in todo for file in self.wanted(path) if file.exists()]
-        if existing and not self.resume:
+        if existing:
             more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
             raise OutputError(
                 f"{existing[0]} exists already{more}; set overwrite=true to replace it, resume=true to keep what is "
                 "complete, or choose another output_dir."
             )
-        return todo
+
+    def claim(self, path: Location) -> TakenError | None:
+        """Keep other processes from a tomogram until `release`; why that cannot be, or None.
+
+        Raises
+        ------
+        OutputError
+            If its outputs have come meanwhile and are not what this run makes, or the folder cannot be written.
+        """
+        taken = self._take(path)
+        if taken is None and not self.overwrite and self.complete(path):
+            return TakenError(f"{display_name(path)}: complete, skipped", complete=True)
+        if taken is None:
+            self._refuse_existing([path])
+        return taken
+
+    def _take(self, path: Location) -> TakenError | None:
+        names = self.names(path)
+        make_folder(names.folder)
+        self._claimed = self._claims.enter_context(claim(names.claim))
+        return None if self._claimed else TakenError(f"{path}: another process is segmenting it into {self.output_dir}")
+
+    def release(self) -> None:
+        """Give up what was claimed."""
+        self._claims.close()
+        self._claimed = False
 
     def complete(self, path: Location) -> bool:
-        """True if `resume` may skip this tomogram.
+        """True if all outputs of this tomogram are there as this run would make them.
 
         Raises
         ------
@@ -209,13 +248,11 @@ class PredictionWriter:
             If its outputs were made with other settings, or of another content of the input file, or are there
             without a record: then nobody knows whose they are.
         """
-        if not self.resume:
-            return False
         names = self.names(path)
         record = read_record(names.record)
         if record is None:
             unknown = next((file for file in self.wanted(path) if file.exists()), None)
-            if unknown is not None:
+            if unknown is not None and not names.claim.exists():  # else it is ours: half made, by who was killed
                 raise OutputError(
                     f"{unknown} is there without the record of a complete run; is it another program's? Move it away, "
                     "choose another output_dir, or set overwrite=true to replace it."
@@ -248,14 +285,23 @@ class PredictionWriter:
         ------
         OutputError
             If an output cannot be written; none of this tomogram's is left then.
+        TakenError
+            If it is not claimed, and another process is at work on it.
         """
+        path, unclaimed = prediction.volume.path, not self._claimed
+        assert path is not None
         made: list[Path] = []
         try:
+            if unclaimed and (taken := self._take(path)):
+                raise taken
             return self._write(prediction, made)
         except BaseException:
             for file in made:  # without their record they would be in the way of the next run
                 _remove(file)
             raise
+        finally:
+            if unclaimed:
+                self.release()
 
     def _write(self, prediction: Prediction, made: list[Path]) -> OutputNames:
         """Write all outputs; those that have got their names are in `made`, also when this fails."""
@@ -267,7 +313,6 @@ class PredictionWriter:
         sections, before = MaskSections(prediction.grey), Coverage(volume.shape)
         coverage = Coverage(volume.shape) if self.steps else before
         in_making = [one.begin(prediction, names, bool(self.steps)) for one in self.companions]
-        make_folder(names.folder)
 
         def writer(path: Path, dtype: type) -> VolumeWriter:
             # what is pushed before the writer runs after it: then the file has its name

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import glob
+import logging
 import os
 import secrets
 import shutil
@@ -11,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from etsam.errors import OutputError
+
+log = logging.getLogger(__name__)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -179,12 +182,70 @@ def _part_of(target: Path) -> Path:
     return target.parent / f".{target.name[:60]}.{secrets.token_hex(6)}.part"
 
 
+@contextmanager
+def claim(file: Path) -> Iterator[bool]:
+    """Hidden file that keeps other processes away from an output until the block ends, when it goes.
+
+    What a process that was killed (SIGKILL) leaves of it keeps nobody away, and says that the output is half made.
+
+    Yields
+    ------
+    bool
+        False if another living process has it. On file systems without locks that is never known.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be made.
+    """
+    try:
+        held = take(file)
+    except OSError as error:
+        raise output_error(error, file) from error
+    if held is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+        os.close(held)
+
+
+def take(file: Path) -> int | None:
+    """Descriptor that holds a lock on a file, made if need be; None if another living process has it."""
+    while True:
+        held = _open_to_lock(file, os.O_CREAT)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(held)
+            return None
+        except OSError as error:
+            log.debug("%s: a file system without locks (%s)", file, error)
+            return held
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(held), file.stat()):
+                return held
+        os.close(held)  # whoever had it has renamed or removed it just now
+
+
 def hold(part: Path) -> int:
     """Descriptor that holds a lock on a temporary file or folder for as long as this process lives."""
-    held = os.open(part, os.O_RDONLY)
+    held = _open_to_lock(part)
     with suppress(OSError):  # file systems without locks
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return held
+
+
+def _open_to_lock(path: Path, more: int = 0) -> int:
+    try:
+        return os.open(path, os.O_RDWR | more, 0o666)  # NFS locks only what is open for writing
+    except (IsADirectoryError, PermissionError):  # a folder, or somebody else's
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY)
 
 
 def remove_abandoned(folder: Path, pattern: str) -> None:
@@ -192,7 +253,7 @@ def remove_abandoned(folder: Path, pattern: str) -> None:
     for name in glob.glob(pattern, root_dir=folder):
         part = folder / name
         with suppress(OSError):  # held, somebody else's, or gone meanwhile
-            held = os.open(part, os.O_RDONLY)
+            held = _open_to_lock(part)
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if part.is_dir():

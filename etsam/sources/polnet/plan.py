@@ -1,8 +1,6 @@
 """The tomograms of a PolNet run: their seeds and settings, and which of them are there already."""
 
-import fcntl
 import json
-import logging
 import math
 import os
 import zlib
@@ -20,8 +18,7 @@ from etsam.paths import make_folder
 from etsam.sources.files.splits import share_out
 from etsam.sources.polnet.config import Acquisition, PolnetConfig, read_acquisition
 from etsam.sources.polnet.install import Installation, check_imod, find_models, find_tem_file
-
-log = logging.getLogger(__name__)
+from etsam.volume.atomic import claim
 
 # of a process of PolNet 1.1.2: measured 1.00, 1.27, 1.53 GB with 0.9, 4.0, 6.9 million voxels
 _BYTES_PER_VOXEL = 80
@@ -134,15 +131,9 @@ def only_run(output_dir: Path) -> Iterator[None]:
         If another run is at work in it.
     """
     make_folder(output_dir)
-    with (output_dir / ".polnet.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                f"{output_dir}: another run is at work in this folder; wait, or choose another"
-            ) from error
-        except OSError as error:  # network folders without locks
-            log.warning("%s: cannot be locked (%s); start no second run in it", output_dir, error.strerror)
+    with claim(output_dir / ".polnet.lock") as claimed:
+        if not claimed:
+            raise OutputError(f"{output_dir}: another run is at work in this folder; wait, or choose another")
         yield
 
 
