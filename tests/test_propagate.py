@@ -1,5 +1,6 @@
 """Streaming, tiles side by side, fusion, and the second look at conditioning slices."""
 
+import gc
 import threading
 from functools import partial
 
@@ -198,6 +199,17 @@ def test_a_store_on_disk_holds_what_one_in_memory_holds_and_leaves_no_file(track
 def test_a_store_in_a_missing_folder_is_an_error_for_people(tmp_path):
     with pytest.raises(OutputError, match="no temporary file can be made"):
         FileStore((2, 1, 4, 4), tmp_path / "missing")
+
+
+def test_a_store_whose_last_bytes_find_a_full_disk_closes_in_silence(tmp_path, monkeypatch):
+    unraised = []
+    monkeypatch.setattr("sys.unraisablehook", unraised.append)
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: open("/dev/full", "r+b"))  # noqa: SIM115
+    store = FileStore((1, 1, 4, 4), tmp_path)
+    store[0] = np.ones((1, 4, 4))
+    del store
+    gc.collect()
+    assert unraised == []
 
 
 def test_each_slice_is_read_once_a_stage_however_many_tiles(tracker, volume):

@@ -3,8 +3,9 @@
 import os
 import tempfile
 import weakref
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class FileStore:
             self._file = tempfile.TemporaryFile(dir=folder, prefix=".etsam-", suffix=".part")  # noqa: SIM115 (finalize)
         except OSError as error:
             raise OutputError(f"no temporary file can be made in {folder}: {error.strerror}.") from error
-        weakref.finalize(self, self._file.close)
+        weakref.finalize(self, _close, self._file)
 
     def __getitem__(self, z: int, /) -> np.ndarray:
         """Logits of slice `z`, (tiles, s, s)."""
@@ -72,6 +73,11 @@ class FileStore:
             raise OutputError(
                 f"intermediate logits cannot be written to {self._folder}: {os.strerror(error.errno or 0)}."
             ) from error
+
+
+def _close(file: IO[bytes]) -> None:
+    with suppress(OSError):  # of what still waits to be written, and nobody reads any more
+        file.close()
 
 
 def open_store(shape: tuple[int, ...], folder: Path | None, dtype: type[np.floating] = np.float32) -> LogitStore:
