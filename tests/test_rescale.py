@@ -72,6 +72,24 @@ def test_voxels_outside_what_the_weights_know_are_told_with_what_to_do(side, par
     assert bool(advice) == bool(part)
 
 
+@pytest.mark.parametrize(
+    ("side", "target", "part"),
+    [
+        (24.0, 15, "without target_voxel_size"),  # of a size that the weights know, and made finer
+        (24.0, 24, ""),
+        (10.0, 20, ""),
+        (2.0, 10, ""),
+        (96.0, 24, ""),
+        (10.0, 60, "may not be resolved"),
+        (10.0, 2, "try target_voxel_size=7"),
+    ],
+)
+def test_the_size_at_which_a_tomogram_is_seen_is_advised_on(side, target, part):
+    advice = scale_advice((side, side, side), (7, 48), target)
+    assert part in advice
+    assert bool(advice) == bool(part)
+
+
 @pytest.mark.parametrize("depth", [60, 12, 6, 2])
 def test_no_more_slices_are_held_than_one_slice_is_made_of(depth, monkeypatch):
     source, made = (24, 20, 28), []

@@ -348,11 +348,11 @@ class Segmenter(LightningModule):
     def _as_seen(self, volume: Volume, normalized: Slices) -> Slices:
         """Slices at the voxel size that the networks are to see."""
         size = volume.voxel_size_angstrom
+        advice = scale_advice(size, self.voxel_sizes, self.target_voxel_size)
+        if advice:
+            log.warning("%s: %s", display_name(volume.path) if volume.path else "array", advice)
         if self.target_voxel_size is None:
             self._tell_stretched(volume)
-            advice = scale_advice(size, self.voxel_sizes)
-            if advice:
-                log.warning("%s: %s", display_name(volume.path) if volume.path else "array", advice)
             return normalized
         if size is None:
             raise InputError(
