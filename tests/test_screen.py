@@ -11,6 +11,7 @@ from conftest import write_mrc
 from terminal import Terminal, standard_error
 
 from etsam.app import quiet
+from etsam.prediction import progress
 from etsam.prediction.closing import viewing_hints
 from etsam.prediction.forecast import Forecast
 from etsam.prediction.progress import SliceProgress
@@ -73,6 +74,22 @@ def test_one_bar_a_tomogram_names_its_part_and_fits_the_line(terminal, monkeypat
     assert "corrected_rec.mrc "[-8:] in tomogram
     assert tomogram.endswith("stage 2 of 2, slice 19 of 100")
     assert terminal.screen() == []
+
+
+def test_a_log_tells_the_time_to_the_end_of_both_stages(caplog, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(progress, "is_terminal", lambda: False)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    job, bars = SimpleNamespace(num_predict_batches=[1]), SliceProgress()
+    bars.on_predict_start(job, None)
+    bars.on_predict_batch_start(job, None, "folder/t.mrc", 0)
+    with caplog.at_level(logging.INFO, "etsam"):
+        bars.update("reading", 100, 100)
+        for done in range(91):
+            bars.update("stage 1", done, 100)
+            now += 1
+    # ten slices of stage 1 at a second each, a hundred of stage 2, and a tenth of that to write
+    assert caplog.messages[-1] == "t.mrc: stage 1 90 of 100 slices, 2:00 left"
 
 
 def test_a_log_line_above_a_bar_is_whole(terminal, monkeypatch):

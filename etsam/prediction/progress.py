@@ -33,7 +33,7 @@ class SliceProgress(ProgressBar):
         self._at_work: TaskID | None = None
         self._forecast = Forecast(0)
         self._name, self._part, self._share_shown = "", "", 0.0
-        self._part_started = self._last_line = 0.0
+        self._last_line = 0.0
 
     def disable(self) -> None:
         """Lightning calls this on all processes but the first."""
@@ -131,22 +131,25 @@ class SliceProgress(ProgressBar):
             return
         now = time.monotonic()
         if part != self._part:
-            self._part, self._part_started, self._last_line = part, now, now
+            self._part, self._last_line = part, now
         self._forecast.update(part, done, total, now)
         if self._bars is not None:
             self._show(f"{f'{part} of 2' if part.startswith('stage ') else part}, slice {done} of {total}", now)
         elif not is_terminal() and now - self._last_line >= _LOG_INTERVAL_SECONDS:
-            left = (now - self._part_started) / max(done, 1) * (total - done)
-            log.info("%s: %s %d of %d slices, %.0f s left", self._name, part, done, total, left)
+            log.info("%s: %s %d of %d slices%s", self._name, part, done, total, self._left(now, ", "))
             self._last_line = now
+
+    def _left(self, now: float, before: str = "") -> str:
+        """Time that all tomograms will take from now on, after what stands before it; empty while it is not known."""
+        left = self._forecast.job_seconds_left(now)
+        return "" if left is None else f"{before}{readable_seconds(left)} left"
 
     def _show(self, doing: str, now: float) -> None:
         if self._bars is None or self._at_work is None:
             return
         forecast = self._forecast
         over = forecast.finished >= forecast.tomograms
-        left = None if over else forecast.job_seconds_left(now)
-        told = "" if left is None else f"{readable_seconds(left)} left"
+        told = "" if over else self._left(now)
         self._share_shown = max(self._share_shown, forecast.share_done(now))  # a bar that goes back is not believed
         if self._all is not None:
             done = min(forecast.finished + self._share_shown * bool(doing), forecast.tomograms)
