@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from etsam.app import exit_with_error, reporting_errors  # sets how threads wait, so it comes before torch
 
 # Channels of the five levels and of the last block: BasicUNet's own six numbers, chosen so that it has 4.33 M
-# parameters (a nano stage has 4.33 M) and few of them where voxels are many.
+# parameters (a nano stage has 3.61 M) and few of them where voxels are many.
 FEATURES = (16, 32, 64, 96, 240, 16)
 CROP = (48, 96, 96)
 
