@@ -180,7 +180,7 @@ def reporting_errors(run: Callable[[DictConfig], _Result], cfg: DictConfig, *, s
         if not stop_at_once and isinstance(stop, SystemExit) and stop.code in (130, SIGTERM_STATUS):
             raise  # training has told how to go on
         removed = "outputs that were not complete have been removed."
-        if "resume" in cfg:
+        if "resume" in cfg and not cfg.overwrite:
             removed = removed[:-1] + "; the same with resume=true goes on."
         # Lightning turns Ctrl-C into `sys.exit(1)`
         if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):

@@ -55,7 +55,7 @@ def test_the_command_takes_the_other_half_map_and_keeps_it_in_the_record(etsam, 
     os.utime(work / "t_ODD.mrc", (1, 1))
     changed = etsam(*resumed, "--also", "t_ODD.mrc")
     assert changed.status == 1
-    assert "t_ODD.mrc has changed" in changed.stderr
+    assert "t_ODD.mrc, which has changed" in changed.stderr
 
 
 def test_another_shape_itself_and_several_tomograms_are_refused(etsam, work, halves):

@@ -74,7 +74,7 @@ def test_resume_notices_that_the_input_has_changed(predict, first, states):
     before = states()
     outcome = predict("tomo.mrc", FAST, "--resume")
     assert outcome.status == 1
-    assert f"tomo.mrc has changed since out/{MASK} was made" in outcome.message
+    assert f"out/{MASK} was made from tomo.mrc, which has changed since" in outcome.message
     assert states() == before
 
 
@@ -83,7 +83,7 @@ def test_resume_notices_a_change_in_mid_file(predict, first, states):
         file.seek(os.path.getsize("tomo.mrc") // 2)
         file.write(b"\x7f")
     before = states()
-    assert "tomo.mrc has changed" in predict("tomo.mrc", FAST, "--resume").message
+    assert "tomo.mrc, which has changed" in predict("tomo.mrc", FAST, "--resume").message
     assert states() == before
 
 
@@ -95,6 +95,17 @@ def test_resume_takes_records_that_hold_a_checksum_of_the_whole_file(predict, fi
     (work / "out" / RECORD).write_text(json.dumps(record))
     before = states()
     assert predict("tomo.mrc", FAST, "--resume").status == (0 if known else 1)
+    assert states() == before
+
+
+@pytest.mark.parametrize("more", [[], ["--store-logits"]])
+def test_resume_refuses_another_tomogram_of_the_same_name(predict, first, states, work, more):
+    before = states()
+    (work / "other").mkdir()
+    write_mrc(work / "other" / "tomo.mrc", grey(seed=5))
+    outcome = predict("other/tomo.mrc", FAST, "--resume", *more)
+    assert outcome.status == 1
+    assert f"out/{MASK} was made from {work / 'tomo.mrc'}, not other/tomo.mrc" in outcome.message
     assert states() == before
 
 
@@ -177,6 +188,21 @@ def test_what_an_earlier_mask_had_beside_it_goes_with_it(predict, first, work):
     assert not list((work / "out").glob("*_logits.mrc")) + list((work / "out").glob("*_post_processed_mask.mrc"))
 
 
+def test_outputs_of_another_format_go_with_their_mask(predict, tomogram):
+    pytest.importorskip("zarr")
+    assert predict("tomo.mrc", FAST, "--store-logits", "output_format=zarr").status == 0
+    assert predict("tomo.mrc", FAST, "--resume", "output_format=mrc.gz").status == 0
+    assert predict("tomo.mrc", FAST, "--overwrite").files == [MASK, RECORD]
+
+
+def test_resume_does_not_touch_a_mask_of_another_format_without_a_record(predict, tomogram, states, work):
+    (work / "out").mkdir()
+    (work / "out" / f"{MASK}.gz").write_bytes(b"somebody's")
+    before = states()
+    assert f"out/{MASK}.gz is there without the record" in predict("tomo.mrc", FAST, "--resume").message
+    assert states() == before
+
+
 def test_resume_refuses_another_voxel_size(predict, first):
     assert "(voxel_size)" in predict("tomo.mrc", FAST, "--resume", "voxel_size=12.5").message
 
@@ -215,9 +241,34 @@ def test_a_tomogram_that_cannot_be_written_does_not_stop_the_others(predict, fir
     ]
 
 
-def test_a_run_that_fails_while_it_replaces_keeps_no_half_of_it(predict, first, work, monkeypatch):
-    monkeypatch.setattr("etsam.prediction.writer.write_preview", lambda *arguments: 1 / 0)
-    before = (work / "out" / MASK).read_bytes()
+def test_a_picture_that_cannot_be_drawn_leaves_what_was_complete(predict, first, states, monkeypatch):
+    monkeypatch.setattr("etsam.prediction.writer.preview", lambda *arguments: 1 / 0)
+    before = states()
     assert predict("tomo.mrc", "--overwrite", "--logit-threshold", "-100").status == 1
-    assert (work / "out" / MASK).read_bytes() == before
-    assert [path.name for path in (work / "out").iterdir() if path.name.startswith(".")] == []
+    assert states() == before
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (ZeroDivisionError, 1)])
+@pytest.mark.parametrize("name", ["tomo_etsam_predicted_preview.png", LOGITS, MASK, RECORD])
+def test_what_has_begun_to_replace_is_removed_with_what_it_replaces(predict, first, monkeypatch, name, error, status):
+    def stop(part, target):
+        real(part, target)
+        if target.name == name:
+            raise error
+
+    real = os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop)
+        outcome = predict("tomo.mrc", "--overwrite", "--store-logits")
+    assert (outcome.status, outcome.files) == (status, [])
+    assert "goes on" not in outcome.stderr  # with --overwrite and --resume nothing does
+    assert predict("tomo.mrc", FAST, "--resume").status == 0
+
+
+def test_a_run_that_is_stopped_once_the_record_is_there_has_made_all_of_it(predict, first, states, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PredictionWriter, "_tell", stop)
+    assert predict("tomo.mrc", FAST, "--overwrite").status == 130
+    assert set(states()) == {MASK, RECORD}

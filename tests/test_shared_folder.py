@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -13,8 +14,11 @@ import numpy as np
 import pytest
 from conftest import grey, write_mrc
 
-from etsam.errors import OutputError
+from etsam.app import compose_config
+from etsam.errors import InputError, OutputError
+from etsam.prediction.record import settings_of
 from etsam.prediction.segmenter import Segmenter
+from etsam.prediction.writer import PredictionWriter
 from etsam.volume.atomic import claim, hold, remove_abandoned
 
 FAST = "write_preview=false"
@@ -73,10 +77,11 @@ def test_what_another_process_has_made_meanwhile_is_not_made_again(predict, tomo
     assert "second.mrc: complete, skipped" in caplog.text
 
 
-def test_what_another_process_has_made_meanwhile_with_other_settings_is_refused(predict, tomogram, monkeypatch):
+def test_what_another_process_has_made_meanwhile_with_other_settings_is_refused(predict, tomogram, monkeypatch, caplog):
     write_mrc("second.mrc", grey(seed=1))
     assert predict("second.mrc", FAST, SEED, "--logit-threshold", "1").status == 0
     Path("out").rename("other")
+    write_mrc("third.mrc", grey(seed=2))
     real = Segmenter.attempt
 
     def attempt(segmenter, path):
@@ -85,10 +90,103 @@ def test_what_another_process_has_made_meanwhile_with_other_settings_is_refused(
         return real(segmenter, path)
 
     monkeypatch.setattr(Segmenter, "attempt", attempt)
-    outcome = predict("tomo.mrc", "second.mrc", FAST, SEED)
+    outcome = predict("tomo.mrc", "second.mrc", "third.mrc", FAST, SEED)
     assert outcome.status == 1
-    assert "second_etsam_predicted_mask.mrc was made with other settings (stage2)" in outcome.message
-    assert outcome.files == outputs("second", "tomo")
+    assert "second.mrc was not segmented" in outcome.message
+    assert "second_etsam_predicted_mask.mrc was made with other settings (stage2)" in caplog.text
+    assert outcome.files == outputs("second", "third", "tomo")
+
+
+@pytest.fixture
+def other_process(tomogram):
+    """What another process does that has claimed `tomo.mrc`, to make a mask of it without a picture."""
+    arguments = ["input=tomo.mrc", "net=tiny_test", "weights=random", SEED, "trainer=cpu"]
+    writer = PredictionWriter("out", write_preview=False, settings=settings_of(compose_config("predict", arguments)))
+    writer.claim(tomogram.relative_to(Path.cwd()))
+    yield writer
+    writer.release()
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (["tom*.mrc"], None),
+        (["tom*.mrc", "--logit-threshold", "1"], "with other settings (stage2)"),
+        (["tom*.mrc", "--store-logits"], "without tomo_etsam_predicted_logits.mrc"),
+        (["other/*.mrc"], "tomo.mrc, not other/tomo.mrc"),
+    ],
+)
+@pytest.mark.parametrize("mode", [[], ["--resume"], ["--overwrite"]])
+def test_a_tomogram_is_left_only_to_who_makes_the_same_of_it(predict, other_process, caplog, more, why, mode):
+    Path("other").mkdir()
+    write_mrc("other/tomo.mrc", grey(seed=5))
+    outcome = predict(*more, FAST, SEED, *mode)
+    assert outcome.files == [LOCK.name]
+    if why is None:
+        assert outcome.status == 0
+        assert "left         tomo.mrc  another process is segmenting it" in caplog.text
+    else:
+        assert outcome.status == 1
+        assert "another process is making out/tomo_etsam_predicted_mask.mrc" in caplog.text
+        assert why in caplog.text
+
+
+def test_a_lock_of_a_killed_process_does_not_speak_for_who_has_it_now(predict, tomogram, monkeypatch, caplog):
+    LOCK.parent.mkdir()
+    LOCK.write_text('{"settings": {"net": "another"}}')
+    real, said = Segmenter.attempt, []
+    monkeypatch.setattr(Segmenter, "attempt", lambda *both: said.append(LOCK.read_text()) or real(*both))
+    assert predict("tomo.mrc", FAST, SEED).files == outputs("tomo")
+    assert json.loads(said[0])["input"]["path"] == str(tomogram)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("mode", [[], ["--resume"], ["--overwrite"]])
+def test_what_has_become_of_a_tomogram_that_was_left_is_told_at_the_end(
+    predict, other_process, monkeypatch, caplog, finished, mode
+):
+    write_mrc("u.mrc", grey(seed=1))
+    other_process.release()
+    assert predict("tomo.mrc", FAST, SEED).status == 0
+    Path("out").rename("made")
+    other_process.claim(Path("tomo.mrc"))
+    real = Segmenter.attempt
+
+    def attempt(segmenter, path):
+        other_process.release()
+        if finished:
+            for file in Path("made").iterdir():
+                file.rename(Path("out", file.name))
+        return real(segmenter, path)
+
+    monkeypatch.setattr(Segmenter, "attempt", attempt)
+    outcome = predict("tomo.mrc", "u.mrc", FAST, SEED, *mode)
+    assert "left tomo.mrc: another process" in caplog.text
+    assert "left to another process" not in caplog.text
+    if finished:
+        assert (outcome.status, outcome.files) == (0, outputs("tomo", "u"))
+        assert "tomo.mrc: complete, skipped" in caplog.text
+    else:
+        assert (outcome.status, outcome.files) == (1, outputs("u"))
+        assert "tomo.mrc  another process began it and did not finish" in caplog.text
+
+
+def test_the_lock_of_a_process_that_was_killed_before_it_wrote_goes_with_the_next_run(predict, tomogram):
+    assert predict("tomo.mrc", FAST, SEED).status == 0
+    LOCK.touch()
+    outcome = predict("tomo.mrc", FAST, SEED, "--resume")
+    assert (outcome.status, outcome.files) == (0, outputs("tomo"))
+
+
+def test_a_lock_stays_beside_what_is_half_made(predict, tomogram, monkeypatch):
+    mask = LOCK.with_name("tomo_etsam_predicted_mask.mrc")
+    LOCK.parent.mkdir()
+    LOCK.touch()
+    mask.touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(Segmenter, "attempt", lambda *_: InputError("no memory"))
+        assert predict("tomo.mrc", FAST, SEED, "--resume").files == [LOCK.name, mask.name]
+    assert predict("tomo.mrc", FAST, SEED, "--resume").files == outputs("tomo")
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])

@@ -7,12 +7,13 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from etsam.errors import InputError
+from etsam.errors import EtsamError, InputError
 from etsam.prediction.batch import Missing
 from etsam.prediction.kinds import NoTomogramError
 from etsam.prediction.result import Prediction
 from etsam.prediction.segmenter import is_out_of_memory
 from etsam.prediction.writer import PredictionWriter, TakenError
+from etsam.volume import locate
 from etsam.volume.location import display_name
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,10 @@ class BatchWriter(BasePredictionWriter):
         Why tomograms were not segmented or written.
     missing
         The same, and files that were passed over, for the table at the end.
+    left
+        Tomograms that another process was at work on when their turn came, until `gather` looks again.
     complete
-        Number of tomograms that were complete before their turn.
+        Number of tomograms that were complete before their turn, or that another process has completed.
     written_by_all
         Number of tomograms that the processes of this run together have written, after `gather`.
     """
@@ -46,22 +49,41 @@ class BatchWriter(BasePredictionWriter):
         self.writer, self.single = writer, single
         self.failures: list[str] = []
         self.missing: list[Missing] = []
+        self.left: list[str] = []
         self.complete = self.written_by_all = 0
 
     def write_on_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: Prediction | InputError,
+        prediction: Prediction | EtsamError,
         *args: Any,
     ) -> None:
         """Lightning's hook. A tomogram that was not segmented, or fails here, does not stop the others."""
+        path = str(args[1]) if len(args) > 1 else ""  # args: batch indices, batch, ...
         try:
-            self._take(prediction, str(args[1]) if len(args) > 1 else "")  # args: batch indices, batch, ...
+            if isinstance(prediction, TakenError) and not prediction.complete and not self.single:
+                self.left.append(path)
+                log.info("left %s", prediction)
+            else:
+                self._take(prediction, path)
         finally:
             self.writer.release()
 
-    def _take(self, prediction: Prediction | InputError, path: str) -> None:
+    def _look_again(self) -> None:
+        """Settle what has become of the tomograms that were left to other processes."""
+        for path in self.left:
+            found: EtsamError = InputError(f"{path}: another process began it and did not finish; run again for it.")
+            try:
+                self.writer.claim(locate(path), again=True)
+            except EtsamError as error:
+                found = error
+            finally:
+                self.writer.release()
+            self._take(found, path)
+        self.left = []
+
+    def _take(self, prediction: Prediction | EtsamError, path: str) -> None:
         why = str(prediction)
         if isinstance(prediction, TakenError) and prediction.complete:
             self.complete += 1
@@ -69,7 +91,6 @@ class BatchWriter(BasePredictionWriter):
             return
         if isinstance(prediction, TakenError) and not self.single:
             self.missing.append(Missing.of(path, "left", why))
-            log.info("left %s", why)
             return
         if isinstance(prediction, TakenError):
             why += "; wait for it, or choose another output_dir."
@@ -96,6 +117,7 @@ class BatchWriter(BasePredictionWriter):
 
         No hook of Lightning's will do: it calls none in a process that got no tomogram.
         """
+        self._look_again()
         gathered: list[Any] = [(self.failures, self.missing, len(self.writer.written), self.complete)]
         if trainer.world_size > 1:
             mine, gathered = gathered[0], [None] * trainer.world_size

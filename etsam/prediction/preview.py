@@ -7,7 +7,6 @@ any volume: measured at 500 x 928 x 960 voxels, 71 MB, and 109 MB while it is dr
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +23,6 @@ from etsam.pictures import (
     sheet,
     stretched,
 )
-from etsam.volume import atomic_path
 from etsam.weights.registry import names_of, weights_warning
 
 _SLICE_BYTES, _SIDE_BYTES = (
@@ -245,20 +243,6 @@ class Caption:
     def badge(self) -> str:
         """Warning about the weights; empty if there is nothing to warn of."""
         return weights_warning(self.weights)
-
-
-def write_preview(
-    path: Path,
-    grey: Sections,
-    mask: MaskSections,
-    caption: Caption,
-    overwrite: bool = False,
-    doubt: UncertaintySections | None = None,
-) -> None:
-    """Draw a tomogram and its mask, and how uncertain that is, into a PNG, whole or not at all."""
-    content = preview(grey, mask, caption, doubt)
-    with atomic_path(path, overwrite) as part:
-        part.write_bytes(content)
 
 
 def preview(grey: Sections, mask: MaskSections, caption: Caption, doubt: UncertaintySections | None = None) -> bytes:

@@ -5,7 +5,7 @@ import platform
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +21,9 @@ from etsam.settings import RENAMED
 from etsam.volume import atomic_path, locate
 from etsam.volume.location import absolute
 from etsam.weights.registry import StageWeights
+
+FORMATS = ("mrc", "mrc.gz", "zarr")
+"""Of the volumes that a prediction writes."""
 
 _PACKAGES = ("torch", "sam2", "lightning", "numpy", "mrcfile")
 
@@ -71,9 +74,16 @@ class OutputNames:
         """File of another program's view on the mask, such as `.html`."""
         return self.folder / f"{self.stem}_etsam_predicted{self.infix}{suffix}"
 
+    def every(self) -> list[Path]:
+        """List all files that the program may write for a tomogram beside the record, in all formats."""
+        formats = [replace(self, volume_suffix=f".{kind}") for kind in FORMATS]
+        masks = [path for one in formats for path in (one.mask, one.post_processed_mask, one.instances)]
+        others = [path for one in formats for path in (one.logits, one.uncertainty)]
+        return [*masks, *others, self.preview, self.view(".html"), self.view(".cxc")]
+
     @property
     def claim(self) -> Path:
-        """Hidden file that is there while a process is at work on the tomogram."""
+        """Hidden file that is there while a process is at work on the tomogram, and says of what; see `as_json`."""
         return self.folder / f".{self.stem}_etsam_predicted{self.infix}.lock"
 
     @property
@@ -82,11 +92,15 @@ class OutputNames:
         return self._path("record.json")
 
 
-def write_record(path: Path, record: dict[str, Any], overwrite: bool = False) -> None:
+def write_record(path: Path, record: Mapping[str, Any], overwrite: bool = False) -> None:
     """Write a record as indented JSON, whole or not at all."""
-    text = json.dumps(record, indent=2, default=_plain) + "\n"
     with atomic_path(path, overwrite) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(as_json(record), encoding="utf-8")
+
+
+def as_json(record: Mapping[str, Any]) -> str:
+    """Text of a record, or of what is known of one while its outputs are being made: the start of it."""
+    return json.dumps(record, indent=2, default=_plain) + "\n"
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from lightning import LightningModule
 
-from etsam.errors import ConfigError, InputError
+from etsam.errors import ConfigError, EtsamError, InputError
 from etsam.inference.directions import passes
 from etsam.inference.ensemble import Averaged, spread_of
 from etsam.inference.false_marks import FALSE_RATE, ThresholdChoice, phase_shuffled, richest_window
@@ -98,7 +98,7 @@ class Segmenter(LightningModule):
     regions
         Where nothing is to be marked; None: nowhere.
     claim
-        Called with each tomogram of a prediction before it is read; gives why it is left to another process, or None.
+        Called with each tomogram of a prediction before it is read; an error that it raises is that tomogram's.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Segmenter(LightningModule):
         threshold: Literal["auto"] | None = None,
         false_rate: float | None = None,
         regions: RegionSettings | None = None,
-        claim: Callable[[Location], InputError | None] = lambda _: None,
+        claim: Callable[[Location], None] = lambda _: None,
     ) -> None:
         super().__init__()
         self.two_stage = two_stage
@@ -146,9 +146,13 @@ class Segmenter(LightningModule):
         if voxel_size is not None and not smallest <= voxel_size <= largest:
             raise ConfigError(f"voxel_size={voxel_size} is no voxel size in Å; allowed: {smallest:g} to {largest:g}.")
 
-    def predict_step(self, batch: str, batch_idx: int = 0) -> Prediction | InputError:
-        """Segment one tomogram, to be written, unless another process does; see `attempt`."""
-        return self.claim(locate(batch)) or self.attempt(batch)
+    def predict_step(self, batch: str, batch_idx: int = 0) -> Prediction | EtsamError:
+        """Segment one tomogram, to be written, unless it cannot be claimed; see `attempt`."""
+        try:
+            self.claim(locate(batch))
+        except EtsamError as error:
+            return error
+        return self.attempt(batch)
 
     def test_step(self, batch: NamesTomogram, batch_idx: int = 0) -> dict[str, Any]:
         """Segment one tomogram, to be scored.

@@ -1,11 +1,12 @@
 """Predictions -> files: mask, logits, cleaned mask, instances, uncertainty, preview, record, whole or not at all."""
 
+import glob
 import logging
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +19,21 @@ from etsam.postprocess.steps import InstanceLabels, Step, apply_steps
 from etsam.prediction.closing import Closing, OutputFile, viewing_hints
 from etsam.prediction.companions import Companion
 from etsam.prediction.doubts import Coverage, Mask, doubts
-from etsam.prediction.preview import Caption, MaskSections, UncertaintySections, write_preview
-from etsam.prediction.record import OutputNames, environment, peak_memory_mb, read_record, weights_of, write_record
+from etsam.prediction.preview import Caption, MaskSections, UncertaintySections, preview
+from etsam.prediction.record import (
+    FORMATS,
+    OutputNames,
+    as_json,
+    environment,
+    peak_memory_mb,
+    read_record,
+    weights_of,
+    write_record,
+)
 from etsam.prediction.result import Prediction, Progress
 from etsam.threads import worker_count
 from etsam.volume import Location, VolumeWriter, locate, strip_suffix, volume_writer
-from etsam.volume.atomic import claim, remove_abandoned
+from etsam.volume.atomic import atomic_path, claim, remove_abandoned
 from etsam.volume.location import absolute, checksum_of, display_name, fingerprint_of
 from etsam.weights.registry import is_embedded
 
@@ -123,8 +133,8 @@ class PredictionWriter:
             raise ConfigError("overwrite=true replaces what resume=true would keep; set one of them.")
         if os.path.basename(infix) != infix:
             raise ConfigError(f"output_infix={infix} is a part of file names, without /; for a folder use output_dir.")
-        if output_format not in ("mrc", "mrc.gz", "zarr"):
-            raise ConfigError(f"output_format={output_format} is unknown; allowed: mrc, mrc.gz, zarr.")
+        if output_format not in FORMATS:
+            raise ConfigError(f"output_format={output_format} is unknown; allowed: {', '.join(FORMATS)}.")
         self.output_dir = Path(output_dir)
         self.output_format = output_format
         self.infix, self.stem = infix, stem
@@ -135,7 +145,7 @@ class PredictionWriter:
         self.settings, self.progress = dict(settings or {}), progress
         self.companions = [one for one in (companions or {}).values() if one.enabled]
         self.written: list[Path] = []
-        self._claims, self._claimed = ExitStack(), False
+        self._claims, self._claimed, self._marked = ExitStack(), False, False
         self.subfolders: Mapping[Location, Path] = {}
 
     def names(self, path: Location) -> OutputNames:
@@ -199,6 +209,7 @@ class PredictionWriter:
             )
         for path in voxels.keys() - set(todo):
             log.info("%s: complete, skipped", display_name(path))
+            remove_abandoned(self.names(path).folder, glob.escape(self.names(path).claim.name))
         self._refuse_existing(todo)
         return todo
 
@@ -213,26 +224,64 @@ class PredictionWriter:
                 "complete, or choose another output_dir."
             )
 
-    def claim(self, path: Location) -> TakenError | None:
-        """Keep other processes from a tomogram until `release`; why that cannot be, or None.
+    def claim(self, path: Location, again: bool = False) -> None:
+        """Keep other processes from a tomogram until `release`.
+
+        Parameters
+        ----------
+        path
+            The tomogram.
+        again
+            It was left to another process before, so that `overwrite` keeps what that has made of it.
 
         Raises
         ------
+        TakenError
+            If another process makes the same outputs, or, `complete`, has made them meanwhile.
         OutputError
-            If its outputs have come meanwhile and are not what this run makes, or the folder cannot be written.
+            If another process makes or has made other outputs of these names, or the folder cannot be written.
+        InputError
+            If the tomogram cannot be read.
         """
-        taken = self._take(path)
-        if taken is None and not self.overwrite and self.complete(path):
-            return TakenError(f"{display_name(path)}: complete, skipped", complete=True)
-        if taken is None:
-            self._refuse_existing([path])
-        return taken
+        self._take(path)
+        if (again or not self.overwrite) and self.complete(path):
+            raise TakenError(f"{display_name(path)}: complete, skipped", complete=True)
+        self._refuse_existing([path])
 
-    def _take(self, path: Location) -> TakenError | None:
+    def _take(self, path: Location) -> None:
         names = self.names(path)
         make_folder(names.folder)
-        self._claimed = self._claims.enter_context(claim(names.claim))
-        return None if self._claimed else TakenError(f"{path}: another process is segmenting it into {self.output_dir}")
+        begun = {
+            "input": {"path": absolute(path), "fingerprint": fingerprint_of(path)},
+            "outputs": [file.name for file in self.wanted(path)],
+            "settings": self.settings,
+        }
+        self._marked = names.claim.exists()
+        half_made = self._marked and self._unknown(names) is not None
+        lock = claim(names.claim, as_json(begun), kept=lambda: half_made and self._unknown(names) is not None)
+        self._claimed = self._claims.enter_context(lock)
+        if not self._claimed:
+            raise self._taken(path)
+
+    def _taken(self, path: Location) -> TakenError | OutputError:
+        """Why a tomogram cannot be claimed: another process makes the same of it, or something else."""
+        names = self.names(path)
+        needed, difference = {file.name for file in self._needed(path)}, ""
+        for seconds in (0, 0.1, 0.4):  # who has just begun may not have said yet of what
+            time.sleep(seconds)
+            with suppress(OutputError):  # nothing said
+                begun = read_record(names.claim)
+                if begun is None:
+                    break
+                lacking = ", ".join(sorted(needed - set(begun["outputs"])))
+                difference = self._difference(begun, path) or (f"without {lacking}" if lacking else "")
+                if not difference:
+                    break
+        if difference:
+            return OutputError(
+                f"{path}: another process is making {names.mask} {difference}; choose another output_dir."
+            )
+        return TakenError(f"{path}: another process is segmenting it into {self.output_dir}")
 
     def release(self) -> None:
         """Give up what was claimed."""
@@ -245,38 +294,49 @@ class PredictionWriter:
         Raises
         ------
         OutputError
-            If its outputs were made with other settings, or of another content of the input file, or are there
-            without a record: then nobody knows whose they are.
+            If its outputs were made with other settings, or of another file or content of it, or are there without a
+            record: then nobody knows whose they are.
         """
         names = self.names(path)
         record = read_record(names.record)
         if record is None:
-            unknown = next((file for file in self.wanted(path) if file.exists()), None)
-            if unknown is not None and not names.claim.exists():  # else it is ours: half made, by who was killed
+            unknown = self._unknown(names)
+            # with the lock of who was killed beside it, it is ours, half made
+            if unknown is not None and not (self._marked if self._claimed else names.claim.exists()):
                 raise OutputError(
                     f"{unknown} is there without the record of a complete run; is it another program's? Move it away, "
                     "choose another output_dir, or set overwrite=true to replace it."
                 )
             return False
-        different = sorted(
-            key for key in self.settings | record["settings"] if self.settings.get(key) != record["settings"].get(key)
-        )
+        difference = self._difference(record, path)
+        if difference:
+            raise OutputError(
+                f"{names.mask} was made {difference}; choose another output_dir, or set overwrite=true to make it anew."
+            )
+        return all(file.exists() for file in self._needed(path))
+
+    @staticmethod
+    def _unknown(names: OutputNames) -> Path | None:
+        """Output without a record."""
+        if names.record.exists():
+            return None
+        return next((file for file in names.every() if os.path.lexists(file)), None)
+
+    def _difference(self, record: Mapping[str, Any], path: Location) -> str:
+        """What tells the tomogram and settings of a record, or of a lock, from this run's; empty if nothing does."""
+        known = record["settings"]
+        different = sorted(key for key in self.settings | known if self.settings.get(key) != known.get(key))
         if different:
-            raise OutputError(
-                f"{names.mask} was made with other settings ({', '.join(different)}); choose another output_dir, or "
-                "set overwrite=true to make it anew."
-            )
-        if not all(file.exists() for file in self._needed(path)):
-            return False
-        changed = [] if _same_input(record["input"], path) else [path]
-        known = {one["path"]: one for one in record["input"].get("also", [])}
-        changed += [locate(name) for name, one in known.items() if not _same_input(one, locate(name))]
-        if changed:
-            raise OutputError(
-                f"{changed[0]} has changed since {names.mask} was made; choose another output_dir, or set "
-                "overwrite=true to make it anew."
-            )
-        return True
+            return f"with other settings ({', '.join(different)})"
+        inputs = [(path, record["input"])]
+        inputs += [(locate(one["path"]), one) for one in record["input"].get("also", [])]
+        for used, recorded in inputs:
+            if not _same_input(recorded, used):
+                other = recorded.get("path", absolute(used))
+                return (
+                    f"from {used}, which has changed since" if other == absolute(used) else f"from {other}, not {used}"
+                )
+        return ""
 
     def write(self, prediction: Prediction) -> OutputNames:
         """Write all outputs of a prediction.
@@ -285,6 +345,7 @@ class PredictionWriter:
         ------
         OutputError
             If an output cannot be written; none of this tomogram's is left then.
+            What `overwrite` and `resume` had begun to replace is gone, too.
         TakenError
             If it is not claimed, and another process is at work on it.
         """
@@ -292,8 +353,8 @@ class PredictionWriter:
         assert path is not None
         made: list[Path] = []
         try:
-            if unclaimed and (taken := self._take(path)):
-                raise taken
+            if unclaimed:
+                self._take(path)
             return self._write(prediction, made)
         except BaseException:
             for file in made:  # without their record they would be in the way of the next run
@@ -304,7 +365,7 @@ class PredictionWriter:
                 self.release()
 
     def _write(self, prediction: Prediction, made: list[Path]) -> OutputNames:
-        """Write all outputs; those that have got their names are in `made`, also when this fails."""
+        """Write all outputs; what has to go if this fails is in `made`."""
         volume, started, progress = prediction.volume, time.perf_counter(), self.progress
         assert volume.path is not None
         names = self.names(volume.path)
@@ -314,9 +375,12 @@ class PredictionWriter:
         coverage = Coverage(volume.shape) if self.steps else before
         in_making = [one.begin(prediction, names, bool(self.steps)) for one in self.companions]
 
-        def writer(path: Path, dtype: type) -> VolumeWriter:
+        def named(path: Path) -> None:
             # what is pushed before the writer runs after it: then the file has its name
             stack.push(lambda kind, *_: made.append(path) if kind is None else None)
+
+        def writer(path: Path, dtype: type) -> VolumeWriter:
+            named(path)
             return stack.enter_context(volume_writer(path, volume.shape, dtype, volume, replace))
 
         with ExitStack() as stack:  # all files get their names at the end, or none
@@ -364,8 +428,6 @@ class PredictionWriter:
                 for one in in_making:
                     one.add_mask(z, plane)
             fraction = coverage.share
-            if replace:
-                names.record.unlink(missing_ok=True)  # what is there was complete until now
             if self.write_preview:
                 if prediction.regions is not None:
                     sections.outside = prediction.regions.outside
@@ -376,8 +438,12 @@ class PredictionWriter:
                     weights=weights_of(self.settings),
                     cleaned=bool(self.steps),
                 )
-                write_preview(names.preview, prediction.grey, sections, caption, replace, doubt)
-                made.append(names.preview)
+                named(names.preview)
+                picture = stack.enter_context(atomic_path(names.preview, replace))
+                picture.write_bytes(preview(prediction.grey, sections, caption, doubt))
+            if replace:  # what is there was complete until now
+                made += [*names.every(), names.record]
+                names.record.unlink(missing_ok=True)
         seconds = prediction.seconds | {"write": time.perf_counter() - started}
         shares = {names.mask.name: before.share}
         if self.steps:
@@ -411,22 +477,22 @@ class PredictionWriter:
         if in_making:
             record["seconds"]["companions"] = round(time.perf_counter() - started - seconds["write"], 3)
         if replace:
-            self._remove_stale(names, made)
+            self._remove_stale(volume.path)
         write_record(names.record, record, replace)
+        made.clear()
         self.written.append(names.mask)
         for warning in warnings:
             log.warning("%s: %s", display_name(volume.path), warning)
         self._tell(volume.path, names, record)
         return names
 
-    @staticmethod
-    def _remove_stale(names: OutputNames, made: Collection[Path]) -> None:
+    def _remove_stale(self, path: Location) -> None:
         """Remove what an earlier run left beside the mask and this one did not make: it belongs to another mask."""
-        optional = (names.logits, names.uncertainty, names.post_processed_mask, names.instances, names.preview)
-        for path in (*optional, names.view(".html"), names.view(".cxc")):
-            if path not in made and os.path.lexists(path):
-                _remove(path)
-                log.info("removed %s, which was of an earlier mask", path)
+        wanted = self.wanted(path)
+        for file in self.names(path).every():
+            if file not in wanted and os.path.lexists(file):
+                _remove(file)
+                log.info("removed %s, which was of an earlier mask", file)
 
     def _tell(self, path: Location, names: OutputNames, record: Mapping[str, Any]) -> None:
         """Closing block in a terminal, one line elsewhere; the number beside a file is that file's."""

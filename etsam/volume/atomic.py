@@ -183,10 +183,19 @@ def _part_of(target: Path) -> Path:
 
 
 @contextmanager
-def claim(file: Path) -> Iterator[bool]:
+def claim(file: Path, text: str = "", kept: Callable[[], bool] = lambda: False) -> Iterator[bool]:
     """Hidden file that keeps other processes away from an output until the block ends, when it goes.
 
     What a process that was killed (SIGKILL) leaves of it keeps nobody away, and says that the output is half made.
+
+    Parameters
+    ----------
+    file
+        Its folder must exist.
+    text
+        Put into the file, for those who are kept away; as well as it can be.
+    kept
+        Asked at the end: True leaves the file as a killed process does.
 
     Yields
     ------
@@ -206,10 +215,15 @@ def claim(file: Path) -> Iterator[bool]:
         yield False
         return
     try:
+        if text:
+            with suppress(OSError):  # a full disk, or somebody else's file, left by a killed process
+                os.ftruncate(held, 0)
+                os.write(held, text.encode())
         yield True
     finally:
         with suppress(OSError):
-            file.unlink(missing_ok=True)
+            if not kept():
+                file.unlink(missing_ok=True)
         os.close(held)
 
 
