@@ -230,13 +230,15 @@ def test_a_subfolder_without_permission_is_refused_before_the_run(predict, work,
     assert outcome.files == ["TS_02"]
 
 
-def test_on_a_file_system_without_locks_it_works_still(predict, tomogram, monkeypatch):
+def test_on_a_file_system_without_locks_it_works_still_and_says_so_once(predict, tomogram, monkeypatch, caplog):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "no locks on this file system")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
     outcome = predict("tomo.mrc", FAST)
     assert (outcome.status, outcome.files) == (0, outputs("tomo"))
+    assert predict("tomo.mrc", FAST, "--overwrite").status == 0
+    assert sum("cannot be locked" in message for message in caplog.messages) == 1
 
 
 def test_a_lock_that_its_holder_removes_meanwhile_is_taken_anew(work, monkeypatch):

@@ -9,6 +9,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from etsam.errors import OutputError
@@ -237,12 +238,18 @@ def take(file: Path) -> int | None:
             os.close(held)
             return None
         except OSError as error:
-            log.debug("%s: a file system without locks (%s)", file, error)
+            _tell_without_locks(file.parent, str(error.strerror))
             return held
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(held), file.stat()):
                 return held
         os.close(held)  # whoever had it has renamed or removed it just now
+
+
+@cache
+def _tell_without_locks(folder: Path, why: str) -> None:
+    """Warn of a folder, once."""
+    log.warning("%s: cannot be locked (%s); start no second run in it", folder, why)
 
 
 def hold(part: Path) -> int:
