@@ -1,4 +1,4 @@
-"""What was typed -> overrides of a shipped config, and the run of that config."""
+"""Overrides of a shipped config from what was typed, and the run of that config."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""What is known of a tomogram between the networks and the files: its logits, and what was seen on the way."""
+"""Result of the networks for a tomogram, before it is in files: its logits, and what was seen on the way."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

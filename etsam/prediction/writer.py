@@ -264,7 +264,7 @@ class PredictionWriter:
             raise self._taken(path)
 
     def _taken(self, path: Location) -> TakenError | OutputError:
-        """Why a tomogram cannot be claimed: another process makes the same of it, or something else."""
+        """Reason why a tomogram cannot be claimed: another process makes the same of it, or something else."""
         names = self.names(path)
         needed, difference = {file.name for file in self._needed(path)}, ""
         for seconds in (0, 0.1, 0.4):  # who has just begun may not have said yet of what
@@ -323,7 +323,7 @@ class PredictionWriter:
         return next((file for file in names.every() if os.path.lexists(file)), None)
 
     def _difference(self, record: Mapping[str, Any], path: Location) -> str:
-        """What tells the tomogram and settings of a record, or of a lock, from this run's; empty if nothing does."""
+        """Difference of the tomogram and settings of a record, or of a lock, to this run's; empty if there is none."""
         known = record["settings"]
         different = sorted(key for key in self.settings | known if self.settings.get(key) != known.get(key))
         if different:

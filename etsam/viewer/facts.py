@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from etsam.prediction.record import OutputNames, threshold_of, weights_of
-from etsam.weights.registry import names_of
+from etsam.weights.registry import are_random, names_of
 
 _LITTLE, _MUCH = 0.0005, 0.5  # share of membrane below or above which a mask is likely wrong
 
@@ -24,7 +24,7 @@ def share_text(share: float) -> str:
 def warnings_of(record: Mapping[str, Any]) -> list[str]:
     """Reasons to doubt a mask, worst first; those that the record holds among them."""
     share, found = record["membrane_share"], []
-    if any(name.startswith("random") for name in weights_of(record["settings"])):
+    if are_random(weights_of(record["settings"])):
         found.append("The weights are random, so this mask means nothing.")
     if share == 0:
         found.append("The mask is empty: nothing was taken for membrane. Try a lower threshold.")

@@ -101,9 +101,14 @@ def names_of(file_names: Iterable[str]) -> str:
     return " + ".join(dict.fromkeys(known.get(file, file) for file in file_names))
 
 
+def are_random(names: Iterable[str]) -> bool:
+    """True if any of the names (`StageWeights.name`) is that of random weights."""
+    return any(name.startswith("random") for name in names)
+
+
 def weights_warning(file_names: Collection[str]) -> str:
     """`DEMO WEIGHTS` for the weights that come with the program, and a word for random ones; otherwise empty."""
-    if any(name.startswith("random") for name in file_names):
+    if are_random(file_names):
         return "RANDOM WEIGHTS: MEANINGLESS"
     return "DEMO WEIGHTS" if any(map(is_embedded, file_names)) else ""
 
