@@ -8,6 +8,8 @@ import pytest
 import torch
 from networks import random_tracker, tiny_net
 from safetensors.torch import save_file
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from etsam.errors import CheckpointError, ConfigError
 from etsam.inference import prompts
@@ -21,6 +23,7 @@ from etsam.network.checkpoint import export_weights
 from etsam.network.fast.cpu_kernels import faster
 from etsam.network.images import extend, mirror
 from etsam.network.state import Clicks
+from etsam.network.voxel_trunk import VoxelTrunk
 from etsam.network.window_attention import WindowAttention
 from etsam.training.clip import ClipPlan, PromptSampler, forward_clip
 
@@ -444,6 +447,45 @@ def test_the_trunk_normalises_in_float32_and_goes_on_in_the_precision_of_the_res
             lower = trunk.logits(image).float()
     assert {level.dtype for level in levels} == {torch.bfloat16}
     assert 0 < (lower - plain).abs().max() < 0.05 * plain.abs().max()
+
+
+class LiveBytes(TorchDispatchMode):
+    """Largest sum of the tensors that are alive at a time, of those that are made within."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.peak = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        given = {one.untyped_storage()._cdata for one in args if isinstance(one, torch.Tensor)}
+        for one in made if isinstance(made, (tuple, list)) else (made,):
+            storage = one.untyped_storage() if isinstance(one, torch.Tensor) else None
+            if storage is not None and storage._cdata not in given:
+                self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.alive = {key: known for key, known in self.alive.items() if not known[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return made
+
+
+def test_without_gradients_a_slice_takes_little_more_than_four_maps_of_the_finest_level():
+    trunk = VoxelTrunk(input_slices=21, widths=(24, 48, 96), seen_at=2).eval()
+    images = torch.rand(1, 21, 96, 80)
+    with LiveBytes() as learning:
+        expected = trunk.logits(images).detach()
+    with torch.no_grad(), LiveBytes() as predicting:
+        images = images.contiguous(memory_format=torch.channels_last)
+        found = trunk.logits(images)
+    assert torch.equal(found, expected)
+    finest = 4 * 24 * 96 * 80
+    assert predicting.peak < (21 / 24 + 4.2) * finest < learning.peak
+
+
+def test_images_come_as_the_trunk_takes_them_so_that_it_makes_no_copy(tracker):
+    planes = torch.rand(2, tracker.input_slices, 70, 93)
+    images = tracker.prepare(planes)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images[..., :70, :93], (planes - 0.5) / 0.25)
 
 
 def test_an_image_of_another_size_is_no_image_of_the_trunk(tracker):

@@ -165,12 +165,17 @@ class EncodedAhead:
         place = self._places.get(z)
         while True:
             together = [z] if place is None else list(self._order[place : place + self._batch.size])
-            images = [self._image_at(other) for other in together]
+            images = one_batch([self._image_at(other) for other in together])
             try:
-                encoded = self._tracker.encode(torch.cat(images))
+                encoded = self._tracker.encode(images)
             except torch.OutOfMemoryError:
                 if len(together) > 1 and self._batch.halve():
                     continue
                 raise
-            self._ready |= dict(zip(together, encoded.split(len(images[0])), strict=True))
+            self._ready |= dict(zip(together, encoded.split(len(images) // len(together)), strict=True))
             return
+
+
+def one_batch(images: list[Tensor]) -> Tensor:
+    """Images (B, C, H, W) in one batch; a single one as it is, since a copy of a large tile is 20 MB."""
+    return torch.cat(images) if len(images) > 1 else images[0]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from etsam.inference.directions import Propagation, check_direction
-from etsam.inference.encode_ahead import READ_AHEAD, EncodeBatch, EncodedAhead, SlicesAhead
+from etsam.inference.encode_ahead import READ_AHEAD, EncodeBatch, EncodedAhead, SlicesAhead, one_batch
 from etsam.inference.logit_store import LogitStore
 from etsam.inference.memory_plan import Batching
 from etsam.inference.mirrored_views import View, average, deviation, flip, mirrored_views
@@ -254,7 +254,7 @@ def _runs(
     def images(batch: Sequence[_Input]) -> Callable[[int], Tensor]:
         def image_at(z: int) -> Tensor:
             seen = [planes[other] for other in seen_with[z]]
-            return torch.cat([tracker.prepare(upload(one.crop(seen), device)[None]) for one in batch])
+            return one_batch([tracker.prepare(upload(one.crop(seen), device)[None]) for one in batch])
 
         return image_at
 

@@ -156,7 +156,8 @@ class SliceTracker(nn.Module):
         if self.tile_step is None:
             return prepare_image(planes, self.side, self.mean, self.std)
         images = (planes if planes.ndim == 4 else planes[:, None]).float()
-        return (mirror(images, self.image_shape((images.shape[-2], images.shape[-1]))) - self.mean) / self.std
+        images = mirror(images, self.image_shape((images.shape[-2], images.shape[-1]))) - self.mean
+        return images.div_(self.std).contiguous(memory_format=torch.channels_last)  # as the trunk takes it
 
     def prepare_prompt(self, masks: Tensor) -> Tensor:
         """Prompts (B, Y, X) bool, 0 or 1: (B, 1, S, S) as `images.prepare_prompt`, or (B, 1, H, W), 0 at the ends."""

@@ -118,8 +118,9 @@ class VoxelTrunk(nn.Module):
             x = block(x)
             levels.append(x)
         for number in reversed(range(len(self.up))):
-            coarse = F.interpolate(self.across[number](x), scale_factor=2.0, mode="nearest")
-            x = levels[number] = self.up[number](levels[number] + coarse)
+            # by no name of their own: a map of the finest level is 25 MB of a tile of 512 x 512
+            levels[number] = levels[number] + F.interpolate(self.across[number](x), scale_factor=2.0, mode="nearest")
+            x = levels[number] = self.up[number](levels[number])
         return levels
 
     def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
