@@ -48,6 +48,9 @@ none=(64,160,160 8,30 margin_voxels=80 bright_probability=0.3 specimen.empty_pro
   'specimen.microtubules=[2,8]' specimen.gold_probability=0.4 specimen.carbon_probability=0.3)
 tubes=(64,160,160 7,18 margin_voxels=60 specimen.empty_probability=0.75 specimen.filament_probability=1
   'specimen.microtubules=[2,10]' specimen.gold_probability=0.3 'acquisition.snr=[0.1,3]')
+# microtubules where they are most like membranes: sharp and finely sampled
+mt=(64,160,160 7,16 margin_voxels=60 specimen.empty_probability=0.8 specimen.filament_probability=1 'specimen.microtubules=[3,10]'
+  specimen.gold_probability=0.3 'acquisition.snr=[0.1,3]' 'acquisition.filters={none:1,lowpass:1,deconvolved:3,denoised:2}')
 ice=(64,160,160 8,45 margin_voxels=60 specimen.empty_probability=1 specimen.filament_probability=0.3 specimen.gold_probability=0.5
   specimen.carbon_probability=0.5 'acquisition.snr=[0.05,1]')
 crowd=(64,160,160 7,16 min_contrast=0.3 margin_voxels=40 'specimen.crowding=[0.1,0.25]')
@@ -67,6 +70,7 @@ simulate shells 36 700 "${shells[@]}"
 simulate virus 30 600 "${virus[@]}"
 simulate none 26 800 "${none[@]}"
 simulate tubes 48 850 "${tubes[@]}"
+simulate mt 36 4800 "${mt[@]}"
 simulate plain_wide 36 2011 "${plain[@]}" "$wide"
 simulate filled_wide 40 2012 "${filled[@]}" "$wide"
 simulate coarse_wide 24 2200 "${coarse[@]}" "$wide"
@@ -80,18 +84,22 @@ simulate large_unseen 14 1300 "${large[@]}"
 simulate coarse_unseen 30 1200 "${coarse[@]}"
 simulate shells_unseen 24 1700 "${shells[@]}"
 simulate virus_unseen 15 1600 "${virus[@]}"
+simulate none_unseen 26 1800 "${none[@]}"
 simulate tubes_unseen 36 1850 "${tubes[@]}"
+simulate mt_unseen 36 4850 "${mt[@]}"
 simulate plain_wide_unseen 24 3011 "${plain[@]}" "$wide"
 simulate filled_wide_unseen 30 3012 "${filled[@]}" "$wide"
-simulate coarse_wide_unseen 8 3200 "${coarse[@]}" "$wide"
+simulate coarse_wide_unseen 12 3200 "${coarse[@]}" "$wide"
 simulate tubes_wide_unseen 30 3850 "${tubes[@]}" specimen.empty_probability=0.5 "$wide"
+simulate ice_unseen 16 3800 "${ice[@]}" "$wide"
+simulate crowd_unseen 16 3900 "${crowd[@]}" "$wide"
 # never trained on: the threshold and all choices are made on these (benchmarks/nano_table.py)
 simulate val_plain 3 9011 "${plain[@]}"
 simulate val_filled 3 9012 "${filled[@]}"
 simulate val_shells 3 9700 "${shells[@]}"
 simulate val_coarse 3 9200 64,160,160 20,45 min_contrast=0.3 margin_voxels=40 bright_probability=0.5
 simulate val_soft 4 9600 "${soft[@]}"
-simulate val_mt 3 9800 64,160,160 8,16 margin_voxels=60 specimen.empty_probability=1 specimen.filament_probability=1 'specimen.microtubules=[4,10]'
+simulate val_mt 24 9800 64,160,160 8,16 margin_voxels=60 specimen.empty_probability=1 specimen.filament_probability=1 'specimen.microtubules=[4,10]'
 for size in 5 8 12 16 24 32 45; do
   simulate val_curve_$size 2 $((9300 + size)) 48,128,128 $size min_contrast=0.3 margin_voxels=32 specimen.empty_probability=0
 done
@@ -118,9 +126,10 @@ step() {  # NAME [KEY=VALUE ...]: trains unless it is finished, and goes on wher
 last() { echo "$out/seed$seed/$1/checkpoints/last.ckpt"; }
 
 mapfile -t seen < <(sources own=0.8 plain=1.8 plain_wide=1.3 filled=1.8 filled_wide=1.5 large=1 coarse=0.5 coarse_wide=0.8 shells=0.8 \
-  virus=0.5 none=0.5 tubes=0.8 tubes_wide=1 ice=0.35 crowd=0.6)
-mapfile -t unseen < <(sources own=0.6 plain_unseen=1 plain_wide_unseen=1 filled_unseen=1 filled_wide_unseen=1.2 large_unseen=0.6 \
-  coarse_unseen=0.5 coarse_wide_unseen=0.8 shells_unseen=0.8 virus_unseen=0.5 tubes_unseen=0.7 tubes_wide_unseen=0.8)
+  virus=0.5 none=1 tubes=1 tubes_wide=1 mt=1.4 ice=0.35 crowd=0.6)
+mapfile -t unseen < <(sources own=0.8 plain_unseen=1.3 plain_wide_unseen=1.1 filled_unseen=1.3 filled_wide_unseen=1.3 large_unseen=0.8 \
+  coarse_unseen=0.7 coarse_wide_unseen=1 shells_unseen=0.9 virus_unseen=0.5 none_unseen=1 tubes_unseen=1 tubes_wide_unseen=1 \
+  mt_unseen=1.4 ice_unseen=0.4 crowd_unseen=0.6)
 
 # what a membrane looks like is learned on single slices, which takes most of the time; then memory on clips, the trunk as it is:
 # small batches of slices that are alike make it worse (benchmarks/nano_runs.md)

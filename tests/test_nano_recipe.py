@@ -16,7 +16,7 @@ from etsam.cli import simulate
 from etsam.cli.main import build_parser
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
-SETS = 38  # simulated ones
+SETS = 43  # simulated ones
 STAND_IN = """#!{python}
 import json, pathlib, sys
 arguments = sys.argv[1:]
