@@ -233,13 +233,14 @@ def draw_how_it_works() -> None:
     out = segmenter.two_stage(seen)
     from etsam.inference.fusion import fuse
 
-    z = int(np.argmax([(out.logits[z] > 0.5).sum() for z in range(10, 50)])) + 10
+    threshold = segmenter.two_stage.stages[1].threshold
+    z = int(np.argmax([(out.logits[z] > threshold).sum() for z in range(10, 50)])) + 10
     steps = [
         ("tomogram", seen[z], "gray"),
         ("stage 1: logits", np.clip(out.stage1_logits[z], -5, 5), "viridis"),
         ("fused", fuse(seen, out.stage1_logits)[z], "gray"),
-        ("stage 2: logits", np.clip(out.logits[z], -5, 5), "viridis"),
-        ("mask", out.logits[z] > 0.5, "gray"),
+        ("both stages: logits", np.clip(out.logits[z], -5, 5), "viridis"),
+        ("mask", out.logits[z] > threshold, "gray"),
     ]
     figure, panels = plt.subplots(1, 5, figsize=(12, 2.9))
     for axes, (title, plane, colours) in zip(panels, steps, strict=True):
@@ -424,9 +425,13 @@ def draw_page() -> None:
 
 def draw_report() -> None:
     """The top of a report, in a browser."""
-    command = ["predict", "simulated/*_????.mrc", "--weights", "nano", "--quick", "--output-dir", "quick"]
-    etsam(desk(), *command, "--store-logits")
-    settings = ["data.manifest=simulated/manifest.csv", f"predictions={{all: {masks()}, quick: quick}}"]
+    # the commands of docs/tutorials/first-evaluation.md, which names the numbers in this picture
+    simulate = "data simulate --n 4 --shape 32,96,96 --voxel-size 12 --val-fraction 1 --seed 1 --output-dir trial"
+    etsam(desk(), *simulate.split())
+    for name, how in (("all", []), ("quick", ["--quick"])):
+        to = ["--weights", "nano", "--output-dir", f"trial_masks/{name}", "--store-logits"]
+        etsam(desk(), "predict", "trial/*_????.mrc", *how, *to)
+    settings = ["data.manifest=trial/manifest.csv", "predictions={all: trial_masks/all, quick: trial_masks/quick}"]
     etsam(desk(), "evaluate", *settings, "output_dir=report")
     browser(desk() / "report/report.html", "report", (1280, 1100))
 

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from etsam.volume import Slices, Volume
 
 _COMMAND_LINE = (
-    *("input", "also", "output_dir", "overwrite", "resume", "debug", "write_logits", "write_instances"),
-    *("write_preview", "write_page", "write_chimerax"),
-    *("output_format", "output_infix", "inputs", "writer", "segmenter", "paths", "local", "trainer", "hydra"),
+    *("input", "also", "strict", "output_dir", "output_subfolders", "overwrite", "resume", "debug", "write_logits"),
+    *("write_instances", "write_preview", "write_page", "write_chimerax"),
+    *("output_format", "output_infix", "overview", "inputs", "writer", "segmenter", "paths", "local", "trainer"),
+    "hydra",
 )
 _HONOURED = (  # settings of configs/predict.yaml, and their groups, that mean something for arrays
     *("net", "weights", "stage1", "stage2", "prompt", "grid_interval", "normalize", "nonfinite", "tiles", "views"),
-    *("target_voxel_size", "propagation", "start_slice", "axes", "write_uncertainty"),
+    *("voxel_size", "target_voxel_size", "propagation", "start_slice", "axes", "write_uncertainty", "force"),
     *("threshold", "false_rate", "sample", "exclude"),
     *("slice_stride", "side_slice_stride", "resegment_conditioning"),
     *("tile_batch_size", "encode_batch_size", "memory_budget_gb", "kernels"),

@@ -49,7 +49,7 @@ def segment_published(
     overrides: Sequence[str] = (),
     device: str | None = None,
 ) -> np.ndarray:
-    """Logits of stage 2, (Z, Y, X) float32, by the arguments of the published tool.
+    """Logits (Z, Y, X) float32 that a mask is cut from (`prediction.record`), by the arguments of the published tool.
 
     Parameters
     ----------

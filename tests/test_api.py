@@ -5,6 +5,8 @@ import pytest
 import torch
 
 import etsam
+from etsam import api
+from etsam.app import compose_config
 from etsam.errors import ConfigError, InputError, OutputError
 from etsam.inference.rescale import rescaled, rescaled_shape
 from etsam.network import build
@@ -183,6 +185,12 @@ def test_workers_and_precision_are_honoured(array, found, monkeypatch):
 def test_a_setting_that_would_be_without_effect_is_refused_by_name(override):
     with pytest.raises(ConfigError, match=override.lstrip("+").partition("=")[0]):
         etsam.load([*TINY, override])
+
+
+def test_every_setting_of_predict_is_honoured_in_python_or_refused():
+    settings = {str(name) for name in compose_config("predict")}
+    honoured = {name.partition(".")[0].partition("=")[0] for name in api._HONOURED}
+    assert sorted(settings - honoured - set(api._COMMAND_LINE)) == []
 
 
 @pytest.mark.parametrize(

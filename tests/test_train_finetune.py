@@ -23,13 +23,20 @@ def test_weights_to_start_from_have_to_be_named(experiment):
     assert OmegaConf.is_missing(composed(experiment), "start")
 
 
-@pytest.mark.parametrize("experiment", ["nano_slices", "nano_stage1", "nano_stage2"])
+@pytest.mark.parametrize("experiment", ["nano_slices", "nano_stage1"])
 def test_experiments_from_nothing_say_so(experiment):
     assert composed(experiment).start is None
 
 
+@pytest.mark.parametrize("experiment", ["nano_stage2", "nano_stage2_slices"])
+def test_stage_2_of_nano_starts_from_stage_1_unless_told_otherwise(experiment):
+    assert composed(experiment, "stage1.checkpoint=first.ckpt").start == "first.ckpt"
+    assert composed(experiment, "stage1.checkpoint=first.ckpt", "start=null").start is None
+
+
 def test_a_forgotten_start_is_one_line_and_no_folder(folder):
     assert "start is not given" in train(folder, "name=forgotten", experiment="finetune", status=1)
+    assert "error: stage1.checkpoint is" in train(folder, "name=forgotten", experiment="nano_stage2", status=1)
     assert not (folder / "runs/forgotten").exists()
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import mrcfile
 import numpy as np
@@ -12,7 +13,9 @@ from conftest import ORIGIN_ZYX, SHAPE, START_ZYX, VOXEL_SIZE_ZYX, CountedSlices
 
 from etsam.data.manifest import read_manifest
 from etsam.errors import EtsamError, InputError, OutputError
+from etsam.prediction import progress
 from etsam.prediction.forecast import fraction_done
+from etsam.prediction.progress import SliceProgress
 from etsam.viewer.background import BackgroundRun
 from etsam.viewer.correction import add_to_manifest, save_mask
 from etsam.viewer.lazy_array import AboveThreshold, LazyArray
@@ -65,6 +68,26 @@ def test_the_fraction_done_grows_over_all_parts():
     told = [fraction_done(part, done, 4) for part in ("reading", "stage 1", "stage 2", "writing") for done in range(5)]
     assert told == sorted(told)
     assert (told[0], told[-1], fraction_done("post-processing", 0, 4)) == (0.0, 1.0, 1.0)
+
+
+def test_progress_is_read_however_long_it_will_take(tmp_path, caplog, monkeypatch):
+    run = BackgroundRun(tmp_path / "t.mrc", tmp_path)
+    monkeypatch.setattr(progress, "is_terminal", lambda: False)
+    monkeypatch.setattr(progress, "_LOG_INTERVAL_SECONDS", 0.0)
+    job, told = SimpleNamespace(num_predict_batches=[1]), SliceProgress()
+    told.on_predict_start(job, None)
+    told.on_predict_batch_start(job, None, "t.mrc", 0)
+    seen = []
+    for left in (None, 8.0, 252.0, 3852.0):
+        monkeypatch.setattr(progress.Forecast, "job_seconds_left", lambda *_, left=left: left)
+        caplog.clear()
+        with caplog.at_level("INFO", "etsam"):
+            told.update("stage 1", 3, 80)
+            told.update("stage 1", 4, 80)
+        run.log.write_text("".join(f"INFO: {line}\n" for line in [*caplog.messages, "something else"]))
+        seen.append(str(run.progress()))
+    plain = "stage 1, slice 4 of 80"
+    assert seen == [plain, f"{plain}, 8 s left", f"{plain}, 4:12 left", f"{plain}, 1:04:12 left"]
 
 
 @pytest.mark.slow

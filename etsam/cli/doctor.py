@@ -24,6 +24,7 @@ _PACKAGES = ("torch", "torchvision", "sam2", "lightning", "hydra-core", "numpy",
 _EXTRAS = {
     "zarr": "zarr",
     "measure": "trimesh",
+    "sff": "sfftkrw",
     "napari": "napari",
     "data": "cryoet_data_portal",
     "copick": "copick",

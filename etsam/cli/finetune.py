@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--weights", choices=list(_STARTS), default="nano", help="what to start from (nano)")
     parser.add_argument("--name", default="finetuned", help="of the runs, runs/NAME_stage1 and _stage2 (finetuned)")
     parser.add_argument(
-        "--old", type=Path, metavar="CSV", help="tomograms whose Dice must not fall; every other clip is of them"
+        "--old", type=Path, metavar="CSV", help="tomograms whose Dice may fall by 0.01 at most; half of the clips"
     )
     parser.set_defaults(takes_settings=True, stop_at_once=False)
 

@@ -47,7 +47,7 @@ class OutputNames:
 
     @property
     def logits(self) -> Path:
-        """Logits of stage 2, float32."""
+        """Logits that the mask is cut from, float32: of stage 2, or the mean of both stages'."""
         return self._path(f"logits{self.volume_suffix}")
 
     @property

@@ -23,8 +23,9 @@ class Prediction:
     volume
         The tomogram.
     stage1_logits, logits
-        (Z, Y, X) float32 of stage 1 and stage 2, computed slice by slice from the networks' low-resolution logits;
-        -32 where the tomogram is padded, and in `regions`. With their spread, 0 there, if uncertainty was asked for.
+        (Z, Y, X) float32 of stage 1, and of stage 2 or the mean of both, computed slice by slice from what the
+        networks gave; -32 where the tomogram is padded, and in `regions`. With their spread, 0 there, if uncertainty
+        was asked for.
     threshold
         That of stage 2; logits strictly above are membrane.
     tiles

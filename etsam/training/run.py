@@ -70,6 +70,8 @@ def run(cfg: DictConfig) -> TrainingResult:
         If the run was told to stop, with the status of the signal; its state is saved.
     """
     require(cfg, "name", "NAME_OF_THE_RUN")
+    if cfg.stage1 is not None:
+        require(cfg, "stage1.checkpoint", "CHECKPOINT (of stage 1, whose logits stage 2 learns from)")
     require(cfg, "start", "CHECKPOINT (a file, or a name of `etsam weights list`; start=null: from random weights)")
     cfg.name = str(cfg.name)  # name=7 and name=nan are names
     check_values(cfg, "train")

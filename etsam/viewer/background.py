@@ -12,10 +12,11 @@ from pathlib import Path
 from etsam.errors import ConfigError, EtsamError
 from etsam.prediction.forecast import fraction_done
 from etsam.prediction.record import OutputNames
-from etsam.screen import readable_seconds
 from etsam.volume import Location, strip_suffix
 
-_LINE = re.compile(r": ([a-z][a-z0-9 -]*?) (\d+) of (\d+) slices, (\d+) s left")  # of `etsam.prediction.progress`
+_LINE = re.compile(
+    r": ([a-z][a-z0-9 -]*?) (\d+) of (\d+) slices(?:, (.+) left)?$", re.M
+)  # of `etsam.prediction.progress`
 _ERROR = "etsam: error: "
 
 
@@ -29,18 +30,16 @@ class Progress:
         Done, 0 to 1.
     text
         What is at work.
-    left_seconds
-        Until that part is done; None: unknown.
+    left
+        Time until all of it is done, as the log tells it; empty: unknown.
     """
 
     fraction: float
     text: str
-    left_seconds: float | None = None
+    left: str = ""
 
-    @property
-    def left_text(self) -> str:
-        """Time left, for people."""
-        return "" if self.left_seconds is None else f", {readable_seconds(self.left_seconds)} left in it"
+    def __str__(self) -> str:
+        return f"{self.text}, {self.left} left" if self.left else self.text
 
 
 class BackgroundRun:
@@ -101,8 +100,8 @@ class BackgroundRun:
         found = _LINE.findall(self._told())
         if not found:
             return Progress(0.0, "starting")
-        part, done, total = found[-1][0], int(found[-1][1]), int(found[-1][2])
-        return Progress(fraction_done(part, done, total), f"{part}, slice {done} of {total}", float(found[-1][3]))
+        part, done, total, left = found[-1][0], int(found[-1][1]), int(found[-1][2]), found[-1][3]
+        return Progress(fraction_done(part, done, total), f"{part}, slice {done} of {total}", left)
 
     def cancel(self, wait_seconds: float = 20.0) -> None:
         """Stop it; what it has not finished writing is removed by itself."""

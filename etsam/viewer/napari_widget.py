@@ -276,7 +276,7 @@ class SegmentWidget(QWidget):
         if run.running:
             progress = run.progress()
             self.bar.setValue(round(100 * progress.fraction))
-            self.bar.setFormat(f"%p %  {progress.text}{progress.left_text}")
+            self.bar.setFormat(f"%p %  {progress}")
             return
         self._timer.stop()
         self.cancel_button.setEnabled(False)

@@ -8,8 +8,8 @@ once. Memory: one layer, chunk depth x Y x X voxels (for the chunks of 256^3 tha
 float32 voxels a slice 0.9 GB), and, while it is read, three times 64 MiB or one chunk. Of all volumes in a process
 the two used last keep their layers: a tomogram and its mask.
 
-Every pass over a volume reads it anew. A prediction makes four (grey values, two stages, preview), so that a remote
-tomogram is fetched four times; who has the room copies it first.
+Every pass over a volume reads it anew. A prediction makes three (grey values, two stages), so that a remote
+tomogram is fetched three times; who has the room copies it first.
 """
 
 import asyncio

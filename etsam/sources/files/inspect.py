@@ -176,7 +176,7 @@ def _voxel_size_note(size: tuple[float, float, float] | None) -> str:
     if all(abs(side - 1.0) < 1e-6 for side in size):
         return "exactly 1 Å, which programs write where they do not know it"
     if max(size) - min(size) > 0.01 * max(size):
-        return "differs between axes by more than 1 %; etsam works on voxels and does not resample"
+        return "differs between axes by more than 1 %; taken as they are, unless target_voxel_size= makes them cubic"
     smallest, largest = TYPICAL_VOXEL_ANGSTROM
     if not smallest <= size[2] <= largest:
         return f"outside {smallest:g} to {largest:g} Å, where segmented tomograms usually lie; is it right?"
