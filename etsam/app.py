@@ -117,8 +117,6 @@ def configure_logging() -> None:
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     # a run that goes on finds its own checkpoints; one of another run was refused (training/run.py)
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    # the Segmenter gives None for a tomogram that was skipped, or failed and is named at the end
-    warnings.filterwarnings("ignore", message=".*predict returned None.*")
     warnings.filterwarnings("ignore", message=".*Glyph .* missing from font.*")  # titles of previews: any file name
     warnings.filterwarnings("ignore", module="sam2")
     warnings.filterwarnings("ignore", category=FutureWarning)

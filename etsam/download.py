@@ -87,7 +87,6 @@ class Stop:
 
     def __init__(self) -> None:
         self._event = threading.Event()
-        self.is_set = self._event.is_set
         self.waiting: set[requests.Response] = set()
 
     def set(self) -> None:

@@ -3,8 +3,9 @@ import torch
 from networks import random_tracker
 
 from etsam.errors import ConfigError
-from etsam.training.clip import ClipPlan, forward_clip
+from etsam.training.clip import forward_clip
 from etsam.training.memory import Footprint, _Saved, estimate, require_room
+from etsam.training.prompting import ClipPlan
 
 
 def test_the_estimate_is_close_to_what_a_real_clip_keeps():

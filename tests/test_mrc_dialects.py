@@ -73,7 +73,7 @@ def test_sides_that_make_sense_in_both_orders_are_decided_by_the_size_of_the_fil
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_stamp_decides_where_both_orders_fit(tmp_path, order):
     raw = bytearray(write_mrc(tmp_path / "a.mrc", np.zeros((256, 256, 256), "i1"), order, mode=0).read_bytes()[:1024])
-    assert parse_header(bytes(raw), file_size=2**60, name="a").byte_order == order
+    assert parse_header(bytes(raw), file_size=2**60, name="a").shape == (256, 256, 256)  # not 65536
 
 
 def test_blank_map_id_and_zero_stamp_are_accepted(tmp_path):

@@ -40,12 +40,12 @@ def _sphere(radius=12.0, voxel_size=10.0, shape=SHAPE, **profile):
 
 def test_the_mask_of_a_sphere_is_the_shell_between_its_leaflets():
     membranes, radius = _sphere(12.0, thickness_angstrom=30.0)
-    np.testing.assert_array_equal(membranes.mask, np.abs(radius - 12.0) <= 1.5)
+    np.testing.assert_array_equal(membranes.instances > 0, np.abs(radius - 12.0) <= 1.5)
 
 
 def test_a_membrane_thinner_than_the_grid_has_a_mask_of_two_and_a_half_voxels():
     membranes, radius = _sphere(12.0, voxel_size=40.0, thickness_angstrom=30.0)
-    np.testing.assert_array_equal(membranes.mask, np.abs(radius - 12.0) <= 1.25)
+    np.testing.assert_array_equal(membranes.instances > 0, np.abs(radius - 12.0) <= 1.25)
 
 
 def test_the_density_is_highest_at_the_leaflets_and_low_between_them():

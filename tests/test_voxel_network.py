@@ -25,7 +25,8 @@ from etsam.network.images import extend, mirror
 from etsam.network.state import Clicks
 from etsam.network.voxel_trunk import VoxelTrunk
 from etsam.network.window_attention import WindowAttention
-from etsam.training.clip import ClipPlan, PromptSampler, forward_clip
+from etsam.training.clip import forward_clip
+from etsam.training.prompting import ClipPlan, PromptSampler
 
 NET = "tiny_voxel_test"
 SHAPE = (7, 70, 93)

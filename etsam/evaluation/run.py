@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,34 +34,15 @@ SCORES = "scores.csv"
 """The table of the report with a row for each tomogram."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Outcome of an evaluation.
-
-    Attributes
-    ----------
-    results
-        One for each method and tomogram.
-    page
-        The report, `report.html`; its tables lie beside it.
-    """
-
-    results: tuple[TomogramResult, ...]
-    page: Path
-
-
-def run(cfg: DictConfig) -> Evaluation | None:
+def run(cfg: DictConfig) -> None:
     """Score the tomograms of a config `evaluate`, and write the report into `output_dir`.
+
+    The report is of all tomograms, those of an earlier run that were kept included.
 
     Parameters
     ----------
     cfg
         configs/evaluate.yaml, composed.
-
-    Returns
-    -------
-    Evaluation
-        Of all tomograms, those of an earlier run that were kept included; None in every process but the first.
 
     Raises
     ------
@@ -85,7 +65,8 @@ def run(cfg: DictConfig) -> Evaluation | None:
     if is_first_process():  # before the networks are built, and once for all processes
         _check_outputs(cfg, data)
     score(cfg, data, metrics, store)
-    return _report(cfg, data, store) if is_first_process() else None
+    if is_first_process():
+        _report(cfg, data, store)
 
 
 def evaluation_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -167,7 +148,7 @@ def score(cfg: DictConfig, data: EvaluationData, metrics: Metrics, store: Result
     trainer.strategy.barrier()
 
 
-def _report(cfg: DictConfig, data: EvaluationData, store: ResultStore) -> Evaluation:
+def _report(cfg: DictConfig, data: EvaluationData, store: ResultStore) -> None:
     results = tuple(store.load(job.method, job.name) for job in data.jobs)
     folder = Path(cfg.output_dir)
     page = write_report(results, folder, store.settings, overwrite=cfg.overwrite or cfg.resume)
@@ -176,7 +157,6 @@ def _report(cfg: DictConfig, data: EvaluationData, store: ResultStore) -> Evalua
         wandb = OmegaConf.to_container(cfg.wandb)
         log.info("W&B run: %s", log_to_wandb(results, store.settings, save_dir=folder, **wandb))  # type: ignore[arg-type]
     raise_failures(results, f"the scores of the others are in {folder / SCORES}")
-    return Evaluation(results, page)
 
 
 def raise_failures(results: tuple[TomogramResult, ...] | list[TomogramResult], rest: str) -> None:

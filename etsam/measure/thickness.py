@@ -74,8 +74,6 @@ class Thickness:
         95 % interval from resampling patches.
     local_nm
         (V,) between the leaflets around each vertex; NaN where they cannot be told apart.
-    profile, positions_nm
-        (S,) mean density, membranes up, and where; positive along the normal.
     """
 
     thickness_nm: float
@@ -84,8 +82,6 @@ class Thickness:
     why: str
     interval_nm: tuple[float, float]
     local_nm: np.ndarray
-    profile: np.ndarray
-    positions_nm: np.ndarray
 
     def row(self) -> dict[str, Any]:
         """Columns of the table."""
@@ -216,19 +212,15 @@ def _of_membrane(
         used = counts > 0
     unknown = np.full(len(patch), np.nan)
     if not used.any():
-        profile = np.full(len(positions), np.nan)
-        return Thickness(
-            np.nan, NONE, False, "it lies at the tomogram's end", (np.nan,) * 2, unknown, profile, positions
-        )
+        return Thickness(np.nan, NONE, False, "it lies at the tomogram's end", (np.nan, np.nan), unknown)
     weights = counts[used].astype(np.float64)
     profile = np.average(means[used], axis=0, weights=weights)
     found = _leaflets(profile, positions, voxel_nm)
     if found is None:
         width = _full_width(profile, positions)
         why = "the leaflets cannot be told apart"
-        local = unknown
         method = FULL_WIDTH if np.isfinite(width) else NONE
-        return Thickness(width, method, False, why, (np.nan, np.nan), local, profile, positions)
+        return Thickness(width, method, False, why, (np.nan, np.nan), unknown)
     thickness, middle, dip, balance, fringe = found
     rng = np.random.default_rng(0)
     again = []
@@ -259,8 +251,6 @@ def _of_membrane(
         "; ".join(complaints),
         (thickness - spread, thickness + spread),
         local,
-        profile,
-        positions,
     )
 
 

@@ -1,5 +1,1 @@
 """The network of one stage in plain torch: SAM2 built from a config, its weights, and its use slice by slice."""
-
-from etsam.network.tracker import MemoryBank, SliceFeatures, SliceTracker
-
-__all__ = ["MemoryBank", "SliceFeatures", "SliceTracker"]

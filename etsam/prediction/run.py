@@ -18,18 +18,13 @@ from etsam.weights.registry import PUBLISHED, StageWeights, is_embedded
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig) -> list[Path]:
+def run(cfg: DictConfig) -> None:
     """Segment the tomograms of a config `predict`.
 
     Parameters
     ----------
     cfg
         configs/predict.yaml, composed.
-
-    Returns
-    -------
-    list
-        Masks that this process wrote, in order.
 
     Raises
     ------
@@ -91,7 +86,6 @@ def run(cfg: DictConfig) -> list[Path]:
             took = readable_seconds(time.monotonic() - started)
             log.info("%d of %d tomograms segmented in %s -> %s", batch.written_by_all, len(todo), took, cfg.output_dir)
         batch.raise_failures()
-    return list(writer.written)
 
 
 def scratch_bytes(

@@ -15,9 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from etsam.network.state import Clicks, Decoded, MemoryBank, SliceFeatures
 from etsam.network.tracker import SliceTracker
-from etsam.training.prompting import FIXED_KINDS, Annotator, ClipPlan, PromptKind, PromptSampler, fixed_prompt
-
-__all__ = ["ClipPlan", "PromptSampler", "SliceOutput", "encode_clip", "forward_clip"]
+from etsam.training.prompting import FIXED_KINDS, Annotator, ClipPlan, PromptKind, fixed_prompt
 
 
 @dataclass(frozen=True)

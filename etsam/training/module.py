@@ -23,9 +23,10 @@ from etsam.network.checkpoint import nonfinite_tensors
 from etsam.network.fast.cpu_autocast import Float32Attention
 from etsam.network.images import extend
 from etsam.network.tracker import SliceTracker
-from etsam.training.clip import PromptSampler, forward_clip
+from etsam.training.clip import forward_clip
 from etsam.training.losses import MaskLosses
 from etsam.training.optimizer import MuonAdamW, freeze_encoder, parameter_groups
+from etsam.training.prompting import PromptSampler
 from etsam.training.schedule import CosineToFraction, RangeTest
 from etsam.training.validation import ValidationResult, Validator
 

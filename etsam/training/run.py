@@ -39,8 +39,8 @@ class TrainingResult:
         Dice by source before training, if it started from weights, and at the best state.
     last_checkpoint
         File of the last state; None if none was saved.
-    data, stage, trainer
-        Objects of the run; None where it ended before they were made (`prepare_only`).
+    trainer
+        None where the run ended before it was made (`prepare_only`).
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -49,8 +49,6 @@ class TrainingResult:
     dice_before: dict[str, float] = field(default_factory=dict)
     dice_best: dict[str, float] = field(default_factory=dict)
     last_checkpoint: Path | None = None
-    data: "TomogramClips | None" = None
-    stage: "StageTraining | None" = None
     trainer: "Trainer | None" = None
 
 
@@ -85,7 +83,7 @@ def run(cfg: DictConfig) -> TrainingResult:
         lightning.seed_everything(cfg.seed, workers=True, verbose=False)
         data = _prepared_data(cfg)
         if cfg.prepare_only:
-            return TrainingResult(data=data)
+            return TrainingResult()
         stage = instantiate(cfg.stage, _convert_="all")
         if is_first_process():
             _check_memory(cfg, stage)
@@ -103,7 +101,7 @@ def run(cfg: DictConfig) -> TrainingResult:
             _test(trainer, stage, data)
         finally:
             _finish_wandb(trainer)
-        result = _result(trainer, stage, data)
+        result = _result(trainer, stage)
         if is_first_process():
             _tell_end(cfg, result)
             if cfg.optimizer.range_test:
@@ -349,7 +347,7 @@ def _prediction_command(cfg: DictConfig, best: Path) -> str:
     return " ".join(["etsam predict TOMOGRAM.mrc", *words, f"weights.{stage}={best}"])
 
 
-def _result(trainer: "Trainer", stage: "StageTraining", data: "TomogramClips") -> TrainingResult:
+def _result(trainer: "Trainer", stage: "StageTraining") -> TrainingResult:
     import torch
 
     from etsam.training.reporting import best_checkpoint
@@ -369,7 +367,5 @@ def _result(trainer: "Trainer", stage: "StageTraining", data: "TomogramClips") -
         dice_before=dict(stage.scores_at_start),
         dice_best=dict(known.get("scores", {})),
         last_checkpoint=last if last is not None and last.exists() else None,
-        data=data,
-        stage=stage,
         trainer=trainer,
     )

@@ -59,8 +59,6 @@ class MrcHeader:
     Everything of three parts is ordered (z, y, x), except where the file's own order is named.
     """
 
-    byte_order: str
-    """`<` or `>`: of the header and of the data."""
     shape: tuple[int, int, int]
     """(sections, rows, columns) = (nz, ny, nx), the order of the file; see `volume_shape`."""
     mode: int
@@ -154,7 +152,6 @@ def parse_header(
         header_warnings += [remark] if remark else []
     axis_order = _axis_order(fields, header_warnings)
     unscaled = MrcHeader(
-        byte_order=order,
         shape=shape,
         mode=mode,
         dtype=dtype,

@@ -46,14 +46,11 @@ class Acquired:
         (T, Y, X) float32, matter dark.
     reconstruction
         (Z, Y, X) float32, matter dark, the background near zero.
-    shifts
-        (T, 2) float32: by how much each micrograph was moved, (y, x) in voxels.
     """
 
     snr: float | None
     micrographs: Tensor
     reconstruction: Tensor
-    shifts: Tensor
 
 
 def acquire(density: Tensor, settings: Acquisition, seed: int) -> Acquired:
@@ -87,7 +84,7 @@ def acquire(density: Tensor, settings: Acquisition, seed: int) -> Acquired:
     micrographs = -micrographs
     # beyond the edges back-projection takes zeros, which have to be the background
     level_free = micrographs - micrographs.mean(dim=(1, 2), keepdim=True)
-    return Acquired(snr, micrographs, backproject(level_free, angles, density.shape[0]), shifts)
+    return Acquired(snr, micrographs, backproject(level_free, angles, density.shape[0]))
 
 
 def draw_shifts(settings: Acquisition, generator: torch.Generator) -> Tensor:

@@ -208,11 +208,6 @@ class Membranes:
         self.truths: list[MembraneTruth] = []
         self._middles: list[np.ndarray] = []  # points on each
 
-    @property
-    def mask(self) -> np.ndarray:
-        """(Z, Y, X) uint8, 1 is membrane."""
-        return (self.instances > 0).astype(np.uint8)
-
     def half_room(self, bilayer: Bilayer) -> float:
         """Half the thickness that a membrane is given room for, voxels; at least that of its mask."""
         return max(membrane.half_mask_voxels(self.voxel_size_angstrom) for membrane in (bilayer, self._room))
