@@ -155,17 +155,6 @@ def bar_column(width: int | None = 40) -> BarColumn:
     return BarColumn(width, complete_style=BLUE, finished_style=BLUE, pulse_style=BLUE)
 
 
-def shorten(name: str, width: int) -> str:
-    """Name in at most `width` characters; what is cut is its beginning, since names of a data set differ at the end.
-
-    Examples
-    --------
-    >>> shorten("TS_037_bin4_denoised_rec.mrc", 16)
-    '…enoised_rec.mrc'
-    """
-    return name if len(name) <= width else "…" + name[len(name) - width + 1 :]
-
-
 def readable_seconds(seconds: float | None) -> str:
     """Time for people: `8 s`, `4:12`, `1:04:12`; `?` for None."""
     if seconds is None:

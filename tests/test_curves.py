@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from etsam.evaluation.metrics.curves import dice, precision_recall, sweeps
+from etsam.evaluation.metrics.curves import precision_recall, sweeps
 from etsam.evaluation.metrics.results import TomogramResult
 from etsam.evaluation.report.tables import THETA_COLUMNS, inclination_by_method
 from etsam.labels import overlap_scores, stat_counts
@@ -25,7 +25,7 @@ def test_sweeps_find_the_best_single_and_each_own_best_threshold():
     assert sweep.oracle_mean == 1
     assert sweep.at(1.5) == pytest.approx(0.5)
     assert np.isnan(sweep.at(9))
-    precision, recall = sweep.pooled
+    precision, recall = precision_recall(sweep.counts.sum(0))
     np.testing.assert_allclose(precision, [4 / 5, 3 / 4, 1])
     np.testing.assert_allclose(recall, [4 / 5, 3 / 4, 1 / 6])
 
@@ -39,8 +39,6 @@ def test_sweeps_use_the_thresholds_that_all_tomograms_share():
 
 
 def test_two_empty_masks_agree_in_the_curve_as_in_the_score():
-    empty = np.zeros((1, 3), np.int64)
-    assert dice(empty) == [1.0]
     assert overlap_scores(stat_counts(np.zeros((4, 5), bool), np.zeros((4, 5), np.uint8))).dice == 1.0
     results = [TomogramResult("m", "a", thresholds=np.array([0.0, 1.0]), counts=np.array([[0, 4, 0], [0, 0, 0]]))]
     assert sweeps(results)[0].best_fixed == (1.0, 1.0)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from etsam.data.manifest import read_manifest
+from etsam.data.manifest import SPLITS, read_manifest
 from etsam.errors import InputError
 from etsam.sources.files.pairing import expand, pair
-from etsam.sources.files.splits import SPLITS, draw_splits
+from etsam.sources.files.splits import draw_splits
 from etsam.volume import MrcWriter
 
 SHAPE = (4, 6, 7)

@@ -15,7 +15,7 @@ from etsam.prediction import progress
 from etsam.prediction.closing import viewing_hints
 from etsam.prediction.forecast import Forecast
 from etsam.prediction.progress import SliceProgress
-from etsam.screen import Bars, ScreenHandler, bar_column, readable_seconds, shorten, working
+from etsam.screen import Bars, ScreenHandler, bar_column, readable_seconds, working
 
 LONG_NAME = "TS_037_bin4_denoised_isonet_corrected_rec"
 TOY = ("net=tiny_test", "weights=random", "trainer=cpu")
@@ -168,11 +168,6 @@ def test_the_first_slice_of_a_part_counts_from_the_end_of_the_part_before():
 )
 def test_times_are_written_for_people(seconds, text):
     assert readable_seconds(seconds) == text
-
-
-def test_long_names_lose_their_beginning():
-    assert shorten(LONG_NAME, 14) == "…corrected_rec"
-    assert shorten(LONG_NAME, len(LONG_NAME)) == LONG_NAME
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the manifest and say what comes next; raises `EtsamError`s."""
     from etsam.cli.console import print_line
-    from etsam.data.manifest import write_manifest
-    from etsam.sources.files.splits import SPLITS, assign_splits, check_split, parse_split
+    from etsam.data.manifest import SPLITS, write_manifest
+    from etsam.sources.files.splits import assign_splits, check_split, parse_split
     from etsam.volume.atomic import refuse_existing
 
     fractions = check_split(parse_split(args.split))

@@ -1,6 +1,6 @@
 """Training clips: T neighbouring slices cut straight from the volume files, normalised as in prediction."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,16 +13,12 @@ from etsam.data.batch import Clip
 from etsam.data.manifest import Sample
 from etsam.data.measured import IGNORE, labels, mask_summary, statistics
 from etsam.errors import ConfigError, InputError
-from etsam.inference.two_stage import Stage2Input
+from etsam.inference.two_stage import Stage2Inputs
 from etsam.normalize import Fitted, Normalization, fit_to
 from etsam.volume import Slices, read_volume
 from etsam.volume.slices import LazySlices
 
 _TRANSPOSE = {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 0, 1)}  # slices first, the other two in their order
-
-
-Stage2Inputs = Callable[[Sample, Slices], Stage2Input]
-"""(Sample, its normalised slices) -> input of stage 2."""
 
 
 def _cut(slices: Slices, box: Sequence[slice]) -> LazySlices:

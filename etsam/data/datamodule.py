@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from etsam.data.batch import collate
 from etsam.data.checks import Examined, check_samples
-from etsam.data.clips import ClipDataset, Stage2Inputs
+from etsam.data.clips import ClipDataset
 from etsam.data.manifest import Sample, read_manifest
 from etsam.data.sampling import ClipLoader, ClipSampler, MixedClips, ValidationSampler
 from etsam.errors import ConfigError, InputError
+from etsam.inference.two_stage import Stage2Inputs
 from etsam.normalize import Normalization
 from etsam.volume import Location, Slices
 

@@ -3,7 +3,7 @@
 import json
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -198,12 +198,18 @@ class ResultStore:
 
 
 def without_nan(value: Any) -> Any:
-    """Nested lists and dictionaries with None in the place of NaN and infinity, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    """Nested values as JSON has them: None for what is not finite, the text of what it does not know."""
+    if isinstance(value, Mapping):
+        return {str(key): without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
         return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, np.generic | np.ndarray):
+        return without_nan(value.tolist())
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)
 
 
 def with_nan(value: Any) -> Any:

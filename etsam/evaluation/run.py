@@ -22,11 +22,11 @@ from etsam.evaluation.scorer import Scorer
 from etsam.evaluation.stored import StoredPredictions
 from etsam.paths import make_folder
 from etsam.prediction.record import settings_of
-from etsam.prediction.result import Progress
 from etsam.prediction.run import tell_weights
 from etsam.prediction.writer import PredictionWriter
 from etsam.volume.atomic import refuse_existing
 from etsam.volume.location import locate
+from etsam.volume.slices import Progress
 
 log = logging.getLogger(__name__)
 

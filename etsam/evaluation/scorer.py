@@ -21,9 +21,10 @@ from etsam.evaluation.result_store import ResultStore
 from etsam.labels import IGNORE, Overlap
 from etsam.pictures import averaged_slices, stretched
 from etsam.postprocess.steps import Step, apply_steps
-from etsam.prediction.result import Prediction, Progress
+from etsam.prediction.result import Prediction
 from etsam.prediction.writer import PredictionWriter
 from etsam.volume import Volume, read_volume
+from etsam.volume.slices import Progress
 
 log = logging.getLogger(__name__)
 

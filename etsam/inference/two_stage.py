@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -22,7 +23,7 @@ from etsam.inference.propagate import PropagationSettings, propagate
 from etsam.inference.slice_stride import InterpolatedLogits, check_stride, prompts_on, segmented_slices
 from etsam.inference.tiles import BLEND_LIMIT, Overlapping, Stitched, Tile, Tiling, common_shape
 from etsam.network.tracker import LogitFormat, SliceTracker
-from etsam.volume.slices import LazySlices, Slices
+from etsam.volume.slices import LazySlices, Progress, Slices
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,6 @@ DEFAULT_THRESHOLD = -0.25
 """Logits strictly above this are membrane, in both stages (published default, chosen there on validation data)."""
 
 _TURNED_DTYPE = np.float16  # of logits up to 10 and their spread while they wait; at most 0.004 off
-
-StageProgress = Callable[[str, int, int], None]
-"""Called with (what is being done, slices done, slices in all)."""
 
 
 def membrane_mask(logits: Slices, threshold: float) -> LazySlices:
@@ -196,6 +194,10 @@ class Stage2Input:
 
     slices: Slices
     stage1_mask: Slices
+
+
+Stage2Inputs = Callable[[Any, Slices], Stage2Input]
+"""(Tomogram with its mask, such as a `Sample`; its normalised slices) -> input of stage 2."""
 
 
 def stage2_input(
@@ -404,7 +406,7 @@ class TwoStage(nn.Module):
         self,
         *normalized: Slices,
         scratch_folder: Path | None = None,
-        progress: StageProgress | None = None,
+        progress: Progress | None = None,
         start_slice: int | None = None,
     ) -> TwoStageOutput:
         """Segment a tomogram.

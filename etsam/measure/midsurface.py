@@ -121,12 +121,7 @@ def _slab(mask: np.ndarray, start: int, thickness: float) -> tuple[np.ndarray, .
     low, high = max(start - halo, 0), min(stop + halo, len(mask))
     rows, columns = (np.flatnonzero(mask[start:stop].any(axis=axes)) for axes in ((0, 2), (0, 1)))
     if not len(rows):
-        return (
-            np.zeros(0, np.int64),
-            np.zeros((0, 3), np.float32),
-            np.zeros((0, 3), np.float32),
-            np.zeros(0, np.float32),
-        )
+        return _nothing()
     y0, y1 = max(rows[0] - halo, 0), min(rows[-1] + halo + 1, mask.shape[1])
     x0, x1 = max(columns[0] - halo, 0), min(columns[-1] + halo + 1, mask.shape[2])
     part = mask[low:high, y0:y1, x0:x1]

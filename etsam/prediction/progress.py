@@ -11,8 +11,9 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import TaskID, TextColumn
 from rich.table import Column
 
+from etsam.pictures import short_left
 from etsam.prediction.forecast import Forecast
-from etsam.screen import Bars, bar_column, console, is_terminal, readable_seconds, shorten
+from etsam.screen import Bars, bar_column, console, is_terminal, readable_seconds
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ class SliceProgress(ProgressBar):
             count = f"{min(forecast.finished + 1, forecast.tomograms)} of {forecast.tomograms}"
             self._bars.update(self._all, completed=done, doing=count, left=told)
             told = ""
-        name = shorten(self._name, _name_columns())
+        name = short_left(self._name, _name_columns())
         self._bars.update(self._at_work, completed=self._share_shown, description=name, doing=doing, left=told)
 
 

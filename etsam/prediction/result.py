@@ -1,6 +1,6 @@
 """Result of the networks for a tomogram, before it is in files: its logits, and what was seen on the way."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +9,6 @@ from etsam.postprocess.regions import Regions
 from etsam.prediction.preview import Sections
 from etsam.prediction.samples import Samples
 from etsam.volume import Slices, Volume
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, slices done, slices in all)."""
 
 
 @dataclass(frozen=True)

@@ -34,13 +34,13 @@ from etsam.prediction.doubts import Noted
 from etsam.prediction.inputs import read_also
 from etsam.prediction.kinds import NoTomogramError, orientation_remark, refuse_other_kinds
 from etsam.prediction.preview import Sections
-from etsam.prediction.result import Prediction, Progress
+from etsam.prediction.result import Prediction
 from etsam.prediction.samples import Samples
 from etsam.volume import Location, Slices, Volume, locate, read_volume
 from etsam.volume.content import NO_MEMBRANE
 from etsam.volume.location import display_name, fingerprint_of
 from etsam.volume.mrc_header import VOXEL_SIZES_ANGSTROM
-from etsam.volume.slices import LazySlices, refuse_single_slice
+from etsam.volume.slices import LazySlices, Progress, refuse_single_slice
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,13 @@ from etsam.postprocess.steps import Step
 from etsam.prediction.companions import Companion
 from etsam.prediction.preview import Sections
 from etsam.prediction.record import OutputNames, read_record
-from etsam.prediction.result import Prediction, Progress
+from etsam.prediction.result import Prediction
 from etsam.prediction.samples import Samples
 from etsam.prediction.writer import PredictionWriter
 from etsam.volume import Volume, locate, read_volume, strip_suffix
 from etsam.volume.content import NO_MEMBRANE
 from etsam.volume.location import Location, absolute, display_name, fingerprint_of, is_zarr
+from etsam.volume.slices import Progress
 
 log = logging.getLogger(__name__)
 

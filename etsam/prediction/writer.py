@@ -30,11 +30,12 @@ from etsam.prediction.record import (
     weights_of,
     write_record,
 )
-from etsam.prediction.result import Prediction, Progress
+from etsam.prediction.result import Prediction
 from etsam.threads import worker_count
 from etsam.volume import Location, VolumeWriter, locate, strip_suffix, volume_writer
 from etsam.volume.atomic import atomic_path, claim, remove_abandoned
 from etsam.volume.location import absolute, checksum_of, display_name, fingerprint_of
+from etsam.volume.slices import Progress
 from etsam.weights.registry import is_embedded
 
 log = logging.getLogger(__name__)

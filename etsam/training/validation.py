@@ -1,8 +1,7 @@
 """Validation of a stage: the streaming inference that prediction uses, on whole tomograms or a stated part of them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from etsam.errors import ConfigError
 from etsam.inference.prompts import Prompt
 from etsam.inference.propagate import PropagationSettings
 from etsam.inference.tiles import Overlapping, Tiling
-from etsam.inference.two_stage import DEFAULT_THRESHOLD, Stage, Stage2Input, run_stage
+from etsam.inference.two_stage import DEFAULT_THRESHOLD, Stage, Stage2Inputs, run_stage
 from etsam.labels import overlap_scores, stat_counts
 from etsam.network.tracker import SliceTracker
 from etsam.volume import Location, Slices, read_volume
@@ -30,10 +29,6 @@ class Annotated(Protocol):
     def target_mask(self) -> str | Location:
         """File, Zarr folder or URL."""
         ...
-
-
-Stage2Inputs = Callable[[Any, Slices], Stage2Input]
-"""(Annotated tomogram, its normalised slices) -> input of stage 2."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ import numpy as np
 from etsam.errors import InputError
 from etsam.threads import in_order, worker_count
 
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, slices done, slices in all)."""
+
 
 class Slices(Protocol):
     """Z slices by index, nothing resident.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from etsam.evaluation.metrics.results import TomogramResult
+from etsam.labels import overlap_scores
 
 _DECIMALS = 5  # thresholds that agree so far are the same
 
@@ -38,7 +39,7 @@ class Sweep:
     @property
     def dice(self) -> np.ndarray:
         """(M, N) float64; 1 where neither truth nor prediction has membrane."""
-        return dice(self.counts)
+        return overlap_scores(self.counts).dice
 
     @property
     def mean_dice(self) -> np.ndarray:
@@ -67,13 +68,8 @@ class Sweep:
         return float(self.oracle[:, 1].mean())
 
     @property
-    def pooled(self) -> tuple[np.ndarray, np.ndarray]:
-        """(precision, recall), (N,) each, of all voxels of all tomograms together."""
-        return precision_recall(self.counts.sum(0))
-
-    @property
     def pooled_area(self) -> float:
-        """Area under that curve."""
+        """Area under the precision-recall curve of all voxels of all tomograms together."""
         return area_under_curve(self.counts.sum(0))
 
 
@@ -123,17 +119,11 @@ def sweeps(results: Sequence[TomogramResult]) -> list[Sweep]:
     return found
 
 
-def dice(counts: np.ndarray) -> np.ndarray:
-    """2 TP / (2 TP + FP + FN) of counts (..., 3); 1 for 0 / 0, two empty masks, as `etsam.labels` has it."""
-    counts = np.asarray(counts, dtype=np.float64)
-    return _ratio(2 * counts[..., 0], 2 * counts[..., 0] + counts[..., 1] + counts[..., 2], of_nothing=1.0)
-
-
 def precision_recall(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """TP / (TP + FP) and TP / (TP + FN) of counts (..., 3); NaN for 0 / 0."""
     true, wrong, missed = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
     return _ratio(true, true + wrong), _ratio(true, true + missed)
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray, of_nothing: float = np.nan) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(whole.shape, of_nothing), where=whole > 0)
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)

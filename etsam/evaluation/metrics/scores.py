@@ -18,7 +18,7 @@ Distances are NaN if either mask is empty; `auprc` if the truth is.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,15 +44,13 @@ from etsam.inference.two_stage import membrane_mask
 from etsam.labels import MARKED_255_ADVICE, odd_value_advice, overlap_scores
 from etsam.threads import worker_count
 from etsam.volume import Slices
+from etsam.volume.slices import Progress
 
 METRICS = ("curve", "planes", "surface", "inclination", "cldice", "betti")
 """Scores that can be asked for beside those of overlap, which are always computed."""
 
 DEFAULT_TOLERANCE_VOXELS = 2.0
 """Tolerance of surface Dice without a setting, in units of the largest voxel side."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, slices done, slices in all)."""
 
 
 class PackedMask:

@@ -12,9 +12,11 @@ import pandas as pd
 
 from etsam.evaluation.compare.compare import Comparison, compare, format_difference, format_p, format_score
 from etsam.evaluation.compare.tables import METRIC_NAMES, scores_of_results
-from etsam.evaluation.metrics.curves import Sweep, dice, precision_recall, sweeps
+from etsam.evaluation.metrics.curves import Sweep, precision_recall, sweeps
 from etsam.evaluation.metrics.results import InclinationRow, TomogramResult
 from etsam.evaluation.organisms import organisms
+from etsam.evaluation.result_store import without_nan
+from etsam.labels import overlap_scores
 from etsam.volume import atomic_path
 
 THETA_COLUMNS = ("method", "tomogram", *InclinationRow._fields)
@@ -90,7 +92,7 @@ def _thresholds(results: Sequence[TomogramResult]) -> pd.DataFrame:
         part.insert(0, "threshold", np.round(np.asarray(result.thresholds, np.float64), 6))
         part.insert(0, "tomogram", result.tomogram)
         part.insert(0, "method", result.method)
-        part["dice"] = dice(counts)
+        part["dice"] = overlap_scores(counts).dice
         part["precision"], part["recall"] = precision_recall(counts)
         parts.append(part)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
@@ -166,24 +168,9 @@ def write_json(
 
 def write_plain_json(path: Path, content: Mapping[str, object], overwrite: bool = False) -> None:
     """Write nested values of any kind; what is not finite is null, what JSON does not know is its text."""
-    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(without_nan(content), indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_path(path, overwrite) as part:
         part.write_text(text + "\n", encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    """The same with plain types, and None for what is not finite, which JSON cannot say."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_finite(item) for item in value]
-    if isinstance(value, np.generic | np.ndarray):
-        return _finite(value.tolist())
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value)
 
 
 def format_value(metric: str, value: float) -> str:

@@ -7,14 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from etsam.data.manifest import Sample
+from etsam.data.manifest import SPLITS, Sample
 from etsam.data.measured import fingerprint
 from etsam.errors import ConfigError, InputError
 from etsam.volume import read_volume
 
 log = logging.getLogger(__name__)
-
-SPLITS = ("train", "val", "test")
 
 
 def parse_split(text: str) -> tuple[float, ...]:
