@@ -147,13 +147,12 @@ def check_samples(
     axes: Sequence[str] = ("z",),
     splits: Sequence[str] = ("train", "val"),
     cache_folder: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> list[Examined]:
     """Find everything that is wrong with a list of samples, before any work starts; gives what is known of each.
 
     Parameters
     ----------
-    samples, clip_slices, axes, cache_folder, progress
+    samples, clip_slices, axes, cache_folder
         As for `examine`.
     splits
         Splits that must have at least one sample.
@@ -165,9 +164,7 @@ def check_samples(
         sizes of tomogram, mask and manifest more than 1 % apart, clips longer than the tomogram, splits missing, a
         tomogram in two splits (the same file, or a copy of it), one name or one mask for two tomograms.
     """
-    examined, findings = examine(
-        samples, clip_slices=clip_slices, axes=axes, cache_folder=cache_folder, progress=progress
-    )
+    examined, findings = examine(samples, clip_slices=clip_slices, axes=axes, cache_folder=cache_folder)
     findings = [*missing_splits(samples, splits), *findings]
     faults = [finding.text for finding in findings if finding.severity == "fault"]
     if faults:

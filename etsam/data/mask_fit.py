@@ -7,7 +7,6 @@ they do not.
 import hashlib
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -141,7 +140,7 @@ def _moments(values: np.ndarray) -> np.ndarray:
     return np.array([doubled.size, doubled.sum(), np.vdot(doubled, doubled)])
 
 
-def measure_pair(tomogram: Slices, mask: Slices, progress: Callable[[int, int], None] | None = None) -> PairMeasurement:
+def measure_pair(tomogram: Slices, mask: Slices) -> PairMeasurement:
     """Read every slice of a tomogram and of its mask once.
 
     Parameters
@@ -150,8 +149,6 @@ def measure_pair(tomogram: Slices, mask: Slices, progress: Callable[[int, int], 
         (Z, Y, X), grey values of any real dtype.
     mask
         The same shape; 1 is membrane, 0 is not, 255 and -1 are not annotated.
-    progress
-        Called with (slices read, slices in all).
 
     Raises
     ------
@@ -159,7 +156,7 @@ def measure_pair(tomogram: Slices, mask: Slices, progress: Callable[[int, int], 
         If no voxel of the tomogram is finite, or a file cannot be read.
     """
     compared = _Compared(mask)
-    statistics = measure(tomogram, progress, compared.add)
+    statistics = measure(tomogram, seen=compared.add)
     return PairMeasurement(
         statistics=statistics,
         membrane=compared.membrane,

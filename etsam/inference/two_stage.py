@@ -62,7 +62,7 @@ def run_pass(
     tiles: Sequence[Tile],
     *,
     stage1_mask: Slices | None = None,
-    store: LogitStore | None = None,
+    store: LogitStore,
     spread: LogitStore | None = None,
     settings: PropagationSettings = PropagationSettings(),
     batching: Batching = Batching(),
@@ -75,7 +75,7 @@ def run_pass(
     Parameters
     ----------
     store
-        Where logits of the segmented slices go, as `store_for` makes it; default: in memory.
+        Where logits of the segmented slices go, as `store_for` makes it.
     spread
         Gets the standard deviation of the views, shaped as `store`; None: nobody asks.
     settings
@@ -83,8 +83,6 @@ def run_pass(
     """
     depth, height, width = slices.shape
     places = segmented_slices(depth, settings.slice_stride)
-    if store is None:
-        store = store_for(stage.tracker.logit_format, tiles, len(places))
     if batching.tile_workers is None:  # as in prediction
         batching = plan_memory(
             [stage.tracker], len(tiles) * settings.views, batching, [conditioning_slices(stage.prompt, depth)]

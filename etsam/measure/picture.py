@@ -10,18 +10,12 @@ from etsam.measure.mesh import Mesh
 
 _FINE = 2  # pixels drawn for one of the picture, along each side
 _TURN_DEGREES, _TILT_DEGREES = 30.0, 60.0  # around the beam, then towards the reader
-_PIXELS_PER_VOXEL = 8
+_MOST_PIXELS, _PIXELS_PER_VOXEL = 900, 8  # at most, along the width
 _AMBIENT = 0.35
 _CHUNK = 2_000_000  # points at a time
 
 
-def render(
-    meshes: Sequence[Mesh],
-    numbers: Sequence[int],
-    shape: tuple[int, int, int],
-    width_pixels: int = 900,
-    background: tuple[int, int, int] = (255, 255, 255),
-) -> np.ndarray:
+def render(meshes: Sequence[Mesh], numbers: Sequence[int], shape: tuple[int, int, int]) -> np.ndarray:
     """Draw membranes seen from above and in front, and the tomogram's box.
 
     Parameters
@@ -30,10 +24,6 @@ def render(
         What, and the numbers of `colour_of`.
     shape
         (Z, Y, X) of the tomogram.
-    width_pixels
-        Of the picture; less for small volumes, 8 pixels a voxel at most.
-    background
-        Red, green, blue, 0 to 255.
 
     Returns
     -------
@@ -45,12 +35,11 @@ def render(
     middle = (np.array(shape) - 1.0) / 2
     seen = (corners - middle) @ view.T
     low, high = seen[:, :2].min(axis=0), seen[:, :2].max(axis=0)
-    width_pixels = min(width_pixels, int(_PIXELS_PER_VOXEL * (high[0] - low[0])))
+    width_pixels = min(_MOST_PIXELS, int(_PIXELS_PER_VOXEL * (high[0] - low[0])))
     scale = _FINE * width_pixels * 0.96 / (high[0] - low[0])
     size = np.ceil((high - low) * scale / 0.96).astype(int)  # right, down
     shift = size / 2 - (low + high) / 2 * scale
-    image = np.empty((size[1], size[0], 3), np.float32)
-    image[:] = background
+    image = np.full((size[1], size[0], 3), 255, np.float32)
     depth = np.full(image.shape[:2], -np.inf, np.float32)
     for mesh, number in zip(meshes, numbers, strict=True):
         colour = np.array(colour_of(number), np.float32)

@@ -36,11 +36,9 @@ class Gathered:
     single: bool
 
 
-def find_tomograms(
-    given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], force: bool = True
-) -> list[Location]:
-    """Tomograms as of `gather`; with `force` also what looks like something else."""
-    return gather(given, force).tomograms
+def find_tomograms(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Location]:
+    """Tomograms as of `gather`, also what looks like something else."""
+    return gather(given, force=True).tomograms
 
 
 def gather(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], force: bool = False) -> Gathered:

@@ -12,7 +12,6 @@ from etsam.evaluation.compare.statistics import (
     FEW,
     MIN_TOMOGRAMS,
     NORMAL_ALPHA,
-    RESAMPLES,
     WILCOXON_MIN,
     holm,
     mean_interval,
@@ -63,8 +62,6 @@ def compare(
     metrics: Sequence[str] | None = None,
     *,
     baseline: str | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
 ) -> Comparison:
     """Compare every method with every other, or all with one.
 
@@ -76,8 +73,6 @@ def compare(
         Which to compare; None: those of dice, iou, precision and recall that are there.
     baseline
         Name of a method: each other one minus this one. None: all pairs, the earlier named minus the later.
-    seed, resamples
-        Of the bootstrap intervals.
 
     Raises
     ------
@@ -100,10 +95,10 @@ def compare(
         values = scores.pivot(index="tomogram", columns="method", values=metric)
         values = values.reindex(index=list(dict.fromkeys(scores["tomogram"])), columns=list(methods))
         if metric in others:  # means only: a test for each would find something by chance
-            means += _means(values, metric, seed, resamples)
+            means += _means(values, metric)
             continue
-        means += _means(values, metric, seed, resamples)
-        pairs += _pairs(values, metric, baseline, seed, resamples)
+        means += _means(values, metric)
+        pairs += _pairs(values, metric, baseline)
         missing += _missing(values, metric, scores)
     found = Comparison(
         metrics=chosen,
@@ -116,12 +111,12 @@ def compare(
     return Comparison(found.metrics, methods, found.means, found.pairs, found.missing, tuple(_notes(found)))
 
 
-def _means(values: pd.DataFrame, metric: str, seed: int, resamples: int) -> list[dict[str, object]]:
+def _means(values: pd.DataFrame, metric: str) -> list[dict[str, object]]:
     shared = values.dropna()
     rows: list[dict[str, object]] = []
     for method in values.columns:
         own = values[method].dropna().to_numpy()
-        low, high = mean_interval(own, seed=seed, resamples=resamples)
+        low, high = mean_interval(own)
         row: dict[str, object] = {"method": method, "metric": metric, "n": own.size, "low": low, "high": high}
         row["mean"], row["median"] = (own.mean(), np.median(own)) if own.size else (np.nan, np.nan)
         row["sd"] = own.std(ddof=1) if own.size > 1 else np.nan
@@ -130,7 +125,7 @@ def _means(values: pd.DataFrame, metric: str, seed: int, resamples: int) -> list
     return rows
 
 
-def _pairs(values: pd.DataFrame, metric: str, baseline: str | None, seed: int, n: int) -> list[dict[str, object]]:
+def _pairs(values: pd.DataFrame, metric: str, baseline: str | None) -> list[dict[str, object]]:
     methods = list(values.columns)
     named = list(itertools.combinations(methods, 2))
     if baseline is not None:
@@ -138,7 +133,7 @@ def _pairs(values: pd.DataFrame, metric: str, baseline: str | None, seed: int, n
     rows: list[dict[str, object]] = []
     for first, second in named:
         both = values[[first, second]].dropna()
-        tests = asdict(paired_tests(both[first].to_numpy(), both[second].to_numpy(), seed=seed, resamples=n))
+        tests = asdict(paired_tests(both[first].to_numpy(), both[second].to_numpy()))
         tests |= {"mean_first": tests.pop("mean_a"), "mean_second": tests.pop("mean_b")}
         rows.append({"metric": metric, "first": first, "second": second} | tests)
     for test in _TESTS:

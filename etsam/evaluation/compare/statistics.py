@@ -92,15 +92,13 @@ def mean_interval(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPL
     return float(interval.low), float(interval.high)
 
 
-def paired_tests(a: np.ndarray, b: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> PairedTests:
+def paired_tests(a: np.ndarray, b: np.ndarray) -> PairedTests:
     """Compare two methods on the same tomograms.
 
     Parameters
     ----------
     a, b
         (n,) finite scores; the same index is the same tomogram.
-    seed, resamples
-        Of the bootstrap interval.
 
     Raises
     ------
@@ -123,7 +121,7 @@ def paired_tests(a: np.ndarray, b: np.ndarray, *, seed: int = 0, resamples: int 
             effect = float(d.mean() / d.std(ddof=1))
         # without a difference nothing speaks against equality
         wilcoxon_p = float(stats.wilcoxon(d).pvalue) if d.any() else 1.0
-    low, high = mean_interval(d, seed=seed, resamples=resamples)
+    low, high = mean_interval(d)
     return PairedTests(
         n=n,
         mean_a=float(a.mean()) if n else nan,

@@ -253,16 +253,11 @@ def metric_columns(table: pd.DataFrame) -> list[str]:
     return [column for column in table.columns if column not in _NOT_METRICS]
 
 
-def published_scores(threshold: str = "-0.25") -> pd.DataFrame:
-    """The published scores of ETSAM, MemBrain-seg and TARDIS on ten tomograms (data/reference_results).
-
-    Parameters
-    ----------
-    threshold
-        Of the logits of ETSAM's second stage, as written in the table; -0.25 is the published default.
-    """
+def published_scores() -> pd.DataFrame:
+    """The published scores of ETSAM, MemBrain-seg and TARDIS on ten tomograms (data/reference_results)."""
     folder = resource_path("data", "reference_results")
-    patterns = (f"etsam_stage2_{_PLACE}_{threshold}", f"etsam_stage1_grid_zero_{_PLACE}", "", "")
+    # -0.25: the published threshold of stage 2
+    patterns = (f"etsam_stage2_{_PLACE}_-0.25", f"etsam_stage1_grid_zero_{_PLACE}", "", "")
     files = ("etsam.csv", "etsam.csv", "membrain_seg.csv", "tardis.csv")
     sources = [
         Source(folder / file, name, pattern) for file, name, pattern in zip(files, PUBLISHED, patterns, strict=True)

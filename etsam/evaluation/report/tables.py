@@ -47,7 +47,6 @@ def build_tables(
     *,
     metrics: Sequence[str] | None = None,
     baseline: str | None = None,
-    seed: int = 0,
 ) -> ReportTables:
     """Put the results of an evaluation into tables.
 
@@ -55,11 +54,11 @@ def build_tables(
     ----------
     results
         One for each method and tomogram.
-    metrics, baseline, seed
+    metrics, baseline
         Of the comparison; see `compare`.
     """
     scores = scores_of_results(results)
-    comparison = compare(scores, metrics, baseline=baseline, seed=seed)
+    comparison = compare(scores, metrics, baseline=baseline)
     found = tuple(sweeps(results))
     return ReportTables(
         comparison,

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from etsam.app import check_values
 from etsam.errors import ConfigError
 from etsam.evaluation.benchmark import named
-from etsam.evaluation.compare.statistics import RESAMPLES, mean_interval
+from etsam.evaluation.compare.statistics import mean_interval
 from etsam.evaluation.compare.tables import scores_of_results
 from etsam.evaluation.data import OWN_METHOD
 from etsam.evaluation.metrics.results import TomogramResult
@@ -130,9 +130,7 @@ def tomogram_table(paired: PairedSimulator, results: Sequence[TomogramResult]) -
     )
 
 
-def curve_table(
-    paired: PairedSimulator, tomograms: pd.DataFrame, *, seed: int = 0, resamples: int = RESAMPLES
-) -> pd.DataFrame:
+def curve_table(paired: PairedSimulator, tomograms: pd.DataFrame) -> pd.DataFrame:
     """A row for each factor, value, method and metric.
 
     Parameters
@@ -141,8 +139,6 @@ def curve_table(
         Which points make a curve.
     tomograms
         As `tomogram_table` gives it.
-    seed, resamples
-        Of the bootstrap intervals.
 
     Returns
     -------
@@ -167,15 +163,15 @@ def curve_table(
                     "is_baseline": point == BASELINE,
                 }
                 row |= {"method": method, "metric": metric}
-                rows.append(row | _row(found[point].to_numpy(), found[BASELINE].to_numpy(), seed, resamples))
+                rows.append(row | _row(found[point].to_numpy(), found[BASELINE].to_numpy()))
     return pd.DataFrame(rows)
 
 
-def _row(scores: np.ndarray, usual: np.ndarray, seed: int, resamples: int) -> dict[str, float]:
+def _row(scores: np.ndarray, usual: np.ndarray) -> dict[str, float]:
     known = scores[np.isfinite(scores)]
     pairs = (scores - usual)[np.isfinite(scores) & np.isfinite(usual)]
-    low, high = mean_interval(known, seed=seed, resamples=resamples)
-    below, above = mean_interval(pairs, seed=seed, resamples=resamples)
+    low, high = mean_interval(known)
+    below, above = mean_interval(pairs)
     return {
         "n": known.size,
         "mean": float(known.mean()) if known.size else math.nan,

@@ -10,7 +10,7 @@ import csv
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 MANIFEST_NAME = "manifest.csv"
 MOTIF_TYPES = ("membrane", "filament", "cprotein", "mbprotein")  # polnet/sample/sample.py, MOTIF_DTYPE
 _VOXEL_SIZE_TOLERANCE = 0.01  # relative, as for manifests
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -220,21 +218,19 @@ def _check(tomogram: PolnetTomogram) -> _Checked:
         return _Checked(tomogram, rec.shape, ours or theirs, membrane_labels(tomogram, labels))
 
 
-def write_membrane_mask(
-    tomogram: PolnetTomogram, path: str | os.PathLike[str], membrane: frozenset[int], overwrite: bool = False
-) -> None:
-    """Write the mask of one tomogram: int8 (Z, Y, X), 1 where the label is one of `membrane`.
+def write_membrane_mask(tomogram: PolnetTomogram, path: str | os.PathLike[str], membrane: frozenset[int]) -> None:
+    """Write the mask of one tomogram, anew: int8 (Z, Y, X), 1 where the label is one of `membrane`.
 
     Voxel size and origin are the reconstruction's; a voxel size that it does not say, the label volume's.
 
     Raises
     ------
     OutputError
-        If `path` exists and `overwrite` is not set, or cannot be written.
+        If it cannot be written.
     """
     with read_volume(tomogram.reconstruction, warn=False) as rec, read_volume(tomogram.labels, warn=False) as labels:
         size = rec.voxel_size_angstrom or labels.voxel_size_angstrom
-        with MrcWriter(path, rec.shape, np.int8, rec, size, overwrite=overwrite) as mask:
+        with MrcWriter(path, rec.shape, np.int8, rec, size, overwrite=True) as mask:
             for z, plane in enumerate(labels):
                 mask[z] = np.isin(plane, list(membrane)).astype(np.int8)
 
@@ -247,7 +243,6 @@ def import_tree(
     seed: int = 0,
     skip_empty: bool = False,
     overwrite: bool = False,
-    progress: Progress | None = None,
 ) -> Path:
     """Make training data of a PolNet output tree: masks in `output_dir/masks`, and `output_dir/manifest.csv`.
 
@@ -267,8 +262,6 @@ def import_tree(
         Leave out tomograms without any membrane instead of raising.
     overwrite
         Replace masks and manifest.
-    progress
-        Called with (tomograms done, tomograms in all).
 
     Returns
     -------
@@ -289,12 +282,12 @@ def import_tree(
         raise OutputError(f"{manifest}: exists already; choose another --output-dir, or --overwrite replaces it")
     checked = _check_all(find_folders(source), skip_empty)
     samples = []
-    for done, (item, name) in enumerate(zip(checked, draw_splits(len(checked), shares, seed), strict=True), 1):
+    for item, name in zip(checked, draw_splits(len(checked), shares, seed), strict=True):
         tomogram = item.tomogram
         mask = folder / "masks" / tomogram.dataset_id / f"{tomogram.run_id}_membrane.mrc"
         make_folder(mask.parent)
         # without a manifest, masks are what an interrupted run left
-        write_membrane_mask(tomogram, mask, item.membrane, overwrite=True)
+        write_membrane_mask(tomogram, mask, item.membrane)
         samples.append(
             Sample(
                 dataset_id=tomogram.dataset_id,
@@ -307,8 +300,6 @@ def import_tree(
                 extra=(("snr", tomogram.snr),),
             )
         )
-        if progress is not None:
-            progress(done, len(checked))
     write_manifest(manifest, samples, overwrite)
     return manifest
 

@@ -17,6 +17,8 @@ from torch import Tensor
 Degrees = Sequence[float] | Tensor
 
 _BAGS_AT_ONCE = 1 << 16  # points of a back-projection handled together: their indices take about 100 MB at 60 tilts
+_FALLOFF = 0.05  # sigma in cycles per voxel; IMOD's `tilt` has 0.035
+_VOLTAGE_KV = 300.0  # of a Titan Krios
 
 
 def project(volume: Tensor, tilt_degrees: Degrees, *, fill: float | None = None) -> Tensor:
@@ -76,7 +78,6 @@ def backproject(
     depth: int,
     *,
     cutoff: float = 0.4,
-    falloff: float = 0.05,
     sirt_iterations: int | None = None,
 ) -> Tensor:
     """Weighted back-projection; of all angles without noise it gives the density that was projected, less its mean.
@@ -89,9 +90,9 @@ def backproject(
         T increasing angles.
     depth
         Z of the reconstruction, voxels.
-    cutoff, falloff
-        In cycles per voxel: where the radial weight ends, and the sigma of the Gaussian it ends with. The defaults are
-        usual for tomograms (IMOD's `tilt` has 0.35 and 0.035 as its own; here a little more detail is kept).
+    cutoff
+        In cycles per voxel: where the radial weight ends, with a Gaussian fall-off. The default is usual for tomograms
+        (IMOD's `tilt` has 0.35 as its own; here a little more detail is kept).
     sirt_iterations
         Weight low against high frequencies as so many iterations of SIRT would, starting from nothing; None: by the
         full ramp.
@@ -105,7 +106,7 @@ def backproject(
     angles = _angles(tilt_degrees).to(projections.device)
     if len(angles) != count:
         raise ValueError(f"{count} projections and {len(angles)} tilt angles")
-    weighted = _filtered(projections, cutoff, falloff, sirt_iterations) * _spacing(angles)[:, None, None]
+    weighted = _filtered(projections, cutoff, sirt_iterations) * _spacing(angles)[:, None, None]
     rows = weighted.permute(0, 2, 1).reshape(count * width, height).contiguous()  # (T*X, Y)
     radians = torch.deg2rad(angles)
     cos, sin = radians.cos(), radians.sin()  # (T,)
@@ -126,7 +127,7 @@ def backproject(
     return volume.permute(0, 2, 1).contiguous()
 
 
-def _filtered(projections: Tensor, cutoff: float, falloff: float, sirt_iterations: int | None) -> Tensor:
+def _filtered(projections: Tensor, cutoff: float, sirt_iterations: int | None) -> Tensor:
     width = projections.shape[-1]
     length = 2 * width  # padded, or the filter would wrap around
     frequency = torch.fft.rfftfreq(length, device=projections.device)  # cycles per voxel
@@ -136,7 +137,7 @@ def _filtered(projections: Tensor, cutoff: float, falloff: float, sirt_iteration
         # projecting and back-projecting damps a frequency by 1/|k|; what n steps of Landweber have restored of it
         step = (1.0 / width) / frequency.clamp(min=1.0 / width)
         ramp = ramp * (1 - (1 - step) ** sirt_iterations)
-    ramp = ramp * torch.exp(-0.5 * ((frequency - cutoff).clamp(min=0) / falloff) ** 2)
+    ramp = ramp * torch.exp(-0.5 * ((frequency - cutoff).clamp(min=0) / _FALLOFF) ** 2)
     return torch.fft.irfft(torch.fft.rfft(projections, n=length, dim=-1) * ramp, n=length, dim=-1)[..., :width]
 
 
@@ -200,7 +201,6 @@ def contrast_transfer(
     voxel_size_angstrom: float,
     defocus_um: float,
     *,
-    voltage_kv: float = 300.0,
     spherical_aberration_mm: float = 2.7,
     amplitude_contrast: float = 0.07,
     device: torch.device | None = None,
@@ -215,7 +215,7 @@ def contrast_transfer(
         Of the images.
     defocus_um
         Underfocus, positive.
-    voltage_kv, spherical_aberration_mm, amplitude_contrast
+    spherical_aberration_mm, amplitude_contrast
         Of the microscope; defaults of a Titan Krios.
     device
         Where the result lies.
@@ -226,7 +226,7 @@ def contrast_transfer(
         defocus=torch.tensor(defocus_um, device=device),
         astigmatism=0.0,
         astigmatism_angle=0.0,
-        voltage=voltage_kv,
+        voltage=_VOLTAGE_KV,
         spherical_aberration=spherical_aberration_mm,
         amplitude_contrast=amplitude_contrast,
         phase_shift=0.0,
