@@ -8,6 +8,7 @@ import pytest
 
 from etsam import _version
 from etsam.cli import demo, doctor
+from etsam.download import is_offline
 from etsam.volume import read_volume
 
 
@@ -64,6 +65,13 @@ def test_without_its_test_the_doctor_segments_nothing(etsam, stored, monkeypatch
     outcome = etsam("doctor", "--no-test")
     assert outcome.status == 0
     assert {"packages", "weights"} <= {line.split()[0] for line in outcome.stdout.splitlines()}
+
+
+@pytest.mark.parametrize(("value", "allowed"), [("", True), ("false", True), ("no", True), ("0", True), ("1", False)])
+def test_the_doctor_says_what_downloads_do(value, allowed, monkeypatch):
+    monkeypatch.setenv("ETSAM_OFFLINE", value)
+    assert is_offline() is not allowed
+    assert ("requests allowed" in doctor.facts()["downloads"]) is allowed
 
 
 def test_the_demonstration_tomogram_is_copied_and_never_over_another_file(etsam, work):

@@ -6,7 +6,6 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,17 +84,20 @@ def facts() -> dict[str, str]:
     """Lines about machine and installation, by a short name; the home folder is written `~`."""
     import psutil
 
+    from etsam.download import is_offline
+    from etsam.prediction.record import version_of
     from etsam.threads import worker_count
     from etsam.weights.registry import weights_folder
     from etsam.weights.store import list_weights
 
     memory, disk = psutil.virtual_memory(), psutil.disk_usage(".")
+    network = "no request allowed (ETSAM_OFFLINE)" if is_offline() else "requests allowed"
     there: dict[str, list[bool]] = {}
     for state in list_weights():
         there.setdefault(state.weights.name, []).append(state.path is not None)
     found = {
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}, Python {platform.python_version()}",
-        "packages": ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
+        "packages": ", ".join(f"{name} {version_of(name) or 'missing'}" for name in _PACKAGES),
         "extras": ", ".join(name for name, module in _EXTRAS.items() if _is_there(module)) or "none",
         "program": f"{_short(Path(__file__).parents[1])}, run by {_short(Path(sys.executable))}",
         "cpu": f"{_processor()}, {worker_count()} threads for this program of {os.cpu_count()} cores",
@@ -103,7 +105,7 @@ def facts() -> dict[str, str]:
         "memory": f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free",
         "disk": f"{disk.free / 1e9:.1f} GB free in the current folder",
         "weights": ", ".join(name for name, files in there.items() if all(files)) or "none",
-        "downloads": f"{_short(weights_folder())}, {_network()}",
+        "downloads": f"{_short(weights_folder())}, {network}",
     }
     settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith(("ETSAM_", "OMP_"))}
     settings |= {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in os.environ}
@@ -215,18 +217,6 @@ def _gpus() -> str:
         f"torch is built for CUDA {torch.version.cuda}, but finds none" if torch.version.cuda else "torch has no CUDA"
     )
     return f"none; {built}"
-
-
-def _network() -> str:
-    offline = os.environ.get("ETSAM_OFFLINE", "")
-    return "no request allowed (ETSAM_OFFLINE)" if offline not in ("", "0") else "requests allowed"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
 
 
 def _is_there(module: str) -> bool:

@@ -123,18 +123,20 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return record
 
 
+def version_of(package: str) -> str | None:
+    """Version of an installed package; None if there is none of that name."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def environment() -> dict[str, Any]:
     """Program and library versions, machine and time."""
-    packages = {}
-    for name in _PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "unknown"
     return {
         "etsam": __version__,
         "python": platform.python_version(),
-        "packages": packages,
+        "packages": {name: version_of(name) or "unknown" for name in _PACKAGES},
         "platform": platform.platform(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
