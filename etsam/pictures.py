@@ -22,6 +22,12 @@ MEMBRANE = "#56B4E9"
 DOUBT = "#E69F00"
 """Orange of Okabe & Ito 2008, far from the blue of membrane."""
 
+FOUND, WRONG, MISSED = "#009E73", "#D55E00", "#56B4E9"
+"""Of a prediction beside its truth: what both say is membrane, only the prediction, only the truth (Okabe & Ito)."""
+
+COMPARED_OPACITY = 0.6
+"""Of the fill where a prediction stands beside its truth."""
+
 AVERAGED_ANGSTROM = 100.0
 """Thickness of what is averaged: noise goes, a membrane (4 to 8 nm, seldom steep to the slice) stays."""
 
@@ -97,6 +103,26 @@ def tinted(grey: np.ndarray, share: np.ndarray, colour: str = MEMBRANE, opacity:
     alpha = opacity * share[painted].astype(np.float32)[:, None]
     image[painted] = np.rint(image[painted] + alpha * (paint - image[painted]))
     return image
+
+
+def compared(grey: np.ndarray, found: np.ndarray, wrong: np.ndarray, missed: np.ndarray) -> np.ndarray:
+    """Slice with a prediction beside its truth, in the colours `FOUND`, `WRONG` and `MISSED`.
+
+    Parameters
+    ----------
+    grey
+        (A, B) or (A, B, 3) uint8.
+    found, wrong, missed
+        (A, B) bool, disjoint.
+
+    Returns
+    -------
+    np.ndarray
+        (A, B, 3) uint8.
+    """
+    for mask, colour in ((found, FOUND), (wrong, WRONG), (missed, MISSED)):
+        grey = tinted(grey, mask, colour, COMPARED_OPACITY)
+    return grey
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -21,7 +21,6 @@ from etsam.evaluation.compare.tables import parse_source, published_scores, read
 from etsam.evaluation.metrics.curves import Sweep
 from etsam.evaluation.metrics.results import InclinationRow, SlicePicture, TomogramResult
 from etsam.evaluation.organisms import short_species
-from etsam.evaluation.report.colours import FOUND, MISSED, WRONG
 from etsam.evaluation.report.figures import labels, useful_range
 from etsam.evaluation.report.headline import findings
 from etsam.evaluation.report.page import (
@@ -44,6 +43,7 @@ from etsam.evaluation.report.pictures import (
 )
 from etsam.evaluation.report.report import write_report
 from etsam.evaluation.report.tables import build_tables, cells_of_other_means, cells_of_scores, format_value
+from etsam.pictures import FOUND, MISSED, WRONG
 
 pytestmark = pytest.mark.workshop
 NAMES = ["d1/t1", "d1/t2", "d2/t1", "d2/t9"]

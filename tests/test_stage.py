@@ -18,6 +18,7 @@ from etsam.inference.tiles import Overlapping, Split2x2
 from etsam.inference.two_stage import Stage, TwoStage, run_stage, stage2_input
 from etsam.labels import stat_counts
 from etsam.normalize import MinMaxPositive, Robust, normalize
+from etsam.pictures import FOUND, MISSED, WRONG
 from etsam.training.callbacks import comparison_picture
 from etsam.training.module import OptimizerSettings, StageTraining
 from etsam.training.optimizer import freeze_encoder, parameter_groups
@@ -275,14 +276,15 @@ def test_logits_that_were_not_computed_are_an_error(pair, tracker, tmp_path):
         cache(tmp_path, tracker, "a", [])(pair[0], normalized(pair[0]))
 
 
-def test_the_picture_shows_hits_misses_and_false_membrane_in_three_colours():
+def test_the_picture_shows_hits_misses_and_false_membrane_in_the_colours_of_the_report():
     truth = np.array([[1, 1, 0, 0, 255]], np.uint8)
     logits = np.array([[5, -5, 5, -5, 5]], np.float32)
     result = ValidationResult(0, 0, 0, 0, False, 0, 0, np.zeros((1, 5), np.float32), logits, truth)
     picture = comparison_picture(result, 0.0)
     assert picture.shape == (1, 10, 3)
-    colours = {tuple(picture[0, 5 + x]) for x in range(3)}
-    assert len(colours) == 3
+    for x, colour in enumerate((FOUND, MISSED, WRONG)):
+        paint = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+        np.testing.assert_allclose(picture[0, 5 + x], 0.4 * picture[0, x] + 0.6 * paint, atol=1)
     assert tuple(picture[0, 8]) == tuple(picture[0, 9]) == tuple(picture[0, 3])  # true negative, not annotated
 
 

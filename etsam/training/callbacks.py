@@ -10,25 +10,18 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from etsam.data.datamodule import ValidationItem
+from etsam.pictures import compared, stretched
 from etsam.training.module import StageTraining
 from etsam.training.validation import ValidationResult
 
 log = logging.getLogger(__name__)
 
-_COLOURS = {"hit": (0, 158, 115), "missed": (213, 94, 0), "false": (86, 180, 233)}  # Okabe & Ito: safe for all eyes
-
 
 def comparison_picture(result: ValidationResult, threshold: float) -> np.ndarray:
-    """Grey slice beside the same with hits green, missed membrane orange, false membrane blue; (Y, 2 X, 3) uint8."""
-    low, high = np.percentile(result.grey, (1, 99))
-    unit = np.clip((result.grey - low) / max(float(high - low), 1e-6), 0, 1)
-    grey = np.repeat((255 * unit)[..., None], 3, axis=2)
-    mask, truth = result.logits > threshold, result.truth == 1
-    known = result.truth != 255
-    painted = grey.copy()
-    for where, name in ((mask & truth, "hit"), (~mask & truth, "missed"), (mask & ~truth & known, "false")):
-        painted[where] = 0.4 * painted[where] + 0.6 * np.array(_COLOURS[name])
-    return np.concatenate([grey, painted], axis=1).astype(np.uint8)
+    """Grey slice beside the same in the colours of `etsam.pictures.compared`; (Y, 2 X, 3) uint8."""
+    grey, mask, truth = stretched(result.grey), result.logits > threshold, result.truth == 1
+    coloured = compared(grey, mask & truth, mask & (result.truth == 0), ~mask & truth)
+    return np.concatenate([np.repeat(grey[..., None], 3, axis=2), coloured], axis=1)
 
 
 class SliceLogger(Callback):

@@ -3,7 +3,9 @@
 Those of text, paper and badges are in `templates/page.css`.
 """
 
-FOUND, WRONG, MISSED, TRUTH = "#009E73", "#D55E00", "#56B4E9", "#F0E442"
+from etsam.pictures import FOUND, MISSED, WRONG
+
+TRUTH = "#F0E442"
 NAMES = {TRUTH: "yellow", FOUND: "green", WRONG: "orange", MISSED: "blue"}
 """For text beside pictures that cannot show a colour (W&B)."""
 

@@ -10,11 +10,10 @@ import numpy as np
 from PIL import Image
 
 from etsam.evaluation.metrics.results import SlicePicture, TomogramResult
-from etsam.evaluation.report.colours import FOUND, MISSED, TRUTH, WRONG
-from etsam.pictures import ScaleBar, resized, scale_bar, tinted, with_scale_bar
+from etsam.evaluation.report.colours import TRUTH
+from etsam.pictures import COMPARED_OPACITY, ScaleBar, compared, resized, scale_bar, tinted, with_scale_bar
 
 IGNORED_NOTE = "Stripes: not annotated, not counted."
-_OPACITY = 0.6
 _IGNORE = 255
 _STRIPE_PIXELS = 8
 # longest side in pixels and JPEG quality, tried from the left until all pictures fit
@@ -98,15 +97,12 @@ def images_with_bars(view: SliceView) -> list[tuple[str, np.ndarray]]:
 
 def errors_image(picture: SlicePicture) -> np.ndarray:
     """(A, B, 3) uint8: grey values, coloured where found, wrong, missed; striped where not annotated."""
-    image = _rgb(picture.grey)
-    for mask, colour in zip(_agreement(picture), (FOUND, WRONG, MISSED), strict=True):
-        image = tinted(image, mask, colour, _OPACITY)
-    return _striped(image, picture.truth == _IGNORE)
+    return _striped(compared(_rgb(picture.grey), *_agreement(picture)), picture.truth == _IGNORE)
 
 
 def truth_image(picture: SlicePicture) -> np.ndarray:
     """(A, B, 3) uint8: grey values and annotated membrane; striped where not annotated."""
-    return _striped(tinted(_rgb(picture.grey), picture.truth == 1, TRUTH, _OPACITY), picture.truth == _IGNORE)
+    return _striped(tinted(_rgb(picture.grey), picture.truth == 1, TRUTH, COMPARED_OPACITY), picture.truth == _IGNORE)
 
 
 def _agreement(picture: SlicePicture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
