@@ -155,12 +155,16 @@ def bar_column(width: int | None = 40) -> BarColumn:
     return BarColumn(width, complete_style=BLUE, finished_style=BLUE, pulse_style=BLUE)
 
 
-def readable_seconds(seconds: float | None) -> str:
-    """Time for people: `8 s`, `4:12`, `1:04:12`; `?` for None."""
-    if seconds is None:
-        return "?"
-    whole = round(seconds)
-    if whole < 100:
-        return f"{whole} s"
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+def readable_seconds(seconds: float) -> str:
+    """Time for people.
+
+    Examples
+    --------
+    >>> readable_seconds(25.2), readable_seconds(200), readable_seconds(7300)
+    ('25 s', '3 min 20 s', '2 h 02 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"

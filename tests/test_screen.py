@@ -89,7 +89,7 @@ def test_a_log_tells_the_time_to_the_end_of_both_stages(caplog, monkeypatch):
             bars.update("stage 1", done, 100)
             now += 1
     # ten slices of stage 1 at a second each, a hundred of stage 2, and a tenth of that to write
-    assert caplog.messages[-1] == "t.mrc: stage 1 90 of 100 slices, 2:00 left"
+    assert caplog.messages[-1] == "t.mrc: stage 1 90 of 100 slices, 2 min 00 s left"
 
 
 def test_a_log_line_above_a_bar_is_whole(terminal, monkeypatch):
@@ -164,7 +164,15 @@ def test_the_first_slice_of_a_part_counts_from_the_end_of_the_part_before():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "?"), (0.4, "0 s"), (99.4, "99 s"), (100, "1:40"), (252, "4:12"), (3852, "1:04:12")]
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (60, "1 min 00 s"),
+        (3599, "59 min 59 s"),
+        (3852, "1 h 04 min"),
+        (7199, "2 h 00 min"),
+    ],
 )
 def test_times_are_written_for_people(seconds, text):
     assert readable_seconds(seconds) == text

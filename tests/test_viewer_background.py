@@ -87,7 +87,7 @@ def test_progress_is_read_however_long_it_will_take(tmp_path, caplog, monkeypatc
         run.log.write_text("".join(f"INFO: {line}\n" for line in [*caplog.messages, "something else"]))
         seen.append(str(run.progress()))
     plain = "stage 1, slice 4 of 80"
-    assert seen == [plain, f"{plain}, 8 s left", f"{plain}, 4:12 left", f"{plain}, 1:04:12 left"]
+    assert seen == [plain, f"{plain}, 8 s left", f"{plain}, 4 min 12 s left", f"{plain}, 1 h 04 min left"]
 
 
 @pytest.mark.slow

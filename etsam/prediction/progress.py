@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 # where there is no terminal, as in a cluster's log file; less for programs that show the progress themselves
 _LOG_INTERVAL_SECONDS = float(os.environ.get("ETSAM_LOG_SECONDS") or 30)
-_DOING_COLUMNS, _LEFT_COLUMNS, _SMALLEST_BAR = 30, 13, 10  # characters
+_DOING_COLUMNS, _LEFT_COLUMNS, _SMALLEST_BAR = 30, 16, 10  # characters; `59 min 59 s left` has 16
 _MOST_NAME_COLUMNS = 48
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from etsam.app import is_first_process
+from etsam.screen import readable_seconds
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +71,9 @@ class ProgressLines(Callback):
                 before = [] if best.best_model_score is None else [float(best.best_model_score)]
                 parts.append(f"best {best.monitor} {max([*before, metrics[best.monitor]]):.4f}")
         seconds, done = time.monotonic() - self._began, step - self._first_step
-        parts.append(_duration(seconds))
+        parts.append(readable_seconds(seconds))
         if done and step < total:
-            parts.append(f"{_duration(seconds / done * (total - step))} left")
+            parts.append(f"{readable_seconds(seconds / done * (total - step))} left")
         return parts
 
 
@@ -89,14 +90,6 @@ def best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
     """Callback that keeps the best state."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return next((one for one in callbacks if isinstance(one, ModelCheckpoint) and one.monitor), None)
-
-
-def _duration(seconds: float) -> str:
-    """`31 s`, `5 min` or `2 h 5 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class RunLog(CSVLogger):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from etsam.prediction.record import OutputNames, threshold_of, weights_of
+from etsam.screen import readable_seconds
 from etsam.weights.registry import are_random, names_of
 
 _LITTLE, _MUCH = 0.0005, 0.5  # share of membrane below or above which a mask is likely wrong
@@ -60,21 +61,6 @@ def demo_note(record: Mapping[str, Any]) -> str:
     )
 
 
-def duration_text(seconds: float) -> str:
-    """Time for people.
-
-    Examples
-    --------
-    >>> duration_text(25.2), duration_text(200), duration_text(7300)
-    ('25 s', '3 min 20 s', '2 h 02 min')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min"
-
-
 def facts_of(record: Mapping[str, Any], names: OutputNames) -> list[tuple[str, str]]:
     """Heads and texts of the table below the picture."""
     depth, height, width = record["input"]["shape_zyx"]
@@ -89,7 +75,7 @@ def facts_of(record: Mapping[str, Any], names: OutputNames) -> list[tuple[str, s
         ("Threshold", f"{threshold_of(record):g}" if "stage2" in settings else ""),
         ("Weights", names_of(weights_of(settings))),
         ("Post-processing", ", ".join(name.replace("_", " ") for name in steps) if steps else "none"),
-        ("Time", duration_text(sum(record["seconds"].values()))),
+        ("Time", readable_seconds(sum(record["seconds"].values()))),
         (
             "Memory",
             ", ".join(f"{value / 1e3:.1f} GB {kind.upper()}" for kind, value in record["peak_memory_mb"].items()),

@@ -16,8 +16,9 @@ from PIL import Image
 
 from etsam.errors import OutputError
 from etsam.prediction.record import read_record
+from etsam.screen import readable_seconds
 from etsam.viewer.chimerax import write_folder_script
-from etsam.viewer.facts import duration_text, share_text, warnings_of
+from etsam.viewer.facts import share_text, warnings_of
 from etsam.viewer.page import environment
 from etsam.volume import atomic_path
 
@@ -65,7 +66,7 @@ class Row:
     @property
     def time_text(self) -> str:
         """For people."""
-        return "–" if self.seconds is None else duration_text(self.seconds)
+        return "–" if self.seconds is None else readable_seconds(self.seconds)
 
 
 def rows_of(folder: Path, failures: Sequence[str] = ()) -> list[Row]:
