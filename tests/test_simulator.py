@@ -205,6 +205,8 @@ def test_tomograms_are_stored_in_every_mode_within_its_range(storage):
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ConfigError, match="vesicle, tube"):
         SpecimenSettings(kinds={"blob": 1})
+    with pytest.raises(ConfigError, match="none below"):
+        SpecimenSettings(kinds={"vesicle": -1, "tube": 2})
     with pytest.raises(ConfigError, match="wbp, sirt"):
         AcquisitionSettings(reconstructions={"fbp": 1})
     with pytest.raises(ConfigError, match="three sides"):

@@ -24,6 +24,18 @@ def between_log(bounds: Range, rng: np.random.Generator) -> float:
     return float(np.clip(drawn, bounds[0], bounds[1]))  # rounding
 
 
+def check_weights(key: str, weights: Mapping[str, float], allowed: tuple[str, ...]) -> None:
+    """Raise `ConfigError` if these are no relative frequencies of the allowed names, 0 or above, one above 0."""
+    if not isinstance(weights, Mapping):  # braces that a shell took away
+        raise ConfigError(f"{key}={weights} is no list of weights such as '{key}={{{allowed[0]}:1}}'; mind the quotes.")
+    unknown = set(weights) - set(allowed)
+    if unknown or not any(weight > 0 for weight in weights.values()) or any(weight < 0 for weight in weights.values()):
+        raise ConfigError(
+            f"{key} has {', '.join(map(str, weights)) or 'nothing'}; allowed are weights for {', '.join(allowed)}, "
+            "at least one above 0, none below."
+        )
+
+
 @dataclass(frozen=True)
 class SpecimenSettings:
     """Ranges that a specimen is drawn from; probabilities are of a tomogram, unless they say otherwise.
@@ -103,9 +115,4 @@ class SpecimenSettings:
     filled_depth: Range = (0.6, 1.0)
 
     def __post_init__(self) -> None:
-        unknown = set(self.kinds) - set(KINDS)
-        if unknown or not any(weight > 0 for weight in self.kinds.values()):
-            raise ConfigError(
-                f"specimen.kinds has {', '.join(map(str, self.kinds)) or 'nothing'}; allowed are weights for "
-                f"{', '.join(KINDS)}, at least one above 0."
-            )
+        check_weights("specimen.kinds", self.kinds, KINDS)

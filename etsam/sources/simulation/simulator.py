@@ -10,7 +10,7 @@ from torch import Tensor
 
 from etsam.errors import ConfigError
 from etsam.sources.simulation import tilt_series
-from etsam.sources.simulation.settings import Range, Shape, SpecimenSettings, between, between_log
+from etsam.sources.simulation.settings import Range, Shape, SpecimenSettings, between, between_log, check_weights
 from etsam.sources.simulation.specimen import Specimen, draw_specimen
 from etsam.sources.simulation.truth import MembraneTruth
 
@@ -104,7 +104,7 @@ class AcquisitionSettings:
 
     def __post_init__(self) -> None:
         for name, allowed in (("reconstructions", RECONSTRUCTIONS), ("filters", FILTERS)):
-            _check_choice(f"acquisition.{name}", getattr(self, name), allowed)
+            check_weights(f"acquisition.{name}", getattr(self, name), allowed)
         if self.snr[0] <= 0 or not 0 < self.tilt_step_degrees[0] <= self.tilt_step_degrees[1]:
             raise ConfigError(f"acquisition.snr={self.snr} and tilt_step_degrees={self.tilt_step_degrees} are above 0.")
         if not 0 <= self.max_tilt_degrees[0] <= self.max_tilt_degrees[1] <= 90:
@@ -179,7 +179,7 @@ class Simulator:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        _check_choice("storages", self.storages, STORAGES)
+        check_weights("storages", self.storages, STORAGES)
         if len(self.shape) != 3 or min(self.shape) < 8:
             raise ConfigError(f"shape={list(self.shape)} is not three sides (Z, Y, X) of at least 8 voxels.")
         if self.margin_voxels < 0:
@@ -353,14 +353,3 @@ def _choose(weights: Mapping[str, float], rng: np.random.Generator) -> str:
     names = list(weights)
     fractions = np.array([float(weights[name]) for name in names])
     return str(rng.choice(names, p=fractions / fractions.sum()))
-
-
-def _check_choice(key: str, weights: Mapping[str, float], allowed: tuple[str, ...]) -> None:
-    if not isinstance(weights, Mapping):  # braces that a shell took away
-        raise ConfigError(f"{key}={weights} is no list of weights such as '{key}={{{allowed[0]}:1}}'; mind the quotes.")
-    unknown = set(weights) - set(allowed)
-    if unknown or not any(weight > 0 for weight in weights.values()) or any(weight < 0 for weight in weights.values()):
-        raise ConfigError(
-            f"{key} has {', '.join(map(str, weights)) or 'nothing'}; allowed are weights for {', '.join(allowed)}, "
-            "at least one above 0."
-        )
