@@ -156,7 +156,7 @@ def test_a_sweep_goes_on_after_a_job_that_fails_and_each_job_is_a_run_of_wandb(f
 
 @pytest.mark.slow
 def test_everything_runs_once_with_fast_dev_run_and_nothing_is_saved(folder):
-    train(folder, "name=dry", "trainer.fast_dev_run=true")
+    assert "nothing was saved" in train(folder, "name=dry", "trainer.fast_dev_run=true")
     assert not list((folder / "runs/dry").rglob("*.ckpt"))
 
 

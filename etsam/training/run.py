@@ -290,6 +290,9 @@ def _tell_end(cfg: DictConfig, result: TrainingResult) -> None:
     ]
     if changes:
         log.info("val/dice before training and at the best state: %s", ", ".join(changes))
+    if result.best_checkpoint is None and result.last_checkpoint is None:
+        log.info("nothing was saved")
+        return
     if result.best_checkpoint is None:
         log.info("nothing was validated; the last state: %s", result.last_checkpoint)
         return
