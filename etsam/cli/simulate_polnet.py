@@ -84,6 +84,7 @@ def _simulate(args: argparse.Namespace, output_dir: Path) -> bool:
     import time
 
     from etsam.errors import OutputError
+    from etsam.screen import readable_seconds
     from etsam.sources.polnet.config import PUBLISHED, check_configs, find_config, read_config
     from etsam.sources.polnet.importer import MANIFEST_NAME
     from etsam.sources.polnet.install import find_polnet
@@ -108,7 +109,7 @@ def _simulate(args: argparse.Namespace, output_dir: Path) -> bool:
 
         def progress(done: int, total: int, name: str) -> None:
             rest = (time.monotonic() - started) / done * (total - done)
-            log.info("%s: done; %d of %d, about %.0f min left", name, done, total, rest / 60)
+            log.info("%s: done; %d of %d, about %s left", name, done, total, readable_seconds(rest))
 
         if left:
             log.info("PolNet %s: tomograms to make %d, at once %d", polnet.version, len(left), min(workers, len(left)))

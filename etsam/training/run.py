@@ -290,11 +290,9 @@ def _tell_end(cfg: DictConfig, result: TrainingResult) -> None:
     ]
     if changes:
         log.info("val/dice before training and at the best state: %s", ", ".join(changes))
-    if result.best_checkpoint is None and result.last_checkpoint is None:
-        log.info("nothing was saved")
-        return
     if result.best_checkpoint is None:
-        log.info("nothing was validated; the last state: %s", result.last_checkpoint)
+        last = result.last_checkpoint
+        log.info("nothing was saved" if last is None else f"nothing was validated; the last state: {last}")
         return
     log.info("best state (score %.4f): %s", result.best_score, result.best_checkpoint)
     log.info("to predict with it: %s", _prediction_command(cfg, result.best_checkpoint))

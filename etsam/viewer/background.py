@@ -14,9 +14,8 @@ from etsam.prediction.forecast import fraction_done
 from etsam.prediction.record import OutputNames
 from etsam.volume import Location, strip_suffix
 
-_LINE = re.compile(
-    r": ([a-z][a-z0-9 -]*?) (\d+) of (\d+) slices(?:, (.+) left)?$", re.M
-)  # of `etsam.prediction.progress`
+# a line of `etsam.prediction.progress`
+_LINE = re.compile(r": ([a-z][a-z0-9 -]*?) (\d+) of (\d+) slices(?:, (.+) left)?$", re.MULTILINE)
 _ERROR = "etsam: error: "
 
 

@@ -94,12 +94,10 @@ def compare(
         # (tomogram, method)
         values = scores.pivot(index="tomogram", columns="method", values=metric)
         values = values.reindex(index=list(dict.fromkeys(scores["tomogram"])), columns=list(methods))
-        if metric in others:  # means only: a test for each would find something by chance
-            means += _means(values, metric)
-            continue
         means += _means(values, metric)
-        pairs += _pairs(values, metric, baseline)
-        missing += _missing(values, metric, scores)
+        if metric in chosen:  # of others the means only: a test for each would find something by chance
+            pairs += _pairs(values, metric, baseline)
+            missing += _missing(values, metric, scores)
     found = Comparison(
         metrics=chosen,
         methods=methods,
