@@ -4,19 +4,24 @@
 #
 #   bash checkpoints/train_nano.sh POLNET_MANIFEST OUTPUT_FOLDER [SEED] [KEY=VALUE of train.py ...]
 #
+# PART=4 before it: a quarter of the tomograms to learn from and of the steps, to compare seeds. In a folder of its own.
+#
 # POLNET_MANIFEST lists the PolNet tomograms to learn from (split train) and to validate on (split val), as
 # `etsam data polnet` writes it. Time and what came of it: checkpoints/README.md. Wants bash 4.
 set -euo pipefail
-[ $# -ge 2 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 1; }
+[ $# -ge 2 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 1; }
 polnet=$1 out=$2 seed=${3:-1}
 shift $(($# < 3 ? $# : 3))
 settings=("$@")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 data=$out/simulated
 
+part() { echo $((($1 + ${PART:-1} - 1) / ${PART:-1})); }
+
 simulate() {  # NAME COUNT SEED SHAPE VOXEL_SIZE [KEY=VALUE ...]
-  local folder=$data/$1
-  [ -e "$folder/manifest.csv" ] || etsam data simulate --n "$2" --seed "$3" --shape "$4" --voxel-size "$5" --val-fraction 0 \
+  local folder=$data/$1 count
+  [[ $1 == val_* ]] && count=$2 || count=$(part "$2")
+  [ -e "$folder/manifest.csv" ] || etsam data simulate --n "$count" --seed "$3" --shape "$4" --voxel-size "$5" --val-fraction 0 \
     --output-dir "$folder" --resume "${@:6}"
 }
 
@@ -133,16 +138,16 @@ mapfile -t unseen < <(sources own=0.8 plain_unseen=1.3 plain_wide_unseen=1.1 fil
 
 # what a membrane looks like is learned on single slices, which takes most of the time; then memory on clips, the trunk as it is:
 # small batches of slices that are alike make it worse (benchmarks/nano_runs.md)
-step slices experiment=nano_slices data.epoch_clips=9600 trainer.max_epochs=16 optimizer.lr=1e-3 optimizer.encoder_lr=1.5e-3 \
+step slices experiment=nano_slices data.epoch_clips=9600 trainer.max_epochs="$(part 16)" optimizer.lr=1e-3 optimizer.encoder_lr=1.5e-3 \
   optimizer.warmup_steps=100 data.invert_probability=0.1 "${seen[@]}"
 clips=(freeze_image_encoder=true optimizer.lr=8e-4 optimizer.encoder_lr=8e-4 optimizer.warmup_steps=40)
-step stage1 experiment=nano_stage1 start="$(last slices)" trainer.max_epochs=1 data.epoch_clips=1200 data.batch_size=4 \
+step stage1 experiment=nano_stage1 start="$(last slices)" trainer.max_epochs=1 data.epoch_clips="$(part 1200)" data.batch_size=4 \
   "${clips[@]}" "${seen[@]}"
 
 second=(stage1.checkpoint="$(last stage1)" stage1.folder="$out/seed$seed/logits" "${unseen[@]}")
-step stage2_slices experiment=nano_stage2_slices start="$(last stage1)" trainer.max_epochs=2 data.epoch_clips=9600 optimizer.lr=8e-4 \
+step stage2_slices experiment=nano_stage2_slices start="$(last stage1)" trainer.max_epochs=2 data.epoch_clips="$(part 9600)" optimizer.lr=8e-4 \
   optimizer.encoder_lr=8e-4 optimizer.warmup_steps=40 "${second[@]}"
-step stage2 experiment=nano_stage2 start="$(last stage2_slices)" trainer.max_epochs=1 data.epoch_clips=640 "${clips[@]}" "${second[@]}"
+step stage2 experiment=nano_stage2 start="$(last stage2_slices)" trainer.max_epochs=1 data.epoch_clips="$(part 640)" "${clips[@]}" "${second[@]}"
 
 for stage in stage1 stage2; do
   etsam export "$(last $stage)" "$out/seed$seed/nano_$stage.safetensors" --half --overwrite

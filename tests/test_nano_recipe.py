@@ -44,9 +44,9 @@ def recipe(tmp_path_factory):
     (folder / "bin/etsam").write_text(STAND_IN.format(python=sys.executable))
     (folder / "bin/etsam").chmod(0o755)
 
-    def run(*arguments):
+    def run(*arguments, **variables):
         (folder / "calls.jsonl").unlink(missing_ok=True)
-        environment = os.environ | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+        environment = os.environ | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"} | variables
         done = subprocess.run(
             ["bash", str(CHECKPOINTS / "train_nano.sh"), *arguments],
             cwd=folder,
@@ -97,6 +97,22 @@ def test_every_simulation_and_training_composes(calls):
     assert [call[2] for call in calls if call[0] == "export"] == [
         f"out/seed7/nano_stage{number}.safetensors" for number in (1, 2)
     ]
+
+
+def test_a_part_of_it_learns_from_fewer_tomograms_in_fewer_steps_and_is_judged_by_the_same(recipe, calls):
+    _, parts = recipe("polnet.csv", "part", "7", PART="4")
+
+    def tomograms(calls):
+        made = [call for call in calls if call[:2] == ["data", "simulate"]]
+        return {Path(call[call.index("--output-dir") + 1]).name: int(call[call.index("--n") + 1]) for call in made}
+
+    whole, part = tomograms(calls), tomograms(parts)
+    assert part == {name: count if name.startswith("val_") else -(-count // 4) for name, count in whole.items()}
+    steps = [
+        [cfg.trainer.max_epochs * cfg.data.epoch_clips for cfg in trained]
+        for trained in ([compose_config("train", c[1:]) for c in run if c[0] == "train"] for run in (calls, parts))
+    ]
+    assert steps[1] == [clips // 4 for clips in steps[0]]
 
 
 def test_what_is_finished_is_not_done_again(recipe, calls):

@@ -69,7 +69,9 @@ def simulate_files(
         record = finished(stem, settings, resume, overwrite)
         if record is None:
             record = save(simulator.tomogram(number), stem, settings, overwrite or resume)
-        samples.append(_sample(stem, "val" if number >= count - validated else "train", record))
+        # one data set, one contrast
+        dataset = f"{DATASET}_bright" if record["parameters"]["membranes"] == "bright" else DATASET
+        samples.append(sample(dataset, "val" if number >= count - validated else "train", stem, record))
         if progress is not None:
             progress(number + 1, count)
     write_manifest(manifest, samples, overwrite=resume or overwrite)
@@ -168,16 +170,16 @@ def finished(stem: Path, settings: dict[str, Any], resume: bool, overwrite: bool
     return record if all(path_of(stem, role).exists() for role in ("membrane", "instances", "tomogram")) else None
 
 
-def _sample(stem: Path, split: str, record: dict[str, Any]) -> Sample:
+def sample(dataset: str, split: str, stem: Path, record: dict[str, Any], **columns: str) -> Sample:
+    """A tomogram's line of the manifest, from its record, with further columns before the parameters."""
     z, y, x = record["shape"]
-    bright = record["parameters"]["membranes"] == "bright"
     return Sample(
-        f"{DATASET}_bright" if bright else DATASET,  # one data set, one contrast
+        dataset,
         stem.name,
         split,
         path_of(stem, "tomogram"),
         path_of(stem, "membrane"),
         record["voxel_size_angstrom"],
         (z, y, x),
-        tuple(record["parameters"].items()),
+        (*columns.items(), *record["parameters"].items()),
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from etsam.data.manifest import Sample, write_manifest
 from etsam.errors import ConfigError
-from etsam.sources.simulation.files import claim, finished, path_of, plain_settings, save
+from etsam.sources.simulation.files import claim, finished, plain_settings, sample, save
 from etsam.sources.simulation.simulator import SimulatedTomogram, Simulator
 from etsam.sources.simulation.specimen import Specimen, resample
 
@@ -228,7 +228,7 @@ def simulate_paired(
         if record is None:
             made = paired.tomogram(point, number, draw())
             record = save(made, stem, settings, resume or overwrite)
-        samples.append(_sample(stem, point, number, record))
+        samples.append(sample(DATASET, "test", stem, record, point=point, specimen=str(number)))
         if progress is not None:
             progress(len(samples), len(paired.points) * paired.tomograms)
     write_manifest(manifest, samples, overwrite=resume or overwrite)
@@ -256,20 +256,6 @@ def _in_turn(paired: PairedSimulator) -> Iterator[tuple[str, int, Callable[[], S
 def tomogram_name(point: str, number: int) -> str:
     """`dataset_id/run_id` of a tomogram."""
     return f"{DATASET}/{point}_{number:04d}"
-
-
-def _sample(stem: Path, point: str, number: int, record: dict[str, Any]) -> Sample:
-    z, y, x = record["shape"]
-    return Sample(
-        DATASET,
-        stem.name,
-        "test",
-        path_of(stem, "tomogram"),
-        path_of(stem, "membrane"),
-        record["voxel_size_angstrom"],
-        (z, y, x),
-        (("point", point), ("specimen", str(number)), *record["parameters"].items()),
-    )
 
 
 def plain_conditions(paired: PairedSimulator) -> dict[str, Any]:
