@@ -129,20 +129,39 @@ def test_values_that_mean_nothing_are_refused(work, values):
 
 
 @pytest.mark.parametrize(
-    ("values", "dtype", "membrane"),
+    ("values", "dtype", "threshold", "membrane"),
     [
-        ([0, 1, 2], np.int8, [0, 1, 1]),
-        ([0, -1, 0], np.int8, [0, 1, 0]),
-        ([-0.3, -0.25, -0.2], np.float32, [0, 0, 1]),
-        ([0.4, 0.5, 0.6], np.float32, [0, 0, 1]),
+        ([0, 1, 2], np.int8, None, [0, 1, 1]),
+        ([0, -1, 0], np.int8, None, [0, 1, 0]),
+        ([-0.3, -0.25, -0.2], np.float32, -0.25, [0, 0, 1]),
+        ([0.4, 0.5, 0.6], np.float32, None, [0, 0, 1]),
+        ([0.2, 0.3, 0.4], np.float32, 0.3, [0, 0, 1]),
+        ([0.2, 0.3, 0.4], np.float32, 0.2, [0, 1, 1]),
     ],
 )
-def test_a_prediction_is_opened_as_what_it_is(work, values, dtype, membrane):
+def test_a_prediction_is_opened_as_what_it_is(work, values, dtype, threshold, membrane):
     volume = np.zeros((2, 3, 4), dtype)
     volume[0, 0, :3] = values
-    stored = StoredPrediction(write_mrc("p.mrc", volume), -0.25)
+    stored = StoredPrediction(write_mrc("p.mrc", volume), threshold)
     plane = stored.score(lambda scored: _mask_and_logits(scored, 0)[0])
     np.testing.assert_array_equal(plane[0, :3], np.array(membrane, bool))
+
+
+@pytest.mark.parametrize("threshold", [-0.25, 1, 2])
+def test_a_threshold_that_is_no_probability_is_refused_for_probabilities(work, threshold):
+    volume = np.zeros((2, 3, 4), np.float32)
+    volume[1, 0, 0] = 0.75
+    with pytest.raises(InputError, match="prediction_threshold"):
+        StoredPrediction(write_mrc("p.mrc", volume), threshold).score(
+            lambda scored: [_mask_and_logits(scored, z) for z in (0, 1)]
+        )
+
+
+def test_a_threshold_for_masks_is_told_to_change_nothing(work, caplog):
+    stored = StoredPrediction(write_mrc("p.mrc", np.eye(4, dtype=np.int8)[None, :3].repeat(2, axis=0)), 0.5)
+    plane = stored.score(lambda scored: _mask_and_logits(scored, 0)[0])
+    np.testing.assert_array_equal(plane, np.eye(4, dtype=bool)[:3])
+    assert "prediction_threshold" in caplog.text
 
 
 def test_logits_are_cut_where_their_record_says_unless_a_threshold_is_set(work):

@@ -172,8 +172,7 @@ class StoredValues:
             return plane != 0
         if self.kind == "logits":
             return plane.astype(np.float32)
-        probability = np.clip(plane.astype(np.float64), _PROBABILITY_LIMIT, 1 - _PROBABILITY_LIMIT)
-        return np.log(probability / (1 - probability)).astype(np.float32)
+        return logits_of(plane)
 
     def _kind_with(self, z: int, plane: np.ndarray) -> Kind:
         """Kind of the values so far and of this slice together."""
@@ -188,6 +187,13 @@ class StoredValues:
         if self._whole and (self._low >= 0 or (self._integer and self._low == -1 and self._high <= 0)):
             return "mask"
         return "logits" if self._low < 0 or self._high > 1 else "probabilities"
+
+
+def logits_of(probabilities: np.ndarray) -> np.ndarray:
+    """Logits (float32) of probabilities of any shape, within +-20.7."""
+    inside = np.clip(probabilities.astype(np.float64), _PROBABILITY_LIMIT, 1 - _PROBABILITY_LIMIT)
+    found: np.ndarray = np.log(inside / (1 - inside)).astype(np.float32)
+    return found
 
 
 def threshold_beside(path: str | os.PathLike[str]) -> float | None:
@@ -218,8 +224,8 @@ class StoredPrediction:
     path
         A volume (Z, Y, X); see `StoredValues`.
     threshold
-        Logits strictly above are membrane; None: the one they were cut at (`threshold_beside`), else -0.25.
-        Probabilities strictly above 0.5 are, that is logits above 0.
+        Values strictly above are membrane. None: of logits the one they were cut at (`threshold_beside`), else -0.25;
+        of probabilities 0.5. A mask has none.
     """
 
     path: str | os.PathLike[str]
@@ -231,7 +237,7 @@ class StoredPrediction:
         Raises
         ------
         InputError
-            If it cannot be read or its values make no sense.
+            If it cannot be read or its values make no sense, or if the threshold is none of probabilities.
         """
         with read_volume(self.path, warn=False) as volume:
             kind: Kind | None = None
@@ -244,9 +250,17 @@ class StoredPrediction:
 
     def _scored(self, values: StoredValues) -> Scored:
         if values.kind == "mask":
+            if self.threshold is not None:
+                log.warning("%s is a mask: prediction_threshold=%g changes nothing", self.path, self.threshold)
             return Scored(mask=values)
         if values.kind == "probabilities":
-            return Scored(logits=values, threshold=0.0)
+            limit = 0.5 if self.threshold is None else self.threshold
+            if not 0 <= limit < 1:
+                raise InputError(
+                    f"{self.path}: the prediction holds probabilities, and prediction_threshold={limit:g} is none; set "
+                    "one from 0 to below 1, or none for 0.5."
+                )
+            return Scored(logits=values, threshold=float(logits_of(np.array([limit], np.float32))[0]))
         threshold, source = self.threshold, "as prediction_threshold says"
         if threshold is None:
             threshold, source = threshold_beside(self.path), "as their record says"
