@@ -104,6 +104,20 @@ def test_empty_masks(truth, mask, score):
     assert all(math.isnan(value) for value in found.planes["xy"].values()) == (not (truth | mask).any())
 
 
+def test_surface_dice_of_masks_without_a_surface():
+    full = np.ones(SHAPE, bool)
+    scores = [Metrics(["surface"])(full, Scored(mask=mask), VOXEL).metrics["surface_dice"] for mask in (EMPTY, full)]
+    assert scores[0] == 0
+    assert math.isnan(scores[1])
+
+
+@pytest.mark.parametrize(("scale", "doubtful"), [(1, False), (30, True), (0.01, True)])
+def test_logits_that_the_thresholds_do_not_resolve_are_told(scale, doubtful):
+    logits = np.random.default_rng(3).normal(size=SHAPE).astype(np.float32) * scale
+    assert bool(Metrics(["curve"])(FULL, Scored(logits, 0), VOXEL).doubt) == doubtful
+    assert not Metrics([])(FULL, Scored(logits, 0), VOXEL).doubt
+
+
 def test_scores_of_arrays_of_counts_are_those_of_single_counts():
     counts = np.array([[3, 1, 2], [0, 0, 0], [0, 2, 0], [0, 0, 5]])
     together = overlap_scores(counts)

@@ -46,6 +46,30 @@ def test_predictions_are_found_by_the_names_of_tomograms(work, files, found):
         assert str(result) == f"p/{found}"
 
 
+def test_a_pattern_picks_the_files_that_count(work):
+    (work / "p").mkdir()
+    for name in ("TS_1_semantic", "TS_1_instance", "TS_2_instance"):
+        (work / f"p/{name}.mrc").touch()
+    samples = [sample("set", run, work / f"{run}.mrc") for run in ("TS_1", "TS_2")]
+    assert "'p/*_instance.mrc'" in find_predictions("p", samples)["set/TS_1"]
+    found = find_predictions("p/*_semantic.mrc", samples)
+    assert str(found["set/TS_1"]) == "p/TS_1_semantic.mrc"
+    assert "*_semantic.mrc" in found["set/TS_2"]
+
+
+def test_a_copy_of_the_tomogram_is_no_prediction_though_it_bears_its_name(work):
+    grey = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
+    write_mrc("one.mrc", grey)
+    (work / "p").mkdir()
+    write_mrc("p/one.mrc", grey)
+    samples = [sample("set", "one", work / "one.mrc")]
+    assert "copy" in find_predictions("p", samples)["set/one"]
+    write_mrc("p/one_segmented.mrc", (grey > 1).astype(np.int8))
+    assert str(find_predictions("p", samples)["set/one"]) == "p/one_segmented.mrc"
+    write_mrc("p/one.mrc", (grey > 0).astype(np.int8))
+    assert str(find_predictions("p", samples)["set/one"]) == "p/one.mrc"
+
+
 def test_a_name_that_two_datasets_share_is_clear_only_in_the_folder_of_one(work):
     samples = [sample("x", "1", work / "tomo.mrc"), sample("y", "2", work / "tomo.mrc")]
     (work / "p/x").mkdir(parents=True)
@@ -145,6 +169,18 @@ def test_a_prediction_is_opened_as_what_it_is(work, values, dtype, threshold, me
     stored = StoredPrediction(write_mrc("p.mrc", volume), threshold)
     plane = stored.score(lambda scored: _mask_and_logits(scored, 0)[0])
     np.testing.assert_array_equal(plane[0, :3], np.array(membrane, bool))
+
+
+@pytest.mark.parametrize(("scale", "good"), [(1, True), (255, False)])
+def test_whole_numbers_that_change_from_voxel_to_voxel_are_no_mask(work, scale, good):
+    ramp = np.clip(np.arange(8) - 2, 0, 4)[None, None].repeat(5, axis=1).repeat(3, axis=0) / 4
+    volume = np.rint(np.where(ramp > 0, 1, 0) * 3 if good else ramp * scale).astype(np.uint8)
+    stored = StoredPrediction(write_mrc("p.mrc", volume))
+    if good:
+        assert stored.score(lambda scored: sum(int(_mask_and_logits(scored, z)[0].sum()) for z in range(3))) == 75
+        return
+    with pytest.raises(InputError, match="255"):
+        stored.score(lambda scored: [_mask_and_logits(scored, z) for z in range(3)])
 
 
 @pytest.mark.parametrize("threshold", [-0.25, 1, 2])

@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from lightning import LightningDataModule
@@ -12,7 +11,7 @@ from torch.utils.data import DataLoader
 from etsam.data.manifest import Sample, read_manifest
 from etsam.errors import ConfigError, InputError
 from etsam.evaluation.result_store import ResultStore
-from etsam.evaluation.stored import find_predictions
+from etsam.evaluation.stored import find_predictions, folder_and_pattern
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +65,8 @@ class EvaluationData(LightningDataModule):
     split
         Which rows; None: `test`, or `val` if there is no `test`.
     predictions
-        None: predictions are made in this run. A folder, or names of methods with a folder each: those are scored.
+        None: predictions are made in this run. A folder, or a pattern of files in one, or names of methods with one of
+        these each: those are scored.
     name
         Of the method, unless `predictions` names them; None: `etsam`, or the folder's name.
     root
@@ -148,22 +148,22 @@ def _of_split(samples: list[Sample], split: str | None, manifest: str) -> list[S
     return chosen
 
 
-def _folders(predictions: str | os.PathLike[str] | Mapping[str, str] | None, name: str | None) -> dict[str, Path]:
+def _folders(predictions: str | os.PathLike[str] | Mapping[str, str] | None, name: str | None) -> dict[str, str]:
     if predictions is None:
         return {}
     if isinstance(predictions, Mapping):
         given = {str(method): folder for method, folder in predictions.items()}
     elif isinstance(predictions, str | os.PathLike):
-        given = {name or Path(predictions).expanduser().absolute().name: os.fspath(predictions)}
+        given = {name or folder_and_pattern(predictions)[0].absolute().name: os.fspath(predictions)}
     else:
         given = {}
     if not given or not all(isinstance(folder, str) and folder for folder in given.values()):
         raise ConfigError(
-            f"predictions={predictions} does not fit; allowed are a folder, or names with a folder each: "
-            "'predictions={mine: DIR, other: DIR2}'."
+            f"predictions={predictions} does not fit; allowed are a folder, a pattern of files in it, or names with "
+            "one each: 'predictions={mine: DIR, other: DIR2}'."
         )
-    folders = {method: Path(folder).expanduser() for method, folder in given.items()}
-    for method, folder in folders.items():
+    for method, place in given.items():
+        folder, _ = folder_and_pattern(place)
         if not folder.is_dir():
             raise InputError(f"the predictions of {method} are to be in {folder}, which is no folder; check the path.")
-    return folders
+    return given

@@ -1,5 +1,7 @@
 """Predictions that any tool left in a folder: which file belongs to which tomogram, and what its values mean."""
 
+import fnmatch
+import glob
 import logging
 import math
 import os
@@ -12,6 +14,7 @@ import numpy as np
 from lightning import LightningModule
 
 from etsam.data.manifest import Sample
+from etsam.data.measured import fingerprint
 from etsam.errors import ConfigError, InputError, OutputError
 from etsam.evaluation.metrics.scores import Scored
 from etsam.inference.two_stage import DEFAULT_THRESHOLD
@@ -25,6 +28,9 @@ log = logging.getLogger(__name__)
 Kind = Literal["mask", "probabilities", "logits"]
 _KINDS: tuple[Kind, ...] = ("mask", "probabilities", "logits")  # each may turn out to be one further on
 T = TypeVar("T")
+_SUFFIXES = (*TOMOGRAM_SUFFIXES, *ZARR_SUFFIXES)
+_GRADIENT = 0.2  # of neighbours that differ: voxels of instances and classes are mostly beside their like
+_LEAST_GREY = 50  # the largest of percents or bytes; classes are fewer
 
 _PROBABILITY_LIMIT = 1e-9  # logits of 0 and 1 become +-20.7, just beyond the thresholds that are counted
 
@@ -36,12 +42,12 @@ def find_predictions(folder: str | os.PathLike[str], samples: Sequence[Sample]) 
     `dataset_id_run_id`, alone or followed by `_`, `-` or `.` and anything; to the longest such name, so that `TS_1_b`
     is not taken for `TS_1`. It lies in the folder or in its subfolder `dataset_id`. Of several, the one that is called
     exactly so is taken, else the logits that this program writes, else its mask. Tomograms and masks of the truth that
-    lie there, too, are no predictions.
+    lie there, too, are no predictions, nor is a copy of the tomogram.
 
     Parameters
     ----------
     folder
-        Where predictions lie.
+        Where predictions lie; or a pattern of files there (`DIR/*_semantic.mrc`), and no others count.
     samples
         Tomograms.
 
@@ -55,10 +61,16 @@ def find_predictions(folder: str | os.PathLike[str], samples: Sequence[Sample]) 
     InputError
         If the folder cannot be read.
     """
-    root = Path(folder).expanduser()
+    root, pattern = folder_and_pattern(folder)
     names = _names(samples)
     inputs = {os.path.realpath(file) for sample in samples for file in (sample.tomogram, sample.target_mask)}
-    return {sample.name: _find(root, sample, names, inputs) for sample in samples}
+    return {sample.name: _find(root, pattern, sample, names, inputs) for sample in samples}
+
+
+def folder_and_pattern(predictions: str | os.PathLike[str]) -> tuple[Path, str]:
+    """Folder of predictions, and the pattern of file names there that count: `*` unless the last part is one."""
+    path = Path(predictions).expanduser()
+    return (path.parent, path.name) if glob.has_magic(path.name) and not path.is_dir() else (path, "*")
 
 
 def _names(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
@@ -70,7 +82,7 @@ def _names(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     return out
 
 
-def _find(root: Path, sample: Sample, names: dict[str, list[Sample]], inputs: set[str]) -> Path | str:
+def _find(root: Path, pattern: str, sample: Sample, names: dict[str, list[Sample]], inputs: set[str]) -> Path | str:
     own_folder = root / sample.dataset_id
     found: list[tuple[str, Path]] = []
     for folder in (own_folder, root):
@@ -81,7 +93,7 @@ def _find(root: Path, sample: Sample, names: dict[str, list[Sample]], inputs: se
         except OSError as error:
             raise InputError(f"the folder of predictions {folder} cannot be read: {error.strerror}.") from error
         for file in files:
-            if not file.name.lower().endswith((*TOMOGRAM_SUFFIXES, *ZARR_SUFFIXES)):
+            if not (file.name.lower().endswith(_SUFFIXES) and fnmatch.fnmatchcase(file.name, pattern)):
                 continue
             if os.path.realpath(file) in inputs:
                 continue
@@ -96,6 +108,10 @@ def _find(root: Path, sample: Sample, names: dict[str, list[Sample]], inputs: se
                 found.append((name, file))
         if found:
             break
+    copies = [file for _, file in found if _is_copy(file, sample)]
+    found = [(name, file) for name, file in found if file not in copies]
+    if copies and not found:
+        return f"no prediction in {root}; {copies[0].name} is a copy of the tomogram"
     if len(found) == 1:
         return found[0][1]
     for chosen in (
@@ -106,9 +122,30 @@ def _find(root: Path, sample: Sample, names: dict[str, list[Sample]], inputs: se
         if len(chosen) == 1:
             return chosen[0]
     if found:
-        return f"{len(found)} files in {root} can be the prediction: {', '.join(file.name for _, file in found[:4])}"
-    wanted = f"{strip_suffix(sample.tomogram)}.mrc or {sample.run_id}.mrc"
-    return f"no prediction in {root}; expected a file called {wanted}, or so with more after _ - or ."
+        listed = ", ".join(file.name for _, file in found[:4])
+        end = found[0][1].name.removeprefix(found[0][0])
+        return (
+            f"{len(found)} files in {root} can be the prediction: {listed}; name those that are by a pattern, such as "
+            f"'{root}/*{end}'"
+        )
+    wanted = " or ".join(dict.fromkeys(f"{name}.mrc" for name in (strip_suffix(sample.tomogram), sample.run_id)))
+    missing = f"no prediction in {root}" + ("" if pattern == "*" else f" that fits {pattern}")
+    return f"{missing}; expected a file called {wanted}, or so with more after _ - or ."
+
+
+def _is_copy(file: Path, sample: Sample) -> bool:
+    """Whether a file holds the tomogram itself: its slice in the middle, then others, are the same."""
+    try:
+        with read_volume(file, warn=False) as volume, read_volume(sample.tomogram, warn=False) as tomogram:
+            middle = volume.shape[0] // 2
+            return (
+                tuple(volume.shape) == tuple(tomogram.shape)
+                and np.array_equal(volume[middle], tomogram[middle])
+                and fingerprint(volume) == fingerprint(tomogram)
+                and len(np.unique(tomogram[middle])) > 2  # else a mask is given for a tomogram
+            )
+    except InputError:
+        return False  # told when it is scored
 
 
 class KindChanged(Exception):  # noqa: N818 - no fault: what was read so far meant something else
@@ -125,6 +162,7 @@ class StoredValues:
     The meaning follows from the range of all values, and is checked while they are read, so that nothing is read twice:
 
     - whole numbers from 0 up (0/1, 0/255, labels of instances), and 0/-1 of int8 files: a mask, membrane is not 0;
+      refused if they change from voxel to voxel, as probabilities in 8 bits do;
     - whole numbers or fractions that go below 0: logits;
     - fractions within 0..1: probabilities.
 
@@ -143,6 +181,7 @@ class StoredValues:
         self._volume, self._name = volume, name
         self._low, self._high, self._whole, self._integer = np.inf, -np.inf, True, True
         self._seen: set[int] = set()
+        self._steps = np.zeros(2, np.int64)  # neighbours along X that are both marked, and how many of them differ
         self.kind: Kind = kind or self._kind_with(self.shape[0] // 2, volume[self.shape[0] // 2])
 
     def __getitem__(self, z: int, /) -> np.ndarray:
@@ -159,6 +198,8 @@ class StoredValues:
         if z not in self._seen:
             kind = max(self.kind, self._kind_with(z, plane), key=_KINDS.index)
             self._seen.add(z)
+            if kind == "mask":
+                self._refuse_grey(plane)
             if len(self._seen) == self.shape[0] and not self._whole and self._low >= 0 and self._high > 1:
                 raise InputError(
                     f"{self._name}: the prediction is neither a mask (whole numbers), nor logits (some below 0), nor "
@@ -173,6 +214,18 @@ class StoredValues:
         if self.kind == "logits":
             return plane.astype(np.float32)
         return logits_of(plane)
+
+    def _refuse_grey(self, plane: np.ndarray) -> None:
+        """Add a slice of what looks like a mask; with the last one, refuse what are grey values."""
+        left, right = plane[:, :-1], plane[:, 1:]
+        pairs = (left != 0) & (right != 0)
+        self._steps += np.count_nonzero(pairs), np.count_nonzero(pairs & (left != right))
+        marked, differ = self._steps
+        if len(self._seen) == self.shape[0] and self._high >= _LEAST_GREY and differ > _GRADIENT * marked:
+            raise InputError(
+                f"{self._name}: whole numbers from 0 to {self._high:g} that change from voxel to voxel: neither a mask "
+                "nor labels. Probabilities in 8 bits are to be divided by 255, and written as float32."
+            )
 
     def _kind_with(self, z: int, plane: np.ndarray) -> Kind:
         """Kind of the values so far and of this slice together."""

@@ -14,7 +14,8 @@ Truth and prediction are read once, slice by slice. What each score means stands
 
 Voxels marked 255 (or -1), and those within `ignore_border_voxels` of a face, are in neither mask and count nowhere.
 Both masks empty: overlap scores, surface Dice and clDice are 1, Betti errors 0. One of them empty: those scores are 0.
-Distances are NaN if either mask is empty; `auprc` if the truth is.
+A surface Dice is NaN where both masks fill all that is annotated. Distances are NaN if either mask is empty; `auprc` if
+the truth is.
 """
 
 import math
@@ -82,6 +83,10 @@ class PackedMask:
     def __setitem__(self, z: int, plane: np.ndarray, /) -> None:
         self._bits[z] = np.packbits(plane)
 
+    def any(self) -> bool:
+        """Whether anything is in it."""
+        return bool(self._bits.any())
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -129,6 +134,8 @@ class Scores:
         Slices to look at.
     masks
         Truth and prediction where they are known (elsewhere False) and where that is (None: everywhere).
+    doubt
+        Why the curve says little, in a line; empty if it is good.
     """
 
     metrics: dict[str, float]
@@ -138,6 +145,7 @@ class Scores:
     inclination: tuple[InclinationRow, ...]
     shown: tuple[Shown, ...]
     masks: tuple[PackedMask, PackedMask, PackedMask | None]
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -242,6 +250,7 @@ class Metrics:
             inclination=inclination,
             shown=planes.shown(),
             masks=masks,
+            doubt="" if counter is None else counter.doubt,
         )
 
     def _read(
@@ -326,6 +335,9 @@ class Metrics:
         if "surface" in self.metrics:
             unit = 1.0 if voxel_size_angstrom is not None else math.nan
             metrics["surface_dice"] = math.nan if math.isnan(tolerance) else surface_dice(*hits)
+            if not any(map(len, surfaces)):  # nothing, or all that is annotated, is marked in each
+                marked = truth.any(), prediction.any()
+                metrics["surface_dice"] = math.nan if all(marked) else float(not any(marked))
             metrics["assd_angstrom"] = unit * average_distance(*distances)
             metrics["hausdorff95_pooled_angstrom"] = unit * pooled_hausdorff95(*distances)
             metrics["hausdorff95_angstrom"] = unit * hausdorff95(*distances)  # last: it changes their order

@@ -10,6 +10,8 @@ LOGIT_LIMIT = 20.0
 
 _BASE_THRESHOLDS = 999  # odd, so that 0 (probability 1/2) is one of them
 _TEMPERATURE = 4.0  # steps of 0.016 around 0, of 0.6 at +-20; with 1 the tails beyond +-7 would have no threshold
+_LOST = 0.01  # share of the membrane below the lowest threshold, or of all above the highest, that goes unsaid
+_FEWEST = 20  # thresholds among the logits
 _CELLS = 1 << 15  # 0.0013 wide; steps between thresholds are at least 0.016
 
 
@@ -103,3 +105,18 @@ class ThresholdCounter:
         above = histogram[:, ::-1].cumsum(axis=1)[:, ::-1]
         false_positive, true_positive = above[:, 1:]
         return np.stack([true_positive, false_positive, above[1, 0] - true_positive], axis=1)
+
+    @property
+    def doubt(self) -> str:
+        """Why the counts say little of these logits, in a line; empty if nothing is wrong."""
+        outside, membrane = self._by_cell.sum(axis=1)
+        lost = int(self._by_cell[1, 0]), int(self._by_cell[:, -1].sum())
+        if lost[0] > _LOST * membrane or lost[1] > _LOST * (outside + membrane):
+            what = f"of logits beyond {LOGIT_LIMIT:g} no threshold tells one from another"
+        else:
+            met = np.flatnonzero(self._by_cell.any(axis=0))
+            between = np.searchsorted(self._cells_with_threshold, met[[0, -1]]) if len(met) else np.zeros(2)
+            if not 0 < between[1] - between[0] < _FEWEST:
+                return ""
+            what = f"only {between[1] - between[0]} thresholds lie among the logits"
+        return f"{what}, so AUPRC and curve are too rough; give logits as log(p / (1 - p))"
