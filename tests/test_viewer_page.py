@@ -26,6 +26,7 @@ from etsam.prediction.writer import PredictionWriter
 from etsam.viewer.chimerax import (
     FOLDER_SCRIPT,
     ChimeraXScript,
+    Place,
     surface_commands,
     write_membranes_folder_script,
     write_membranes_script,
@@ -51,11 +52,13 @@ def write_prediction(
     chimerax=False,
     uncertainty=None,
     regions=None,
+    voxel_size=None,
 ):
     """Outputs of a prediction whose logits are smooth noise; gives the names and the logits."""
     noise = np.random.default_rng(len(name))
     logits = (3 * gaussian_filter(noise.normal(size=shape), 1)).astype(np.float32)
     volume = read_volume(write_mrc(folder / f"{name}.mrc", noise.normal(size=shape).astype(np.float32)))
+    volume = volume if voxel_size is None else volume.at_voxel_size(voxel_size)
     grey, samples = Sections(shape), Samples(shape)
     for z in range(shape[0]):
         grey.add(z, volume[z])
@@ -395,7 +398,7 @@ def test_a_run_of_old_without_pages_is_complete_for_resume(predict, work):
 COMMANDS = {
     "open": {"format": 1, "name": 1},
     "volume": {
-        **dict.fromkeys(("style", "level", "color", "step", "orthoplanes", "positionPlanes"), 1),
+        **dict.fromkeys(("style", "level", "color", "step", "orthoplanes", "positionPlanes", "voxelSize", "origin"), 1),
         **dict.fromkeys(("surfaceSmoothing", "smoothingIterations", "smoothingFactor"), 1),
     },
     "tile": {},
@@ -436,6 +439,19 @@ def test_the_script_opens_both_files_from_its_own_folder(tmp_path):
     assert shown["##name=TS_1_tomogram"]["positionPlanes"] == [f"{width // 2},{height // 2},{depth // 2}"]
     assert shown["##name=TS_1_membranes"]["level"] == ["0.5"]
     assert shown["##name=TS_1_membranes"]["color"] == [MEMBRANE]  # as in the pictures and on the page
+
+
+def test_the_script_gives_the_tomogram_the_voxel_size_and_origin_of_the_mask(tmp_path):
+    names, _ = write_prediction(tmp_path, chimerax=True, voxel_size=43.2)
+    placed = [given for _, _, given in parsed(names.view(".cxc")) if {"voxelSize", "origin"} & set(given)]
+    assert placed == [{"voxelSize": ["43.2,43.2,43.2"]}, {"origin": ["5,6,7"]}]  # the first one moves the origin
+    assert read_volume(names.mask).voxel_size_angstrom == pytest.approx((43.2,) * 3)
+    assert read_volume(names.mask).origin_angstrom == (7, 6, 5)
+    as_it_is, _ = write_prediction(tmp_path, "plain", chimerax=True)
+    assert not re.search("voxelSize|origin", as_it_is.view(".cxc").read_text())
+    script = tmp_path / "measured.cxc"
+    write_membranes_script(script, tmp_path / "a.glb", tmp_path / "tomo.mrc", "a", (), Place((8.0,) * 3, (7, 6, 5)))
+    assert "##name=a_tomogram voxelSize 8,8,8\nvolume ##name=a_tomogram origin 5,6,7\n" in script.read_text()
 
 
 def test_measured_membranes_open_in_their_colours_over_the_tomogram_and_a_folder_of_them_is_tiled(tmp_path):

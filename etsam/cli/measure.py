@@ -139,26 +139,28 @@ def _closing(jobs: Sequence["MeasureJob"]) -> list[str]:
     """Write scripts for ChimeraX; lines that say where the pages are, and what to type to see the membranes."""
     from etsam.measure.mesh_files import COLOUR_SCALES
     from etsam.prediction.record import read_record
-    from etsam.viewer.chimerax import write_membranes_folder_script, write_membranes_script
+    from etsam.viewer.chimerax import Place, write_membranes_folder_script, write_membranes_script
 
     done = [(job, record) for job in jobs if (record := read_record(job.names.record)) is not None]
     if not done:
         return []
     pages = [job.names.path("measure.html") for job, _ in done]
     lines = [f"look at {pages[0]}" + (f" and {len(pages) - 1} more" if len(pages) > 1 else "")]
-    drawn = [(job, record["coloured_by"]) for job, record in done if job.names.path("membranes.glb").exists()]
-    for job, coloured_by in drawn:
-        stem, key = job.names.stem, COLOUR_SCALES[coloured_by].key()
+    drawn = [(job, record) for job, record in done if job.names.path("membranes.glb").exists()]
+    for job, record in drawn:
+        stem, key = job.names.stem, COLOUR_SCALES[record["coloured_by"]].key()
         script, by_value = job.names.path("membranes.cxc"), job.names.path("membranes_values.cxc")
-        write_membranes_script(script, job.names.path("membranes.glb"), job.tomogram, stem, ())
-        write_membranes_script(by_value, job.names.path("membranes_values.glb"), job.tomogram, stem, key)
+        origin = record.get("origin_angstrom_zyx")  # not in records of old
+        place = None if origin is None else Place((record["voxel_angstrom"],) * 3, tuple(origin))
+        write_membranes_script(script, job.names.path("membranes.glb"), job.tomogram, stem, (), place)
+        write_membranes_script(by_value, job.names.path("membranes_values.glb"), job.tomogram, stem, key, place)
     if len(drawn) > 1:
-        kinds = {coloured_by for _, coloured_by in drawn}  # without a key where there are two
+        kinds = {record["coloured_by"] for _, record in drawn}  # without a key where there are two
         scenes = {job.names.stem: job.names.path("membranes_values.glb") for job, _ in drawn}
         shared = COLOUR_SCALES[kinds.pop()].key() if len(kinds) == 1 else ()
         script = write_membranes_folder_script(jobs[0].output_dir, scenes, shared)
     if len(drawn) == 1:
-        of = {"thickness_nm": "thickness", "mean_curvature_per_nm": "curvature"}[drawn[0][1]]
+        of = {"thickness_nm": "thickness", "mean_curvature_per_nm": "curvature"}[drawn[0][1]["coloured_by"]]
         lines.append(f"coloured by {of}:  chimerax {shlex.quote(str(by_value))}")
     if drawn:
         lines.append(f"in 3D:  chimerax {shlex.quote(str(script))}")

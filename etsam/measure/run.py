@@ -278,6 +278,7 @@ class MeasureJob:
             "inputs": self._inputs,
             "outputs": [file.name for file in names.files(self.output)],
             "voxel_angstrom": side,
+            "origin_angstrom_zyx": list(origin),
             "membranes": len(found.numbers),
             "coloured_by": coloured_by,
             "left_out": list(found.left_out),

@@ -17,7 +17,7 @@ import numpy as np
 
 from etsam.pictures import MEMBRANE
 from etsam.prediction.record import OutputNames
-from etsam.volume import Location, Url, atomic_path, read_volume
+from etsam.volume import Location, Url, Volume, atomic_path, read_volume
 from etsam.volume.location import PLAIN_SUFFIXES
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ FOLDER_SCRIPT = "all_masks.cxc"
 MEMBRANES_FOLDER_SCRIPT = "all_membranes.cxc"
 _MARK = "# etsam: "
 _CLIP_PERCENT = (1.0, 99.0)
+_SAME = 1e-4  # of a voxel's side: what headers lose in 32 bits is less
 _FULL_VOXELS = 100_000_000  # above it surfaces are drawn from every second voxel: memory of graphics cards
 _LOOK = ["lighting soft", "graphics silhouettes true", "view"]
 
@@ -68,23 +69,74 @@ def surface_commands(mask: Path, stem: str, voxels: int, folder: Path) -> list[s
     return lines
 
 
+@dataclass(frozen=True)
+class Place:
+    """Place of a volume.
+
+    Attributes
+    ----------
+    voxel_angstrom
+        (z, y, x), sides of a voxel; None: unknown.
+    origin_angstrom
+        (z, y, x) of the first voxel.
+    """
+
+    voxel_angstrom: tuple[float, ...] | None
+    origin_angstrom: tuple[float, ...]
+
+    @classmethod
+    def of(cls, volume: Volume) -> "Place":
+        """Place of a volume, with the voxel size that it was given, if it was."""
+        return cls(volume.voxel_size_angstrom, volume.origin_angstrom)
+
+
+def _placed(volume: Volume, name: str, place: Place) -> list[str]:
+    """Commands for a volume whose file says another place than the one it is to have; none where it says the same.
+
+    ChimeraX takes voxels of unknown size to have 1 Å. Its `voxelSize` moves the origin along, which stays at its voxel.
+    """
+    if place.voxel_angstrom is None:
+        return []
+    said, wanted = _said(volume), np.asarray(place.voxel_angstrom)
+    lines = []
+    if not np.allclose(said, wanted, rtol=_SAME, atol=0):
+        lines.append(f"volume ##name={name} voxelSize {_xyz(wanted)}")
+    at, origin = np.asarray(volume.origin_angstrom) * wanted / said, np.asarray(place.origin_angstrom)
+    if not np.allclose(at, origin, rtol=0, atol=_SAME * wanted.min()):
+        lines.append(f"volume ##name={name} origin {_xyz(origin)}")
+    return lines
+
+
+def _said(volume: Volume) -> np.ndarray:
+    said = volume.voxel_size_angstrom if volume.header is None else volume.header.voxel_size_angstrom
+    return np.array(said or (1.0, 1.0, 1.0))
+
+
+def _xyz(values: np.ndarray) -> str:
+    return ",".join(f"{value:.7g}" for value in values[::-1])
+
+
 def tomogram_commands(
-    tomogram: Location, stem: str, shape: tuple[int, int, int], levels: tuple[float, float] | None, folder: Path
+    tomogram: Volume, stem: str, levels: tuple[float, float] | None, folder: Path, place: Place | None = None
 ) -> list[str]:
     """Open a tomogram as three grey planes through its middle.
 
     Parameters
     ----------
-    tomogram, stem, folder
+    tomogram
+        Opened from a file.
+    stem, folder
         As of `surface_commands`.
-    shape
-        (Z, Y, X).
     levels
         Grey values shown black and white; None: as ChimeraX chooses.
+    place
+        Where what lies over it takes it to be; None: as of the volume, which may have another voxel size than its file.
     """
-    name, (depth, height, width) = _name(stem, "tomogram"), shape
-    lines = _opened(tomogram, name, folder)
+    assert tomogram.path is not None
+    name, (depth, height, width) = _name(stem, "tomogram"), tomogram.shape
+    lines = _opened(tomogram.path, name, folder)
     if lines[0].startswith("open"):
+        lines += _placed(tomogram, name, place or Place.of(tomogram))
         contrast = "" if levels is None else f" level {levels[0]:.6g},0 level {levels[1]:.6g},1 color white"
         lines.append(f"volume ##name={name} style image{contrast}")
         lines.append(
@@ -116,7 +168,7 @@ class ChimeraXScript:
     def begin(self, prediction: "Prediction", names: OutputNames, post_processed: bool) -> "ScriptInMaking":
         """Script of one prediction."""
         mask = names.post_processed_mask if post_processed else names.mask
-        return ScriptInMaking(self.path(names), names.stem, mask, prediction.volume.path, prediction.samples)
+        return ScriptInMaking(self.path(names), names.stem, mask, prediction.volume, prediction.samples)
 
 
 @dataclass(frozen=True)
@@ -126,7 +178,7 @@ class ScriptInMaking:
     target: Path
     stem: str
     mask: Path
-    tomogram: Location | None
+    tomogram: Volume
     samples: "Samples | None"
 
     def add_logits(self, z: int, plane: np.ndarray) -> None:
@@ -140,12 +192,10 @@ class ScriptInMaking:
 
     def write(self, record: dict[str, Any], overwrite: bool) -> None:
         """Write the script, whole or not at all; raises `OutputError` if that cannot be."""
-        shape, folder = tuple(record["input"]["shape_zyx"]), self.target.parent
-        lines = []
-        if self.tomogram is not None:
-            levels = None if self.samples is None else self.samples.levels(*_CLIP_PERCENT)
-            lines = tomogram_commands(self.tomogram, self.stem, shape, levels, folder)
-        lines += surface_commands(self.mask, self.stem, int(np.prod(shape)), folder)
+        folder = self.target.parent
+        levels = None if self.samples is None else self.samples.levels(*_CLIP_PERCENT)
+        lines = tomogram_commands(self.tomogram, self.stem, levels, folder)
+        lines += surface_commands(self.mask, self.stem, int(np.prod(self.tomogram.shape)), folder)
         with atomic_path(self.target, overwrite) as part:
             part.write_text(_script("a tomogram and its membranes", lines), encoding="utf-8")
 
@@ -156,6 +206,7 @@ def write_membranes_script(
     tomogram: Location | None,
     stem: str,
     key: Sequence[tuple[str, str]],
+    place: Place | None = None,
 ) -> None:
     """Write a script that opens measured membranes in their colours over their tomogram, anew.
 
@@ -171,6 +222,8 @@ def write_membranes_script(
         Of the tomogram, from which names in ChimeraX are made.
     key
         Colours and what they stand for.
+    place
+        That the membranes were measured with; None: as the tomogram's file says.
 
     Raises
     ------
@@ -184,7 +237,7 @@ def write_membranes_script(
             values = middle[np.isfinite(middle)]
             low, high = np.percentile(values, _CLIP_PERCENT) if values.size else (0.0, 0.0)
             levels = (float(low), float(high)) if high > low else None
-            lines = tomogram_commands(tomogram, stem, volume.shape, levels, path.parent)
+            lines = tomogram_commands(volume, stem, levels, path.parent, place)
     lines += _opened(scene, _name(stem, "membranes"), path.parent, "gltf") + _key(key)
     with atomic_path(path, overwrite=True) as part:
         part.write_text(_script("a tomogram and its measured membranes", lines), encoding="utf-8")
