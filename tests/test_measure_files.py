@@ -59,7 +59,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, mask: np.ndarray) -> tupl
     job = MeasureJob(file, tomogram, folder / "out", SMALL, output)
     lines = run_jobs([job])
     assert len(lines) == 1
-    assert "2 membranes, of them 2 closed" in lines[0]
+    assert lines[0].startswith("cell_etsam_predicted_mask.mrc: 2 membranes, of them 2 closed")
     return folder / "out", job
 
 
@@ -81,6 +81,7 @@ def test_all_files_are_written_and_nothing_else(measured: tuple[Path, MeasureJob
     assert meshes == {f"cell_membrane_{number:03d}.{kind}" for number in (1, 2) for kind in FORMATS}
     record = json.loads((folder / "cell_measure.json").read_text())
     assert record["membranes"] == 2
+    assert record["mask"] == str(job.mask)
     table = pd.read_csv(folder / "cell_membranes.csv")
     assert table["diameter_nm"].to_numpy() == pytest.approx([19.2, 12.8], rel=0.03)
 
@@ -339,6 +340,21 @@ def test_masks_are_found_in_a_folder_and_tomograms_by_name(tmp_path: Path) -> No
         tomogram_of(tmp_path / "c_mask.mrc", tomograms)
     with pytest.raises(InputError, match="holds no predicted mask"):
         find_masks([tmp_path / ".."])
+
+
+def test_of_masks_of_several_thresholds_the_one_of_the_run_is_measured_and_named(tmp_path: Path, caplog) -> None:
+    for middle in ("_at_0.5", "_at_-1_post_processed", "", "_split_processing"):
+        (tmp_path / f"a_etsam_predicted{middle}_mask.mrc").touch()
+    (tmp_path / "b_etsam_predicted_mask.mrc").touch()
+    assert [path.name for path in find_masks([tmp_path])] == [
+        "a_etsam_predicted_mask.mrc",
+        "b_etsam_predicted_mask.mrc",
+    ]
+    (line,) = caplog.messages
+    assert line.startswith("a_etsam_predicted_mask.mrc is measured")
+    assert "_at_0.5_mask" in line
+    (tmp_path / "a_etsam_predicted_post_processed_mask.mrc").touch()
+    assert find_masks([tmp_path])[0].name == "a_etsam_predicted_post_processed_mask.mrc"
 
 
 def test_a_tomogram_or_logits_in_place_of_a_mask_are_named(tmp_path: Path, mask: np.ndarray) -> None:

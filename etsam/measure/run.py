@@ -26,7 +26,7 @@ from etsam.prediction.record import environment, read_record, write_record
 from etsam.threads import worker_count
 from etsam.volume import Location, Volume, atomic_folder, atomic_path, locate, read_volume, strip_suffix, volume_writer
 from etsam.volume.atomic import refuse_existing
-from etsam.volume.location import display_name, exists, fingerprint_of
+from etsam.volume.location import absolute, display_name, exists, fingerprint_of
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ COMBINED = "membranes_of_all.csv"
 _MASK_NAME = re.compile(
     r"_etsam_predicted(_split_processing)?(_at_-?[\d.e+-]+)?(_post_processed)?_mask$|_(post_processed_mask|mask|membrane|seg)$"
 )
+_PLAIN_MASK = re.compile(r"_etsam_predicted(_post_processed)?_mask$")
 _SIDES_ANGSTROM = (1.0, 100.0)
 _SAME_SIDES = 0.01
 _FULL_MASK = 0.5  # share of the volume: no membranes fill so much
@@ -275,6 +276,8 @@ class MeasureJob:
         write("measure.html", page(f"Membranes of {names.stem}", found, picture, self._facts(side), warnings))
         record = {
             "settings": self._asked,
+            "mask": absolute(self.mask),
+            "tomogram": None if self.tomogram is None else absolute(self.tomogram),
             "inputs": self._inputs,
             "outputs": [file.name for file in names.files(self.output)],
             "voxel_angstrom": side,
@@ -411,7 +414,10 @@ def _read_labels(volume: Volume, name: Location) -> np.ndarray:
 
 
 def find_masks(given: Sequence[str | os.PathLike[str]]) -> list[Location]:
-    """Masks that files and folders name; of a folder, the predicted masks in it, post-processed ones first.
+    """Masks that files and folders name; of a folder, the predicted mask of each tomogram.
+
+    Of several of a tomogram that is the one of the run's own threshold and tiles, post-processed if there is such; a
+    warning names it where there are masks of others.
 
     Raises
     ------
@@ -422,19 +428,31 @@ def find_masks(given: Sequence[str | os.PathLike[str]]) -> list[Location]:
     for item in given:
         path = locate(item)
         if isinstance(path, Path) and path.is_dir() and path.suffix != ".zarr":
-            masks: dict[str, Path] = {}
+            masks: dict[str, list[Path]] = {}
             for entry in sorted(path.iterdir()):
                 name = strip_suffix(entry)
                 if "_etsam_predicted" in name and name.endswith("_mask"):
-                    stem = _MASK_NAME.sub("", name)
-                    if stem not in masks or "_post_processed_" in name:
-                        masks[stem] = entry
+                    masks.setdefault(_MASK_NAME.sub("", name), []).append(entry)
             if not masks:
                 raise InputError(f"{path}: holds no predicted mask (NAME_etsam_predicted_mask.mrc); name the files.")
-            found += masks.values()
+            found += [_chosen(files) for files in masks.values()]
         else:
             found.append(path)
     return list(dict.fromkeys(found))
+
+
+def _chosen(masks: Sequence[Path]) -> Path:
+    """The mask of a tomogram to measure, of all that there are."""
+
+    def is_cleaned(mask: Path) -> bool:
+        return "_post_processed_" in mask.name
+
+    plain = [mask for mask in masks if _PLAIN_MASK.search(strip_suffix(mask))]
+    chosen = sorted(plain or masks, key=lambda mask: not is_cleaned(mask))[0]
+    others = [mask.name for mask in masks if mask not in (plain or [chosen])]
+    if others:
+        log.warning("%s is measured, and not %s; name the file to measure another", chosen.name, ", ".join(others))
+    return chosen
 
 
 def tomogram_of(mask: Location, tomograms: Sequence[Location]) -> Location | None:
@@ -507,7 +525,7 @@ def run_jobs(jobs: Sequence[MeasureJob], progress: Callable[[str], Any] | None =
             failed.append(str(error))
             log.error("%s", error)
             continue
-        lines.append(f"{job.names.stem}: {text}")
+        lines.append(f"{display_name(job.mask)}: {text}")
     if len(jobs) > 1:
         _combine(jobs, combined)
     if failed:
