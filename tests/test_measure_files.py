@@ -29,11 +29,20 @@ from etsam.volume import MrcWriter, read_volume
 pytestmark = pytest.mark.workshop
 SHAPE = (31, 36, 54)
 VOXEL = 8.0
+STAR = """data_global
+
+loop_
+_rlnTomoName #1
+_rlnTomoTiltSeriesPixelSize #2
+_rlnTomoReconstructedTomogram #3
+TS_01 2.0 Tomograms/rec_TS_01.mrc
+"""
 SMALL = MeasureSettings(min_area_nm2=50)
 
 
 def write(path: Path, array: np.ndarray, voxel: float | None = VOXEL, origin: float = 0.0) -> Path:
     sizes = None if voxel is None else (voxel,) * 3
+    path.parent.mkdir(parents=True, exist_ok=True)
     with MrcWriter(path, array.shape, array.dtype, voxel_size_angstrom=sizes) as writer:
         for z, plane in enumerate(array):
             writer[z] = plane
@@ -248,6 +257,20 @@ def test_an_offset_moves_points_outwards(tmp_path: Path, mask: np.ndarray) -> No
     first = found[found["membrane"] == 1][["x_voxel", "y_voxel", "z_voxel"]].to_numpy()
     assert np.linalg.norm(first - [16, 17, 15], axis=1).mean() == pytest.approx(17, abs=0.2)
     assert not (tmp_path / "out" / "mask_meshes").exists()
+
+
+def test_points_have_the_name_that_the_star_file_of_relion_gives_the_tomogram(tmp_path, mask, etsam) -> None:
+    write(tmp_path / "Tomograms" / "rec_TS_01.mrc", -mask.astype(np.float32))
+    write(tmp_path / "rec_TS_01_etsam_predicted_mask.mrc", mask)
+    (tmp_path / "tomograms.star").write_text(STAR)
+    measured = ("measure", "rec_TS_01_etsam_predicted_mask.mrc", "--tomogram", "tomograms.star")
+    flags = ("--points", "8", "--mesh-format", "none", "--min-area-nm2", "50", "--overwrite")
+    for more, name in (((), "TS_01"), (("--tomogram-name", "own"), "own")):
+        outcome = etsam(*measured, "-o", "out", *flags, *more)
+        assert outcome.status == 0, outcome.stderr
+        for version in (4, 5):
+            table = starfile.read(tmp_path / "out" / f"rec_TS_01_points_relion{version}.star")
+            assert set(table["rlnTomoName"]) == {name}
 
 
 def test_the_page_loads_nothing_and_explains_every_column(measured: tuple[Path, MeasureJob]) -> None:

@@ -58,7 +58,9 @@ def add(commands: Any) -> None:
         "--points-offset", type=float, default=0.0, metavar="D", help="nm along the normal, outwards (0)"
     )
     parser.add_argument("--unbinned-pixel-size", type=float, metavar="A", help="of the tilt series, for RELION 4")
-    parser.add_argument("--tomogram-name", metavar="NAME", help="in the files of points (the tomogram's file name)")
+    parser.add_argument(
+        "--tomogram-name", metavar="NAME", help="in the files of points (that of the star, or of the file)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     parser.add_argument("--resume", action="store_true", help="skip masks that are complete")
 
@@ -73,6 +75,7 @@ def run(args: argparse.Namespace) -> None:
     from etsam.measure.mesh_files import check_formats
     from etsam.measure.run import MeasureJob, OutputSettings, find_masks, run_jobs, tomogram_of
     from etsam.prediction.finding import find_tomograms
+    from etsam.prediction.star import star_tomograms
 
     if args.points is None and (args.points_offset or args.unbinned_pixel_size or args.tomogram_name):
         raise ConfigError(
@@ -88,20 +91,23 @@ def run(args: argparse.Namespace) -> None:
     )
     masks = find_masks(args.masks)
     tomograms = find_tomograms(args.tomogram) if args.tomogram else []
-    jobs = [
-        MeasureJob(
-            mask,
-            tomogram_of(mask, tomograms),
-            args.output_dir,
-            settings,
-            output,
-            args.voxel_size,
-            args.instances,
-            args.overwrite,
-            args.resume,
+    in_star = star_tomograms(args.tomogram)
+    jobs = []
+    for mask in masks:
+        tomogram = tomogram_of(mask, tomograms)
+        jobs.append(
+            MeasureJob(
+                mask,
+                tomogram,
+                args.output_dir,
+                settings,
+                output.of_star(in_star[tomogram]) if tomogram in in_star else output,
+                args.voxel_size,
+                args.instances,
+                args.overwrite,
+                args.resume,
+            )
         )
-        for mask in masks
-    ]
     for line in run_jobs(jobs, progress_bar):
         print_line(line)
     for line in _closing(jobs):

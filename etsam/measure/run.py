@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from etsam.measure.points import oriented_points, plain_table, relion4_table, re
 from etsam.paths import make_folder
 from etsam.postprocess.components import foreground
 from etsam.prediction.record import environment, read_record, write_record
+from etsam.prediction.star import StarTomogram
 from etsam.threads import worker_count
 from etsam.volume import Location, Volume, atomic_folder, atomic_path, locate, read_volume, strip_suffix, volume_writer
 from etsam.volume.atomic import refuse_existing
@@ -65,6 +66,10 @@ class OutputSettings:
     points_offset_nm: float = 0.0
     unbinned_pixel_angstrom: float | None = None
     tomogram_name: str | None = None
+
+    def of_star(self, tomogram: StarTomogram) -> "OutputSettings":
+        """These settings, with what a star file says of a tomogram where they say nothing."""
+        return replace(self, tomogram_name=self.tomogram_name or tomogram.name)
 
     def __post_init__(self) -> None:
         check_formats(self.mesh_formats)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from etsam.errors import InputError
 from etsam.prediction.kinds import OUTPUT, kind_by_name
-from etsam.prediction.star import text_lines, tomograms_of_star
+from etsam.prediction.star import is_star, text_lines, tomograms_of_star
 from etsam.volume import TOMOGRAM_SUFFIXES, Location, Url, locate
 from etsam.volume.location import exists, is_zarr
 
@@ -79,8 +79,8 @@ def _expand(item: str, force: bool, out: Gathered) -> bool:
         _sort_out(_in_folder(path), force, f"the folder {path}", out)
     elif path.suffix.lower() in _LIST_SUFFIXES and path.is_file():
         out.tomograms += _in_list(path)
-    elif path.suffix.lower() == ".star" and path.is_file():
-        out.tomograms += tomograms_of_star(path)
+    elif is_star(path):
+        out.tomograms += [tomogram.path for tomogram in tomograms_of_star(path)]
     elif not path.exists() and glob.has_magic(item):
         matches = [Path(match) for match in sorted(glob.glob(os.path.expanduser(item), recursive=True))]
         found = [match for match in matches if _is_tomogram(match)]

@@ -3,17 +3,36 @@
 A package for all of the format (starfile) brings pandas; of it only one table of this list is needed here.
 """
 
+import os
 import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from etsam.errors import InputError
-from etsam.volume import Location
+from etsam.volume import Location, locate
 
 _COLUMNS = ("_rlnTomoReconstructedTomogramDenoised", "_rlnTomoReconstructedTomogram")
 """Columns in which RELION 5 names the file of a tomogram, the better one first."""
 
 
-def tomograms_of_star(file: Path) -> list[Location]:
+@dataclass(frozen=True)
+class StarTomogram:
+    """A tomogram of a star file.
+
+    Attributes
+    ----------
+    path
+        The file.
+    name
+        By which RELION knows it (rlnTomoName); None: the star file does not say.
+    """
+
+    path: Location
+    name: str | None
+
+
+def tomograms_of_star(file: Path) -> list[StarTomogram]:
     """Tomograms that a star file of RELION 5 names, denoised ones where there are.
 
     Paths in it are relative to the project, which is the nearest folder above the file from which they are valid.
@@ -30,15 +49,26 @@ def tomograms_of_star(file: Path) -> list[Location]:
             f"{file}: no column {_COLUMNS[-1]}; give the tomograms.star of a job that has reconstructed (or denoised) "
             "tomograms, or a folder of them."
         )
-    found: list[Location] = []
+    found: list[StarTomogram] = []
     for row in rows:
         path = Path(row[column])
         places = [folder / path for folder in file.absolute().parents]
         place = next((place for place in places if place.exists()), None)
         if place is None:
             raise InputError(f"{file} names {path}, which is in no folder above it; is the project complete?")
-        found.append(place)
+        found.append(StarTomogram(place, row.get("_rlnTomoName")))
     return found
+
+
+def star_tomograms(given: Iterable[str | os.PathLike[str]]) -> dict[Location, StarTomogram]:
+    """Tomograms of those names that are star files, by their files; errors as of `tomograms_of_star`."""
+    files = [path for item in given if isinstance(path := locate(item), Path) and is_star(path)]
+    return {tomogram.path: tomogram for file in files for tomogram in tomograms_of_star(file)}
+
+
+def is_star(path: Path) -> bool:
+    """True for a star file."""
+    return path.suffix.lower() == ".star" and path.is_file()
 
 
 def text_lines(file: Path) -> list[str]:
