@@ -273,6 +273,23 @@ def test_points_have_the_name_that_the_star_file_of_relion_gives_the_tomogram(tm
             assert set(table["rlnTomoName"]) == {name}
 
 
+def test_points_for_relion_4_are_in_unbinned_pixels_of_the_star_or_a_warning_says_that_they_are_not(
+    tmp_path, mask, etsam, caplog
+) -> None:
+    tomogram = write(tmp_path / "Tomograms" / "rec_TS_01.mrc", -mask.astype(np.float32))
+    write(tmp_path / "rec_TS_01_etsam_predicted_mask.mrc", mask)
+    (tmp_path / "tomograms.star").write_text(STAR)
+    flags = ("--points", "8", "--mesh-format", "none", "--min-area-nm2", "50", "--overwrite", "-o", "out")
+    for given, pixel in (("tomograms.star", 2.0), (tomogram, VOXEL)):
+        assert "unbinned" not in caplog.text
+        outcome = etsam("measure", "rec_TS_01_etsam_predicted_mask.mrc", "--tomogram", given, *flags)
+        assert outcome.status == 0, outcome.stderr
+        found = starfile.read(tmp_path / "out" / "rec_TS_01_points_relion4.star")["rlnCoordinateX"].to_numpy()
+        voxels = pd.read_csv(tmp_path / "out" / "rec_TS_01_points.csv")["x_voxel"].to_numpy()
+        assert found == pytest.approx(voxels * VOXEL / pixel, abs=1e-3)
+    assert "--unbinned-pixel-size" in caplog.text
+
+
 def test_the_page_loads_nothing_and_explains_every_column(measured: tuple[Path, MeasureJob]) -> None:
     text = (measured[0] / "cell_measure.html").read_text(encoding="utf-8")
     for word in ("http://", "https://"):

@@ -57,7 +57,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--points-offset", type=float, default=0.0, metavar="D", help="nm along the normal, outwards (0)"
     )
-    parser.add_argument("--unbinned-pixel-size", type=float, metavar="A", help="of the tilt series, for RELION 4")
+    parser.add_argument(
+        "--unbinned-pixel-size", type=float, metavar="A", help="of the tilt series, for RELION 4 (the star's)"
+    )
     parser.add_argument(
         "--tomogram-name", metavar="NAME", help="in the files of points (that of the star, or of the file)"
     )

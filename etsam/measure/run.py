@@ -69,7 +69,11 @@ class OutputSettings:
 
     def of_star(self, tomogram: StarTomogram) -> "OutputSettings":
         """These settings, with what a star file says of a tomogram where they say nothing."""
-        return replace(self, tomogram_name=self.tomogram_name or tomogram.name)
+        return replace(
+            self,
+            tomogram_name=self.tomogram_name or tomogram.name,
+            unbinned_pixel_angstrom=self.unbinned_pixel_angstrom or tomogram.pixel_angstrom,
+        )
 
     def __post_init__(self) -> None:
         check_formats(self.mesh_formats)
@@ -211,6 +215,11 @@ class MeasureJob:
             )
         if tomogram is None:
             warnings.append("No tomogram was given (--tomogram), so no thickness was measured.")
+        if self.output.points_nm is not None and self.output.unbinned_pixel_angstrom is None:
+            warnings.append(
+                f"The points for RELION 4 are counted in pixels of {side:g} Å, which is right where the tomogram is not "
+                "binned; else give --unbinned-pixel-size, or the tomograms.star of RELION as --tomogram."
+            )
         made: list[Path] = []
         try:
             self._write(found, mask, volume if tomogram is None else tomogram, side, warnings, made)

@@ -5,7 +5,7 @@ A package for all of the format (starfile) brings pandas; of it only one table o
 
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +26,13 @@ class StarTomogram:
         The file.
     name
         By which RELION knows it (rlnTomoName); None: the star file does not say.
+    pixel_angstrom
+        Of its tilt series, unbinned (rlnTomoTiltSeriesPixelSize); None: the star file does not say.
     """
 
     path: Location
     name: str | None
+    pixel_angstrom: float | None
 
 
 def tomograms_of_star(file: Path) -> list[StarTomogram]:
@@ -56,8 +59,16 @@ def tomograms_of_star(file: Path) -> list[StarTomogram]:
         place = next((place for place in places if place.exists()), None)
         if place is None:
             raise InputError(f"{file} names {path}, which is in no folder above it; is the project complete?")
-        found.append(StarTomogram(place, row.get("_rlnTomoName")))
+        found.append(StarTomogram(place, row.get("_rlnTomoName"), _pixel_of(row)))
     return found
+
+
+def _pixel_of(row: Mapping[str, str]) -> float | None:
+    try:
+        size = float(row["_rlnTomoTiltSeriesPixelSize"])
+    except (KeyError, ValueError):
+        return None
+    return size if 0 < size < float("inf") else None
 
 
 def star_tomograms(given: Iterable[str | os.PathLike[str]]) -> dict[Location, StarTomogram]:
