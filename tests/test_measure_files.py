@@ -378,8 +378,19 @@ def test_masks_are_found_in_a_folder_and_tomograms_by_name(tmp_path: Path) -> No
     assert [tomogram_of(tmp_path / name, tomograms).name for name in found] == ["a.mrc", "b.mrc"]
     with pytest.raises(InputError, match="c"):
         tomogram_of(tmp_path / "c_mask.mrc", tomograms)
+    assert tomogram_of(tmp_path / "c_mask.mrc", tomograms[:1]) == tomograms[0]
     with pytest.raises(InputError, match="holds no predicted mask"):
         find_masks([tmp_path / ".."])
+
+
+def test_a_lone_tomogram_of_another_name_is_not_taken_for_several_masks(tmp_path, mask, etsam) -> None:
+    write(tmp_path / "a.mrc", -mask.astype(np.float32))
+    for name in "ab":
+        write(tmp_path / f"{name}_mask.mrc", mask)
+    outcome = etsam("measure", "a_mask.mrc", "b_mask.mrc", "--tomogram", "a.mrc", "-o", "out")
+    assert outcome.status == 1
+    assert "called b" in outcome.message
+    assert outcome.files == []
 
 
 def test_of_masks_of_several_thresholds_the_one_of_the_run_is_measured_and_named(tmp_path: Path, caplog) -> None:

@@ -60,9 +60,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--unbinned-pixel-size", type=float, metavar="A", help="of the tilt series, for RELION 4 (the star's)"
     )
-    parser.add_argument(
-        "--tomogram-name", metavar="NAME", help="in the files of points (that of the star, or of the file)"
-    )
+    parser.add_argument("--tomogram-name", metavar="NAME", help="in the files of points (the star's or the file's)")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     parser.add_argument("--resume", action="store_true", help="skip masks that are complete")
 
@@ -96,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     in_star = star_tomograms(args.tomogram)
     jobs = []
     for mask in masks:
-        tomogram = tomogram_of(mask, tomograms)
+        tomogram = tomogram_of(mask, tomograms, alone=len(masks) == 1)
         jobs.append(
             MeasureJob(
                 mask,

@@ -217,8 +217,8 @@ class MeasureJob:
             warnings.append("No tomogram was given (--tomogram), so no thickness was measured.")
         if self.output.points_nm is not None and self.output.unbinned_pixel_angstrom is None:
             warnings.append(
-                f"The points for RELION 4 are counted in pixels of {side:g} Å, which is right where the tomogram is not "
-                "binned; else give --unbinned-pixel-size, or the tomograms.star of RELION as --tomogram."
+                f"The points for RELION 4 are counted in pixels of {side:g} Å. If the tomogram is binned, that is wrong: "
+                "give --unbinned-pixel-size, or RELION's tomograms.star as --tomogram."
             )
         made: list[Path] = []
         try:
@@ -469,13 +469,20 @@ def _chosen(masks: Sequence[Path]) -> Path:
     return chosen
 
 
-def tomogram_of(mask: Location, tomograms: Sequence[Location]) -> Location | None:
-    """Tomogram of the same name as the mask, or the only one; None if none was given.
+def tomogram_of(mask: Location, tomograms: Sequence[Location], *, alone: bool = True) -> Location | None:
+    """Tomogram of the same name as the mask, or the only one of the only mask; None if none was given.
+
+    Parameters
+    ----------
+    mask, tomograms
+        The mask, and all tomograms that were given.
+    alone
+        Whether it is the only mask.
 
     Raises
     ------
     InputError
-        If none of several has the name.
+        If none has the name, and there are several of either.
     """
     if not tomograms:
         return None
@@ -483,9 +490,13 @@ def tomogram_of(mask: Location, tomograms: Sequence[Location]) -> Location | Non
     named = [path for path in tomograms if strip_suffix(path) == stem]
     if named:
         return named[0]
-    if len(tomograms) == 1:
+    if len(tomograms) == 1 and alone:
         return tomograms[0]
-    raise InputError(f"{mask}: none of the {len(tomograms)} tomograms of --tomogram is called {stem}; name it alike.")
+    given = f"none of the {len(tomograms)} tomograms" if len(tomograms) > 1 else f"{tomograms[0]}, the tomogram"
+    raise InputError(
+        f"{mask}: {given} of --tomogram is{' not' * (len(tomograms) == 1)} called {stem}; name it alike, or measure "
+        "this mask by itself."
+    )
 
 
 def run_jobs(jobs: Sequence[MeasureJob], progress: Callable[[str], Any] | None = None) -> list[str]:
