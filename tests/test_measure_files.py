@@ -105,6 +105,19 @@ def test_labels_lie_on_the_mask_with_its_voxel_size(measured: tuple[Path, Measur
     assert values[15, 17, 34] == 2
 
 
+def test_labels_lie_where_meshes_do_with_the_voxel_size_that_was_used(tmp_path: Path, mask: np.ndarray) -> None:
+    file = write(tmp_path / "cell_mask.mrc", mask, origin=100.0)
+    output, labels = OutputSettings(("ply",)), tmp_path / "out" / "cell_membrane_labels.mrc"
+    run_jobs([MeasureJob(file, None, tmp_path / "out", SMALL, output, voxel_angstrom=12.0)])
+    assert read_volume(labels).voxel_size_angstrom == pytest.approx((12.0,) * 3)
+    unknown = write(tmp_path / "cell.mrc", -mask.astype(np.float32), voxel=None)
+    run_jobs([MeasureJob(file, unknown, tmp_path / "out", SMALL, output, overwrite=True)])
+    assert read_volume(labels).voxel_size_angstrom == pytest.approx((VOXEL,) * 3)
+    assert read_volume(labels).origin_angstrom == (300, 200, 100)
+    body = trimesh.load(tmp_path / "out" / "cell_meshes" / "cell_membrane_001.ply", force="mesh")
+    assert body.bounds.mean(axis=0) == pytest.approx([16 * VOXEL + 100, 17 * VOXEL + 200, 15 * VOXEL + 300], abs=2)
+
+
 @pytest.mark.parametrize("kind", ["ply", "obj", "stl", "glb"])
 def test_meshes_are_read_by_trimesh_closed_and_outward_in_angstrom_with_the_origin(
     measured: tuple[Path, MeasureJob], kind: str

@@ -201,7 +201,7 @@ class MeasureJob:
                 f"{self.mask}: has the shape {_sides(volume.shape)}, and {self.tomogram} has {_sides(tomogram.shape)} "
                 "(Z x Y x X); give the tomogram that the mask was made of."
             )
-        side, warnings = self._voxel_side(volume, tomogram)
+        side, like, warnings = self._voxel_side(volume, tomogram)
         mask = _read_labels(volume, self.mask) if self.labels else read_mask(volume, self.mask)
         found = measure(
             mask, side / 10, tomogram, self.settings, labels=self.labels, workers=self.workers, progress=progress
@@ -217,12 +217,12 @@ class MeasureJob:
             warnings.append("No tomogram was given (--tomogram), so no thickness was measured.")
         if self.output.points_nm is not None and self.output.unbinned_pixel_angstrom is None:
             warnings.append(
-                f"The points for RELION 4 are counted in pixels of {side:g} Å. If the tomogram is binned, that is wrong: "
+                f"The points for RELION 4 are counted in pixels of {side:g} Å, which is wrong for a binned tomogram: "
                 "give --unbinned-pixel-size, or RELION's tomograms.star as --tomogram."
             )
         made: list[Path] = []
         try:
-            self._write(found, mask, volume if tomogram is None else tomogram, side, warnings, made)
+            self._write(found, mask, like, side, warnings, made)
         except BaseException:
             for file in made:
                 with suppress(OSError):
@@ -232,21 +232,17 @@ class MeasureJob:
             log.warning("%s: %s", self.names.stem, line)
         return sentence(found)
 
-    def _voxel_side(self, volume: Volume, tomogram: Volume | None) -> tuple[float, list[str]]:
-        """Side of a voxel in Å, and what has to be told about it."""
+    def _voxel_side(self, volume: Volume, tomogram: Volume | None) -> tuple[float, Volume, list[str]]:
+        """Side of a voxel in Å, the volume whose place all outputs get, and what has to be told about it."""
         if self.voxel_angstrom is not None:
             if not _SIDES_ANGSTROM[0] <= self.voxel_angstrom <= _SIDES_ANGSTROM[1]:
                 raise ConfigError(f"--voxel-size {self.voxel_angstrom:g} is not between 1 and 100 Å.")
-            return self.voxel_angstrom, []
+            like = volume if tomogram is None else tomogram
+            return self.voxel_angstrom, like.at_voxel_size(self.voxel_angstrom), []
         for name, own in ((self.tomogram, tomogram), (self.mask, volume)):
-            sides = None if own is None else own.voxel_size_angstrom
-            if sides is None:
-                continue
-            if max(sides) > (1 + _SAME_SIDES) * min(sides):
-                shown = " x ".join(f"{side:g}" for side in sides)
-                raise InputError(f"{name}: voxels of {shown} Å (Z x Y x X) are not cubes; resample it.")
-            if _SIDES_ANGSTROM[0] < min(sides) <= _SIDES_ANGSTROM[1]:  # 1 Å exactly often means unknown
-                return float(np.mean(sides)), _other_side(name, float(np.mean(sides)), self.mask, volume)
+            side = None if own is None else _believable_side(own, name)
+            if own is not None and side is not None:
+                return side, own, _other_side(name, side, self.mask, volume)
         raise InputError(
             f"{self.tomogram or self.mask}: the header has no believable voxel size; give --voxel-size in Å, such as "
             "10."
@@ -371,6 +367,17 @@ def _of_labels(labels: np.ndarray, found: Measurement) -> np.ndarray:
 
 def _sides(shape: Sequence[int]) -> str:
     return " x ".join(str(side) for side in shape)
+
+
+def _believable_side(volume: Volume, name: Location | None) -> float | None:
+    """Side of a voxel by the header, Å; None if there is none, or 1 Å exactly, which often means unknown."""
+    sides = volume.voxel_size_angstrom
+    if sides is None:
+        return None
+    if max(sides) > (1 + _SAME_SIDES) * min(sides):
+        shown = " x ".join(f"{side:g}" for side in sides)
+        raise InputError(f"{name}: voxels of {shown} Å (Z x Y x X) are not cubes; resample it.")
+    return float(np.mean(sides)) if _SIDES_ANGSTROM[0] < min(sides) <= _SIDES_ANGSTROM[1] else None
 
 
 def _other_side(name: Location | None, side: float, mask: Location, volume: Volume) -> list[str]:
