@@ -118,6 +118,17 @@ def test_labels_lie_where_meshes_do_with_the_voxel_size_that_was_used(tmp_path: 
     assert body.bounds.mean(axis=0) == pytest.approx([16 * VOXEL + 100, 17 * VOXEL + 200, 15 * VOXEL + 300], abs=2)
 
 
+def test_a_voxel_size_that_was_set_in_prediction_stays_and_two_that_differ_are_refused(tmp_path, mask) -> None:
+    tomogram = write(tmp_path / "cell.mrc", -mask.astype(np.float32), voxel=20.0)
+    file = write(tmp_path / "cell_etsam_predicted_at_0_post_processed_mask.mrc", mask, voxel=43.2)
+    job = MeasureJob(file, tomogram, tmp_path / "out", SMALL, OutputSettings(()))
+    with pytest.raises(InputError, match="--voxel-size"):
+        run_jobs([job])
+    (tmp_path / "cell_etsam_predicted_at_0_record.json").write_text('{"settings": {"voxel_size": 43.2}}')
+    run_jobs([job])
+    assert json.loads((tmp_path / "out" / "cell_measure.json").read_text())["voxel_angstrom"] == pytest.approx(43.2)
+
+
 @pytest.mark.parametrize("kind", ["ply", "obj", "stl", "glb"])
 def test_meshes_are_read_by_trimesh_closed_and_outward_in_angstrom_with_the_origin(
     measured: tuple[Path, MeasureJob], kind: str

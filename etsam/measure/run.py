@@ -239,10 +239,17 @@ class MeasureJob:
                 raise ConfigError(f"--voxel-size {self.voxel_angstrom:g} is not between 1 and 100 Å.")
             like = volume if tomogram is None else tomogram
             return self.voxel_angstrom, like.at_voxel_size(self.voxel_angstrom), []
-        for name, own in ((self.tomogram, tomogram), (self.mask, volume)):
-            side = None if own is None else _believable_side(own, name)
-            if own is not None and side is not None:
-                return side, own, _other_side(name, side, self.mask, volume)
+        of_mask = _believable_side(volume, self.mask)
+        of_tomogram = None if tomogram is None else _believable_side(tomogram, self.tomogram)
+        if of_mask and of_tomogram and abs(of_mask - of_tomogram) > _SAME_SIDES * of_tomogram:
+            sides = f"voxels of {of_mask:.4g} Å by its header, and {self.tomogram} of {of_tomogram:.4g} Å"
+            if _was_told(self.mask):
+                return of_mask, volume, [f"The mask has {sides}; the mask's were taken, which its prediction was told."]
+            raise InputError(f"{self.mask}: has {sides}; say which is right with --voxel-size.")
+        if tomogram is not None and of_tomogram is not None:
+            return of_tomogram, tomogram, []
+        if of_mask is not None:
+            return of_mask, volume, []
         raise InputError(
             f"{self.tomogram or self.mask}: the header has no believable voxel size; give --voxel-size in Å, such as "
             "10."
@@ -380,11 +387,13 @@ def _believable_side(volume: Volume, name: Location | None) -> float | None:
     return float(np.mean(sides)) if _SIDES_ANGSTROM[0] < min(sides) <= _SIDES_ANGSTROM[1] else None
 
 
-def _other_side(name: Location | None, side: float, mask: Location, volume: Volume) -> list[str]:
-    other = volume.voxel_size_angstrom
-    if name == mask or other is None or abs(float(np.mean(other)) - side) <= _SAME_SIDES * side:
-        return []
-    return [f"The mask's header says {np.mean(other):.4g} Å, the tomogram's {side:.4g} Å; the tomogram's was taken."]
+def _was_told(mask: Location) -> bool:
+    """True if the record of a predicted mask says that its voxel size was set in that run, against the header."""
+    if not isinstance(mask, Path):
+        return False
+    name = strip_suffix(mask).removesuffix("_mask").removesuffix("_post_processed")
+    record = read_record(mask.with_name(f"{name}_record.json"))
+    return record is not None and "voxel_size" in record["settings"]
 
 
 def read_mask(volume: Volume, name: Location) -> np.ndarray:
