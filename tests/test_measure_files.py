@@ -129,6 +129,20 @@ def test_a_voxel_size_that_was_set_in_prediction_stays_and_two_that_differ_are_r
     assert json.loads((tmp_path / "out" / "cell_measure.json").read_text())["voxel_angstrom"] == pytest.approx(43.2)
 
 
+def test_meshes_and_points_lie_where_chimerax_puts_a_tomogram_with_a_start_and_no_origin(tmp_path, mask) -> None:
+    import mrcfile
+
+    file = write(tmp_path / "cell_mask.mrc", mask)
+    with mrcfile.open(file, "r+") as changed:
+        changed.header.nxstart, changed.header.nystart, changed.header.nzstart = 100, 200, -50
+    run_jobs([MeasureJob(file, None, tmp_path / "out", SMALL, OutputSettings(("ply",), points_nm=8.0))])
+    body = trimesh.load(tmp_path / "out" / "cell_meshes" / "cell_membrane_001.ply", force="mesh")
+    assert body.bounds.mean(axis=0) == pytest.approx([116 * VOXEL, 217 * VOXEL, -35 * VOXEL], abs=2)
+    points = pd.read_csv(tmp_path / "out" / "cell_points.csv")
+    for axis, start in zip("xyz", (100, 200, -50), strict=True):
+        assert points[f"{axis}_angstrom"].to_numpy() == pytest.approx((points[f"{axis}_voxel"] + start) * VOXEL)
+
+
 @pytest.mark.parametrize("kind", ["ply", "obj", "stl", "glb"])
 def test_meshes_are_read_by_trimesh_closed_and_outward_in_angstrom_with_the_origin(
     measured: tuple[Path, MeasureJob], kind: str

@@ -104,7 +104,7 @@ def write_mesh(
     voxel_angstrom
         Side of a voxel.
     origin_angstrom
-        (z, y, x) of the tomogram.
+        (z, y, x) of the tomogram's first voxel (`Volume.first_voxel_angstrom`).
     """
     plain = {name: np.asarray(value, np.float32) for name, value in values.items()}
     if kind == "vtp":

@@ -106,7 +106,7 @@ def _spread(mesh: Mesh, spacing: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plain_table(points: OrientedPoints, voxel_angstrom: float, origin_angstrom: Sequence[float]) -> pd.DataFrame:
-    """Positions in voxels and in Å with the tomogram's origin (z, y, x), normals and angles."""
+    """Positions in voxels and in Å from the tomogram's first voxel (z, y, x), normals and angles."""
     columns: dict[str, np.ndarray] = {"membrane": points.membranes}
     for axis, index in (("x", 2), ("y", 1), ("z", 0)):
         columns[f"{axis}_voxel"] = points.positions[:, index]

@@ -259,7 +259,7 @@ class MeasureJob:
         self, found: Measurement, mask: np.ndarray, like: Volume, side: float, warnings: list[str], made: list[Path]
     ) -> None:
         names, replace = self.names, self.overwrite or self.resume
-        origin = like.origin_angstrom
+        origin = like.first_voxel_angstrom
         if replace:
             names.record.unlink(missing_ok=True)
 
@@ -317,7 +317,9 @@ class MeasureJob:
             found.meshes, found.numbers, output.points_nm * 10 / side, output.points_offset_nm * 10 / side
         )
         name = output.tomogram_name or (self.names.stem if self.tomogram is None else strip_suffix(self.tomogram))
-        write("points.csv", plain_table(points, side, like.origin_angstrom).to_csv(index=False, float_format="%.6f"))
+        write(
+            "points.csv", plain_table(points, side, like.first_voxel_angstrom).to_csv(index=False, float_format="%.6f")
+        )
         tables = {
             "points_relion5.star": relion5_table(points, name, side, like.shape),
             "points_relion4.star": relion4_table(points, name, side, output.unbinned_pixel_angstrom or side),

@@ -87,7 +87,7 @@ class Place:
     @classmethod
     def of(cls, volume: Volume) -> "Place":
         """Place of a volume, with the voxel size that it was given, if it was."""
-        return cls(volume.voxel_size_angstrom, volume.origin_angstrom)
+        return cls(volume.voxel_size_angstrom, volume.first_voxel_angstrom)
 
 
 def _placed(volume: Volume, name: str, place: Place) -> list[str]:
@@ -101,7 +101,12 @@ def _placed(volume: Volume, name: str, place: Place) -> list[str]:
     lines = []
     if not np.allclose(said, wanted, rtol=_SAME, atol=0):
         lines.append(f"volume ##name={name} voxelSize {_xyz(wanted)}")
-    at, origin = np.asarray(volume.origin_angstrom) * wanted / said, np.asarray(place.origin_angstrom)
+    at = (
+        np.asarray(volume.origin_angstrom if any(volume.origin_angstrom) else np.multiply(volume.start, said))
+        * wanted
+        / said
+    )
+    origin = np.asarray(place.origin_angstrom)
     if not np.allclose(at, origin, rtol=0, atol=_SAME * wanted.min()):
         lines.append(f"volume ##name={name} origin {_xyz(origin)}")
     return lines

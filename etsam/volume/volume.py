@@ -131,6 +131,14 @@ class Volume:
         self.voxel_size_angstrom = angstrom if isinstance(angstrom, tuple) else (angstrom,) * 3
         return self
 
+    @property
+    def first_voxel_angstrom(self) -> tuple[float, float, float]:
+        """(z, y, x) in Å: place of the first voxel, its origin; where that is 0, start x voxel size, as in ChimeraX."""
+        if any(self.origin_angstrom) or self.voxel_size_angstrom is None:
+            return self.origin_angstrom
+        z, y, x = (start * side for start, side in zip(self.start, self.voxel_size_angstrom, strict=True))
+        return z, y, x
+
     def __len__(self) -> int:
         return self.shape[0]
 
