@@ -328,6 +328,22 @@ def test_points_for_relion_4_are_in_unbinned_pixels_of_the_star_or_a_warning_say
     assert "--unbinned-pixel-size" in caplog.text
 
 
+def test_points_outside_the_tomogram_are_left_out_and_counted(tmp_path: Path, mask: np.ndarray, caplog) -> None:
+    file = write(tmp_path / "mask.mrc", mask)
+    tables = []
+    for offset in (0.0, 4.0):
+        output = OutputSettings((), points_nm=3.0, points_offset_nm=offset)
+        run_jobs([MeasureJob(file, None, tmp_path / "out", SMALL, output, overwrite=True)])
+        tables.append(pd.read_csv(tmp_path / "out" / "mask_points.csv"))
+    on, beside = tables
+    places = beside[["z_voxel", "y_voxel", "x_voxel"]].to_numpy()
+    assert (places > -0.51).all()
+    assert (places < np.array(SHAPE) - 0.49).all()
+    assert 0 < len(beside) < len(on)
+    assert f"{len(on) - len(beside)} of {len(on)} points" in caplog.text
+    assert len(starfile.read(tmp_path / "out" / "mask_points_relion5.star")) == len(beside)
+
+
 def test_the_page_loads_nothing_and_explains_every_column(measured: tuple[Path, MeasureJob]) -> None:
     text = (measured[0] / "cell_measure.html").read_text(encoding="utf-8")
     for word in ("http://", "https://"):

@@ -47,6 +47,11 @@ class OrientedPoints:
         rot = np.degrees(np.arctan2(y, x))
         return np.stack([rot, np.degrees(np.arccos(np.clip(z, -1, 1))), np.zeros(len(z))], axis=1)
 
+    def within(self, shape: tuple[int, int, int]) -> "OrientedPoints":
+        """Those of the points that lie in a tomogram of `shape` (Z, Y, X), half a voxel around its voxels' centres."""
+        inside = ((self.positions >= -0.5) & (self.positions <= np.array(shape) - 0.5)).all(axis=1)
+        return OrientedPoints(self.positions[inside], self.normals[inside], self.membranes[inside], self.closed[inside])
+
 
 def oriented_points(
     meshes: Sequence[Mesh], numbers: Sequence[int], spacing_voxels: float, offset_voxels: float = 0.0

@@ -282,7 +282,7 @@ class MeasureJob:
         write("membranes.csv", found.table.to_csv(index=False, float_format="%.6g"))
         write("contacts.csv", found.contacts.to_csv(index=False, float_format="%.6g"))
         if self.output.points_nm is not None:
-            self._write_points(found, like, side, write)
+            self._write_points(found, like, side, warnings, write)
         known = any(np.isfinite(thickness.local_nm).any() for thickness in found.thickness)
         coloured_by = "thickness_nm" if known else "mean_curvature_per_nm"
         if self.output.mesh_formats:
@@ -307,15 +307,24 @@ class MeasureJob:
         write_record(names.record, record, replace)
 
     def _write_points(
-        self, found: Measurement, like: Volume, side: float, write: Callable[[str, str | bytes], None]
+        self,
+        found: Measurement,
+        like: Volume,
+        side: float,
+        warnings: list[str],
+        write: Callable[[str, str | bytes], None],
     ) -> None:
         import starfile
 
         output = self.output
         assert output.points_nm is not None
-        points = oriented_points(
+        spread = oriented_points(
             found.meshes, found.numbers, output.points_nm * 10 / side, output.points_offset_nm * 10 / side
         )
+        points = spread.within(like.shape)
+        outside = len(spread.positions) - len(points.positions)
+        if outside:
+            warnings.append(f"{outside} of {len(spread.positions)} points lie outside the tomogram and were left out.")
         name = output.tomogram_name or (self.names.stem if self.tomogram is None else strip_suffix(self.tomogram))
         write(
             "points.csv", plain_table(points, side, like.first_voxel_angstrom).to_csv(index=False, float_format="%.6f")
