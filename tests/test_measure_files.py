@@ -377,8 +377,9 @@ def test_a_mask_that_cannot_be_measured_is_refused_and_nothing_is_left(tmp_path,
 
 def test_a_mask_of_which_everything_is_dropped_is_refused(tmp_path, mask) -> None:
     file = write(tmp_path / "cell_mask.mrc", mask)
-    with pytest.raises(InputError, match="--drop"):
+    with pytest.raises(InputError, match="--drop") as caught:
         run_jobs([MeasureJob(file, None, tmp_path / "out", replace(SMALL, drop="1,2"))])
+    assert "--min-area-nm2" not in str(caught.value)
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -1,12 +1,14 @@
 """Meshes and tables of shapes whose measures are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import trimesh
 from membrane_shapes import cylinder, field, shell, sphere, torus
 
-from etsam.errors import ConfigError
+from etsam.errors import ConfigError, InputError
 from etsam.measure.columns import COLUMNS, CONTACT_COLUMNS
 from etsam.measure.measure import Measurement, MeasureSettings, _label_surfaces, measure
 from etsam.measure.shape import fitted_sphere
@@ -137,6 +139,9 @@ def test_membranes_are_kept_and_dropped_by_number_size_and_distance_and_keep_the
     assert measured(mask, drop="1,3").numbers == (2,)
     assert measured(mask, keep="area_nm2>300 and nearest_min_nm<5 and diameter_nm<16").numbers == (2,)
     assert measured(mask, keep="2-3").left_out
+    assert measured(mask, keep="3-9").numbers == (3,)
+    with pytest.raises(InputError, match=r"--keep.* number 4, 5-7;"):
+        measured(mask, keep="1,4,5-7")
     with pytest.raises(ConfigError, match="--keep"):
         measured(mask, keep="big ones")
     with pytest.raises(ConfigError, match="size"):
@@ -145,7 +150,12 @@ def test_membranes_are_kept_and_dropped_by_number_size_and_distance_and_keep_the
 
 def test_labels_are_measured_as_they_are() -> None:
     labels = shell(sphere(SHAPE, (28, 30, 24), 12)) * 7 + shell(sphere(SHAPE, (28, 30, 66), 18)) * 3
-    found = measure(labels.astype(np.uint16), VOXEL_NM, labels=True, settings=MeasureSettings(min_area_nm2=50))
+    given, settings = labels.astype(np.uint16), MeasureSettings(min_area_nm2=50)
+    found = measure(given, VOXEL_NM, labels=True, settings=settings)
+    assert found.table["label"].tolist() == [3, 7]
+    assert measure(given, VOXEL_NM, labels=True, settings=replace(settings, drop="label==3")).numbers == (2,)
+    with pytest.raises(InputError, match=r"--drop 7.* number 7; .* label=="):
+        measure(given, VOXEL_NM, labels=True, settings=replace(settings, drop="7"))
     assert found.table["diameter_nm"].to_numpy() == pytest.approx([36 * VOXEL_NM, 24 * VOXEL_NM], rel=0.02)
 
 
@@ -173,7 +183,7 @@ def test_pieces_of_one_membrane_have_no_contact_with_each_other(gap: int) -> Non
 def test_every_column_is_explained_and_nothing_else() -> None:
     density = -shell(sphere(SHAPE, (28, 30, 46), 20)).astype(np.float32)
     found = measure(shell(sphere(SHAPE, (28, 30, 46), 20)), VOXEL_NM, density)
-    assert list(found.table) == list(COLUMNS)
+    assert list(found.table) == [name for name in COLUMNS if name != "label"]  # which is of --instances
     assert list(found.contacts) == list(CONTACT_COLUMNS)
 
 

@@ -2,6 +2,7 @@
 
 COLUMNS: dict[str, str] = {
     "membrane": "Number in the label volume; 1 is the largest.",
+    "label": "Number in the mask that was given, with --instances only.",
     "closed": "closed: no open edge, so there is an inside; open: it has an edge, often where the tomogram ends.",
     "area_nm2": "Area of the middle of the membrane, nm².",
     "volume_nm3": "Volume enclosed by the middle of the membrane, nm³; of closed membranes only.",

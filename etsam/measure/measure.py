@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int | None, str], None]
 """Called with what is done, of how much, and the name of what is at work."""
 
+TOO_SMALL = "too small to be measured"
+"""End of a reason why something was left out."""
 _CRUMB_POINTS = 30  # of the mid-surface: below, no mesh is tried
 _CONDITION = re.compile(r"^\s*([A-Za-z_]\w*)\s*(<=|>=|==|<|>)\s*(-?\d+(?:\.\d+)?)\s*$")
 _COMPARE = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge, "==": operator.eq}
@@ -133,13 +135,14 @@ def measure(
     ConfigError
         If `keep` or `drop` make no sense.
     InputError
-        If no label has a middle.
+        If no label has a middle, or a number of `keep` or `drop` is of no membrane.
     """
     settings = settings or MeasureSettings()
     workers = worker_count(workers)
     tell = progress or (lambda done, total, name: None)
     chosen = [_rule(name, getattr(settings, name)) for name in ("keep", "drop")]
     gap = settings.join_gap_nm / voxel_nm
+    given = mask if labels else None
     if labels:
         parts = _label_surfaces(mask, workers)
         if not any(len(part) for part in parts):
@@ -152,6 +155,9 @@ def measure(
         found = find_membranes(surface, least_points=_CRUMB_POINTS, gap_voxels=gap)
     meshes, found, left_out = _meshes(mask, found, settings, voxel_nm, tell)
     shape = (mask.shape[0], mask.shape[1], mask.shape[2])
+    names = None if given is None else _labels_of(given, found)
+    for name in ("keep", "drop"):
+        _refuse_missing(name, getattr(settings, name), len(meshes), names)
     tell(0, None, "distances")
     between = distances_between(meshes, settings.contact_nm / voxel_nm, workers)
     values = [
@@ -159,7 +165,10 @@ def measure(
         for mesh, distance, nearest in zip(meshes, between.nearest, between.numbers, strict=True)
     ]
     rows = [
-        {"membrane": number} | shape_row(mesh, value, voxel_nm, shape) | _of_mask(part, voxel_nm)
+        {"membrane": number}
+        | ({} if names is None else {"label": int(names[number])})
+        | shape_row(mesh, value, voxel_nm, shape)
+        | _of_mask(part, voxel_nm)
         for number, (mesh, value, (part, _)) in enumerate(zip(meshes, values, found.parts(), strict=True), 1)
     ]
     thickness: list[Thickness] = []
@@ -210,6 +219,14 @@ def _label_surfaces(labels: np.ndarray, workers: int) -> list[MidSurface]:
     return found
 
 
+def _labels_of(labels: np.ndarray, found: Membranes) -> np.ndarray:
+    """Label (count + 1,) of each membrane; entry 0 is 0."""
+    table = np.zeros(found.count + 1, np.int64)
+    table[found.numbers] = labels.ravel()[found.surface.voxels]
+    table[0] = 0
+    return table
+
+
 def _meshes(
     mask: np.ndarray, found: Membranes, settings: MeasureSettings, voxel_nm: float, tell: Progress
 ) -> tuple[list[Mesh], Membranes, list[str]]:
@@ -240,7 +257,7 @@ def _meshes(
     left_out = []
     if small:
         pieces = f"{small} piece{'s' * (small != 1)} of less than {settings.min_area_nm2:g} nm²"
-        left_out.append(f"{pieces} (together about {small_area:.0f} nm²), too small to be measured")
+        left_out.append(f"{pieces} (together about {small_area:.0f} nm²), {TOO_SMALL}")
     return [mesh for _, _, mesh in made], found, left_out
 
 
@@ -279,13 +296,33 @@ def _contact_table(
     return pd.DataFrame(rows, columns=["membrane", "other", "area_nm2", "distance_mean_nm", "distance_min_nm"])
 
 
+_NUMBERS = re.compile(r"\s*\d+(\s*-\s*\d+)?(\s*,\s*\d+(\s*-\s*\d+)?)*\s*")
+
+
+def _spans(text: str) -> list[range]:
+    """Numbers of a rule such as `1,3-5`."""
+    ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    return [range(own[0], own[-1] + 1) for own in ends]
+
+
+def _refuse_missing(name: str, text: str | None, count: int, labels: np.ndarray | None) -> None:
+    """Refuse numbers of a rule that none of the membranes has, of `count` in all; of a span, if none has any of it."""
+    if text is None or not count or not _NUMBERS.fullmatch(text):
+        return
+    missing = [span for span in _spans(text) if max(span.start, 1) >= min(span.stop, count + 1)]
+    if missing:
+        shown = ", ".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else f"{span[0]}" for span in missing if len(span))
+        hint = "" if labels is None else f"; for numbers of the mask given: --{name} 'label=={labels[1]}'"
+        numbered = f"they are numbered by size, 1 to {count}"
+        raise InputError(f"--{name} {text}: no membrane has the number {shown or text}; {numbered}{hint}.")
+
+
 def _rule(name: str, text: str | None) -> Callable[[pd.DataFrame], np.ndarray] | None:
     """Function that says which rows of the table a rule is true for."""
     if text is None:
         return None
-    if re.fullmatch(r"\s*\d+(\s*-\s*\d+)?(\s*,\s*\d+(\s*-\s*\d+)?)*\s*", text):
-        spans = [[int(end) for end in part.split("-")] for part in text.split(",")]
-        return lambda table: np.isin(table["membrane"], [n for span in spans for n in range(span[0], span[-1] + 1)])
+    if _NUMBERS.fullmatch(text):
+        return lambda table: np.isin(table["membrane"], [number for span in _spans(text) for number in span])
     conditions = [_CONDITION.match(part) for part in re.split(r"\s+and\s+", text)]
     if not all(conditions):
         raise ConfigError(

@@ -19,7 +19,8 @@ from etsam.measure.columns import COLUMNS, CONTACT_COLUMNS
 from etsam.measure.measure import Measurement
 
 _SHOWN = (
-    "membrane", "closed", "area_nm2", "diameter_nm", "volume_nm3", "mean_curvature_per_nm", "mean_curvature_sd_per_nm",
+    "membrane", "label",
+    "closed", "area_nm2", "diameter_nm", "volume_nm3", "mean_curvature_per_nm", "mean_curvature_sd_per_nm",
     "thickness_nm", "thickness_method", "thickness_reliable", "nearest_membrane", "nearest_min_nm", "nearest_mean_nm",
     "inclination_degrees", "open_edge_at_border_share", "joined_share",
 )  # fmt: skip

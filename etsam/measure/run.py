@@ -15,7 +15,7 @@ import pandas as pd
 from etsam.errors import ConfigError, InputError, OutputError
 from etsam.measure.deposition import write_sff
 from etsam.measure.label_volume import label_volume
-from etsam.measure.measure import Measurement, MeasureSettings, Progress, measure
+from etsam.measure.measure import TOO_SMALL, Measurement, MeasureSettings, Progress, measure
 from etsam.measure.mesh_files import FORMATS, check_formats, write_mesh, write_scene
 from etsam.measure.page import page, png, sentence
 from etsam.measure.picture import render
@@ -203,12 +203,16 @@ class MeasureJob:
             )
         side, like, warnings = self._voxel_side(volume, tomogram)
         mask = _read_labels(volume, self.mask) if self.labels else read_mask(volume, self.mask)
-        found = measure(
-            mask, side / 10, tomogram, self.settings, labels=self.labels, workers=self.workers, progress=progress
-        )
+        try:
+            found = measure(
+                mask, side / 10, tomogram, self.settings, labels=self.labels, workers=self.workers, progress=progress
+            )
+        except InputError as error:
+            raise InputError(f"{self.mask}: {error}") from error
         if not found.numbers:
             gone = "; ".join(found.left_out) or "what is there has no surface"
-            raise InputError(f"{self.mask}: no membrane is left to measure: {gone}; --min-area-nm2 keeps smaller ones.")
+            hint = "; --min-area-nm2 keeps smaller ones" if TOO_SMALL in gone else ""
+            raise InputError(f"{self.mask}: no membrane is left to measure: {gone}{hint}.")
         if self.labels and mask[mask > 0].min() == mask.max():
             warnings.append(
                 "All of it has one number, so it was taken as one membrane; for a plain mask leave out --instances."
