@@ -420,6 +420,17 @@ def test_an_interrupted_run_leaves_nothing_and_resume_keeps_what_is_complete(tmp
         run_jobs([changed])
 
 
+def test_a_result_of_which_a_mesh_is_gone_is_made_anew_by_resume(tmp_path: Path, mask: np.ndarray) -> None:
+    file = write(tmp_path / "a_mask.mrc", mask)
+    job = MeasureJob(file, None, tmp_path / "out", SMALL, OutputSettings(("ply",)), resume=True)
+    assert len(run_jobs([job])) == 1
+    assert run_jobs([job]) == []
+    gone = tmp_path / "out" / "a_meshes" / "a_membrane_002.ply"
+    gone.unlink()
+    assert len(run_jobs([job])) == 1
+    assert gone.exists()
+
+
 def test_masks_are_found_in_a_folder_and_tomograms_by_name(tmp_path: Path) -> None:
     for name in (
         "a_etsam_predicted_mask.mrc",

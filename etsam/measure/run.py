@@ -169,13 +169,18 @@ class MeasureJob:
                     f"{self.names.record}: was made with other settings or of other files; choose another "
                     "--output-dir, or --overwrite to make it anew."
                 )
-            if all(file.exists() for file in files):
+            if all(file.exists() for file in files) and self._has_meshes(record):
                 return False
         for file in files:
             refuse_existing(file, self.overwrite or self.resume)
         if self.output.mesh_formats and self.names.meshes.exists() and not (self.overwrite or self.resume):
             raise OutputError(f"{self.names.meshes}: exists already; choose another --output-dir, or --overwrite.")
         return True
+
+    def _has_meshes(self, record: dict[str, Any]) -> bool:
+        """True if the meshes that a record tells of are there; of records of old, their folder."""
+        names = record.get("meshes", [""]) if self.output.mesh_formats else []
+        return all((self.names.meshes / name).exists() for name in names)
 
     def run(self, progress: Progress | None = None) -> str:
         """Measure and write everything; gives the measurement in a sentence.
@@ -301,6 +306,7 @@ class MeasureJob:
             "tomogram": None if self.tomogram is None else absolute(self.tomogram),
             "inputs": self._inputs,
             "outputs": [file.name for file in names.files(self.output)],
+            "meshes": sorted(file.name for file in names.meshes.iterdir()) if self.output.mesh_formats else [],
             "voxel_angstrom": side,
             "origin_angstrom_zyx": list(origin),
             "membranes": len(found.numbers),
