@@ -375,6 +375,14 @@ def test_a_mask_that_cannot_be_measured_is_refused_and_nothing_is_left(tmp_path,
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_filled_mask_says_that_its_shell_is_needed(tmp_path: Path, labels: bool) -> None:
+    file = write(tmp_path / "cell_mask.mrc", (sphere(SHAPE, (15, 17, 26), 13) < 0).astype(np.int8))
+    with pytest.raises(InputError, match=r"filled.*shell") as caught:
+        run_jobs([MeasureJob(file, None, tmp_path / "out", labels=labels)])
+    assert "--min-area-nm2" not in str(caught.value)
+
+
 def test_a_mask_of_which_everything_is_dropped_is_refused(tmp_path, mask) -> None:
     file = write(tmp_path / "cell_mask.mrc", mask)
     with pytest.raises(InputError, match="--drop") as caught:

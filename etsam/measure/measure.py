@@ -14,7 +14,7 @@ from scipy.ndimage import find_objects
 from etsam.errors import ConfigError, InputError
 from etsam.measure.membranes import Membranes, find_membranes, membranes_of_labels
 from etsam.measure.mesh import Mesh, make_mesh
-from etsam.measure.midsurface import POINTS_PER_VOXEL2, MidSurface, find_midsurface
+from etsam.measure.midsurface import POINTS_PER_VOXEL2, MidSurface, find_midsurface, mask_width
 from etsam.measure.shape import VertexValues, distances_between, shape_row, vertex_values
 from etsam.measure.thickness import COLUMNS as THICKNESS_COLUMNS
 from etsam.measure.thickness import Thickness, measure_thickness
@@ -28,6 +28,7 @@ Progress = Callable[[int, int | None, str], None]
 
 TOO_SMALL = "too small to be measured"
 """End of a reason why something was left out."""
+_FILLED_VOXELS = 4  # mean width: of a ball two thirds of its radius; our choice
 _CRUMB_POINTS = 30  # of the mid-surface: below, no mesh is tried
 _CONDITION = re.compile(r"^\s*([A-Za-z_]\w*)\s*(<=|>=|==|<|>)\s*(-?\d+(?:\.\d+)?)\s*$")
 _COMPARE = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge, "==": operator.eq}
@@ -146,7 +147,7 @@ def measure(
     if labels:
         parts = _label_surfaces(mask, workers)
         if not any(len(part) for part in parts):
-            raise InputError("none of the labels is a surface; is it a mask of something else?")
+            raise InputError(f"none of the labels is a membrane: {why_no_surface(mask)}.")
         found = membranes_of_labels(parts, least_points=_CRUMB_POINTS, gap_voxels=gap)
         mask = (mask > 0).astype(np.uint8)
     else:
@@ -198,6 +199,14 @@ def measure(
         contacts=_contact_table(between.contacts, numbers, pieces, voxel_nm),
         left_out=tuple(left_out),
     )
+
+
+def why_no_surface(mask: np.ndarray) -> str:
+    """Reason why nothing at all was found in a mask (Z, Y, X)."""
+    found = "what is there has no surface"
+    if mask_width((mask > 0).astype(np.uint8)) < _FILLED_VOXELS:
+        return found
+    return f"{found}, for it is filled; a mask of the membrane around it is needed, its shell"
 
 
 def _label_surfaces(labels: np.ndarray, workers: int) -> list[MidSurface]:

@@ -15,7 +15,7 @@ import pandas as pd
 from etsam.errors import ConfigError, InputError, OutputError
 from etsam.measure.deposition import write_sff
 from etsam.measure.label_volume import label_volume
-from etsam.measure.measure import TOO_SMALL, Measurement, MeasureSettings, Progress, measure
+from etsam.measure.measure import TOO_SMALL, Measurement, MeasureSettings, Progress, measure, why_no_surface
 from etsam.measure.mesh_files import FORMATS, check_formats, write_mesh, write_scene
 from etsam.measure.page import page, png, sentence
 from etsam.measure.picture import render
@@ -215,7 +215,7 @@ class MeasureJob:
         except InputError as error:
             raise InputError(f"{self.mask}: {error}") from error
         if not found.numbers:
-            gone = "; ".join(found.left_out) or "what is there has no surface"
+            gone = "; ".join(found.left_out) or why_no_surface(mask)
             hint = "; --min-area-nm2 keeps smaller ones" if TOO_SMALL in gone else ""
             raise InputError(f"{self.mask}: no membrane is left to measure: {gone}{hint}.")
         if self.labels and mask[mask > 0].min() == mask.max():
