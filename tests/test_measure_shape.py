@@ -11,6 +11,7 @@ from membrane_shapes import cylinder, field, shell, sphere, torus
 from etsam.errors import ConfigError, InputError
 from etsam.measure.columns import COLUMNS, CONTACT_COLUMNS
 from etsam.measure.measure import Measurement, MeasureSettings, _label_surfaces, measure
+from etsam.measure.page import sentence
 from etsam.measure.shape import fitted_sphere
 
 pytestmark = pytest.mark.workshop
@@ -137,6 +138,11 @@ def test_membranes_are_kept_and_dropped_by_number_size_and_distance_and_keep_the
     assert (np.diff(everything.table["area_nm2"]) < 0).all()
     assert measured(mask, keep="2-3").numbers == (2, 3)
     assert measured(mask, drop="1,3").numbers == (2,)
+    inner_dropped = measured(mask, drop="3")
+    assert everything.closest_nm == pytest.approx(4.5 * VOXEL_NM, rel=0.05)
+    assert inner_dropped.closest_nm == pytest.approx((38 - 14 - 11 - 9) * VOXEL_NM, abs=0.4)
+    assert f"closest two {inner_dropped.closest_nm:.1f} nm" in sentence(inner_dropped)
+    assert "closest" not in sentence(measured(mask, keep="1"))
     assert measured(mask, keep="area_nm2>300 and nearest_min_nm<5 and diameter_nm<16").numbers == (2,)
     assert measured(mask, keep="2-3").left_out
     assert measured(mask, keep="3-9").numbers == (3,)

@@ -90,6 +90,8 @@ class Measurement:
         A row for each pair of membranes nearer than `contact_nm`.
     left_out
         What is in the mask and not in the table, for people.
+    closest_nm
+        Least distance between two of the membranes kept, between their middles; NaN if there is one only.
     """
 
     membranes: Membranes
@@ -100,6 +102,7 @@ class Measurement:
     table: pd.DataFrame
     contacts: pd.DataFrame
     left_out: tuple[str, ...]
+    closest_nm: float
 
 
 def measure(
@@ -185,6 +188,11 @@ def measure(
         dropped = int((~kept).sum())
         left_out.append(f"{dropped} membrane{'s' * (dropped != 1)}, by --keep or --drop")
     numbers = tuple(int(number) for number in table["membrane"][kept])
+    closest = table["nearest_min_nm"].min() if len(table) else np.nan
+    if not kept.all():  # what is nearest in the table may be left out
+        own = distances_between([meshes[number - 1] for number in numbers], 0.0, workers).nearest
+        least = min((float(distance.min()) for distance in own), default=np.inf)
+        closest = least * voxel_nm if np.isfinite(least) else np.nan
     pieces = {(int(one), int(other)) for one, other in found.continued}
     named = [f"{one} and {other}" for one, other in sorted(pieces) if one in numbers and other in numbers]
     if named:
@@ -198,6 +206,7 @@ def measure(
         table=table[kept].reset_index(drop=True),
         contacts=_contact_table(between.contacts, numbers, pieces, voxel_nm),
         left_out=tuple(left_out),
+        closest_nm=float(closest),
     )
 
 

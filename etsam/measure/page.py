@@ -64,7 +64,7 @@ def sentence(found: Measurement) -> str:
             parts.append(f"{sure['thickness_nm'].mean():.1f} nm thick ({len(sure)} of {len(table)} measured reliably)")
         else:
             parts.append("thickness not measured reliably")
-    near = table["nearest_min_nm"].min()
+    near = found.closest_nm
     if np.isfinite(near):
         apart = f"the closest two {near:.1f} nm apart"
         parts.append(apart if near >= _TOUCHING_NM else "the closest two touch, so perhaps they are one")
