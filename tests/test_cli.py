@@ -200,6 +200,7 @@ def test_postprocess_gives_what_the_published_steps_give(etsam, mask, flags, gol
     [
         (["no.mrc", "out.mrc"], "no.mrc: no such file"),
         (["mask.mrc", "mask.mrc"], "is the input; name another file"),
+        (["mask.mrc", "out.tif"], "out.tif: no format of that name is written"),
         (["mask.mrc", "old.mrc"], "old.mrc: exists already"),
         (["mask.mrc", "nowhere/out.mrc"], "nowhere/out.mrc: the folder nowhere does not exist; create it"),
         (["grey.mrc", "out.mrc"], "is no mask: it holds the values"),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from etsam.errors import InputError, OutputError
-from etsam.volume import TOMOGRAM_SUFFIXES, Slices, Volume, read_volume, strip_suffix
+from etsam.volume import TOMOGRAM_SUFFIXES, Slices, Volume, read_volume, strip_suffix, volume_writer
 
 DATA = Path(__file__).parent / "data" / "mrc_dialects"
 CONTENT = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
@@ -290,6 +290,19 @@ def test_dangling_link_is_refused(tmp_path):
     (tmp_path / "tomo.mrc").symlink_to(tmp_path / "gone")
     with pytest.raises(InputError, match="link to nothing"):
         read_volume(tmp_path / "tomo.mrc")
+
+
+@pytest.mark.parametrize("name", ["m.tif", "m.hdf", "m.em", "m.mrc.bz2", "m", "mrc", "m.mrc/m"])
+def test_names_of_formats_that_are_not_written_are_refused(tmp_path, name):
+    with pytest.raises(OutputError, match=r"\.mrc \.rec .*\.zarr"):
+        volume_writer(tmp_path / name, (2, 3, 4), np.int8)
+
+
+@pytest.mark.parametrize("name", ["m.mrc", "M.REC", "m.map.gz", "m.ccp4", "m.st", "m.ome.zarr", "m.zarr"])
+def test_names_of_formats_that_are_written_have_a_writer(tmp_path, name):
+    if name.endswith("zarr"):
+        pytest.importorskip("zarr")
+    assert volume_writer(tmp_path / name, (2, 3, 4), np.int8).path == tmp_path / name
 
 
 def test_unknown_format_lists_the_allowed_suffixes(tmp_path):

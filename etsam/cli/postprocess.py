@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
         description="Clean a mask. Any further KEY=VALUE sets what configs/postprocess.yaml lists, such as workers=2.",
     )
     parser.add_argument("input_mask", help="mask, MRC or OME-Zarr")
-    parser.add_argument("output_mask", type=Path, help="where the cleaned mask goes")
+    parser.add_argument("output_mask", type=Path, help="where the cleaned mask goes: .mrc, .mrc.gz or .zarr")
     add_postprocess_flags(parser)
     add_region_flags(parser)
     parser.add_argument("--tomogram", metavar="FILE", help="of the mask, for --lamella and --exclude")
@@ -49,8 +49,10 @@ def _postprocess(args: argparse.Namespace, cfg: "DictConfig") -> None:
     from etsam.postprocess.regions import RegionSettings, regions_of_file
     from etsam.postprocess.steps import postprocess_file
     from etsam.volume import locate
+    from etsam.volume.writers import refuse_unknown_suffix
 
     check_values(cfg, "postprocess")
+    refuse_unknown_suffix(args.output_mask)
     steps = list(instantiate(cfg.postprocess, _convert_="all").values())
     regions = RegionSettings("slab" if args.lamella else "all", tuple(args.exclude or ()))
     if regions.wanted != (args.tomogram is not None):

@@ -8,9 +8,23 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
+from etsam.errors import OutputError
 from etsam.volume.location import ZARR_SUFFIXES
 from etsam.volume.mrc_writer import MrcWriter, PackedMrcWriter
 from etsam.volume.volume import Volume
+
+_MRC_SUFFIXES = (".mrc", ".rec", ".map", ".ccp4", ".st")
+
+
+def refuse_unknown_suffix(path: str | os.PathLike[str]) -> None:
+    """Raise `OutputError` for a name that ends like a format which is not written: other programs go by it."""
+    name = os.path.basename(os.fspath(path)).lower()
+    allowed = (*_MRC_SUFFIXES, *(f"{suffix}.gz" for suffix in _MRC_SUFFIXES), *ZARR_SUFFIXES)
+    if not name.endswith(allowed):
+        raise OutputError(
+            f"{path}: no format of that name is written; allowed are {' '.join(_MRC_SUFFIXES)}, these with .gz, and "
+            ".zarr."
+        )
 
 
 class VolumeWriter(Protocol):
@@ -46,7 +60,7 @@ def volume_writer(
     Parameters
     ----------
     path
-        Ends in `.zarr` for OME-Zarr; anything else is MRC, compressed if it ends in `.gz`.
+        Ends in `.zarr` for OME-Zarr, or in a suffix of MRC, compressed if `.gz` follows.
     shape
         (Z, Y, X).
     dtype
@@ -59,8 +73,9 @@ def volume_writer(
     Raises
     ------
     OutputError
-        As of `MrcWriter` and `ZarrWriter`.
+        If the name ends in anything else; and as of `MrcWriter` and `ZarrWriter`.
     """
+    refuse_unknown_suffix(path)
     zarr = str(path).lower().endswith(ZARR_SUFFIXES)
     kind = np.dtype(dtype)
     if zarr:
