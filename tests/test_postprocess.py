@@ -5,7 +5,7 @@ from pathlib import Path
 import cc3d
 import numpy as np
 import pytest
-from conftest import CountedSlices
+from conftest import CountedSlices, write_mrc
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from scipy import ndimage
@@ -19,7 +19,9 @@ from etsam.postprocess.steps import (
     RemoveThinNoise,
     SeverMisconnections,
     apply_steps,
+    why_nothing_stays,
 )
+from etsam.prediction.doubts import Mask, doubts
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Outputs of the published post-processing (June 2026) on synthetic sheets, rings, rungs, spurs, blobs and specks
@@ -291,6 +293,22 @@ def test_a_minimum_that_is_not_a_positive_whole_number_is_refused(value):
         RemoveThinNoise(value)
     with pytest.raises(ConfigError, match="min_voxels is"):
         RemoveSmallComponents(value)
+
+
+@pytest.mark.parametrize(("min_slices", "reason"), [(10, True), (9, False)])
+def test_a_mask_that_loses_everything_is_a_warning_which_says_if_it_is_too_thin(
+    etsam, work, caplog, min_slices, reason
+):
+    mask = np.zeros((9, 20, 24), np.int8)
+    mask[:8, 5:15, 6] = 1
+    write_mrc(work / "mask.mrc", mask)
+    outcome = etsam("postprocess", "mask.mrc", "clean.mrc", "--post-process-min-slices", min_slices)
+    assert outcome.status == 0
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "removed everything" in warning
+    assert ("9 slices" in warning) == reason
+    (doubt,) = doubts(Mask(0.0, 0.1, False, None, False, 0.0, why_nothing_stays([RemoveThinNoise(min_slices)], 9)))
+    assert ("9 slices" in doubt) == reason
 
 
 @pytest.mark.parametrize("lengths", [(-1, 0), (5, -1), (5.0, 0), (5, True), (0, 0)])

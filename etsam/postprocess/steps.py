@@ -253,6 +253,14 @@ def apply_steps(
     return result
 
 
+def why_nothing_stays(steps: Iterable[Step], depth: int) -> str:
+    """Reason why steps leave nothing of any mask of so many slices, to follow a sentence; empty if there is none."""
+    asked = max((step.min_slices for step in steps if isinstance(step, RemoveThinNoise)), default=0)
+    if asked <= depth:
+        return ""
+    return f". The mask has {depth} slices, so that nothing in it spans the {asked} of thin_noise.min_slices={asked}"
+
+
 def _select(components: StreamedComponents, keep: np.ndarray) -> Slices:
     """Mask of the components marked in `keep`, shape (count + 1,)."""
     table = keep.astype(np.uint8)
@@ -312,7 +320,14 @@ def postprocess_file(
             plane = cleaned[z]
             writer[z] = plane
             after += int(np.count_nonzero(plane))
-    log.info("%s: %d of %d membrane voxels kept -> %s", display_name(source), after, before, target)
+    name = display_name(source)
+    log.info("%s: %d of %d membrane voxels kept -> %s", name, after, before, target)
+    if before and not after:
+        log.warning(
+            "%s: post-processing removed everything there was%s; use the mask before it, or gentler steps",
+            name,
+            why_nothing_stays(steps, mask.shape[0]),
+        )
 
 
 def _some_values(plane: np.ndarray) -> list[float]:

@@ -101,6 +101,8 @@ class Mask:
         See `Noted`.
     threshold
         That the logits were cut at.
+    why_nothing_stays
+        See `etsam.postprocess.steps.why_nothing_stays`.
     """
 
     share: float
@@ -109,6 +111,7 @@ class Mask:
     contrast: str | None
     contrast_is_guessed: bool
     threshold: float
+    why_nothing_stays: str = ""
 
 
 def doubts(mask: Mask) -> Iterator[str]:
@@ -118,8 +121,8 @@ def doubts(mask: Mask) -> Iterator[str]:
     invert = "" if mask.contrast is None else f", the other contrast (normalize.membranes={other})"
     if mask.share < _LEAST_SHARE <= mask.share_before:
         yield (
-            f"{percent}: post-processing removed everything there was ({100 * mask.share_before:.2f} %); use the mask "
-            "before it, or gentler steps"
+            f"{percent}: post-processing removed everything there was ({100 * mask.share_before:.2f} %)"
+            f"{mask.why_nothing_stays}; use the mask before it, or gentler steps"
         )
     elif mask.share < _LEAST_SHARE:
         yield (

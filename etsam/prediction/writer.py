@@ -15,7 +15,7 @@ import numpy as np
 from etsam.errors import ConfigError, InputError, OutputError
 from etsam.paths import make_folder, refuse_unwritable
 from etsam.postprocess.components import StreamedComponents
-from etsam.postprocess.steps import InstanceLabels, Step, apply_steps
+from etsam.postprocess.steps import InstanceLabels, Step, apply_steps, why_nothing_stays
 from etsam.prediction.closing import Closing, OutputFile, viewing_hints
 from etsam.prediction.companions import Companion
 from etsam.prediction.doubts import Coverage, Mask, doubts
@@ -456,6 +456,7 @@ class PredictionWriter:
             prediction.contrast,
             prediction.contrast_is_guessed,
             prediction.threshold,
+            why_nothing_stays(self.steps, depth),
         )
         warnings = list(doubts(mask_found))
         record = self._record(prediction, fraction, seconds) | {
