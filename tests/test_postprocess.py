@@ -22,6 +22,7 @@ from etsam.postprocess.steps import (
     why_nothing_stays,
 )
 from etsam.prediction.doubts import Mask, doubts
+from etsam.volume import read_volume
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Outputs of the published post-processing (June 2026) on synthetic sheets, rings, rungs, spurs, blobs and specks
@@ -293,6 +294,18 @@ def test_a_minimum_that_is_not_a_positive_whole_number_is_refused(value):
         RemoveThinNoise(value)
     with pytest.raises(ConfigError, match="min_voxels is"):
         RemoveSmallComponents(value)
+
+
+def test_what_is_not_annotated_in_signed_bytes_is_not_taken_for_membrane_unless_it_is_only_rewritten(etsam, work):
+    mask = np.zeros((9, 20, 24), np.int8)
+    mask[:, 5:15, 6] = -1
+    write_mrc(work / "mask.mrc", mask)
+    outcome = etsam("postprocess", "mask.mrc", "clean.mrc", "--post-process-min-slices", 2)
+    assert outcome.status == 1
+    assert "postprocess=none" in outcome.message
+    assert not (work / "clean.mrc").exists()
+    assert etsam("postprocess", "mask.mrc", "clean.mrc", "postprocess=none").status == 0
+    np.testing.assert_array_equal(read_volume(work / "clean.mrc").read(), mask != 0)
 
 
 @pytest.mark.parametrize(("min_slices", "reason"), [(10, True), (9, False)])

@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from etsam.errors import ConfigError, InputError, OutputError
+from etsam.labels import odd_value_advice
 from etsam.postprocess.components import Progress, StreamedComponents, check_connectivity, check_is_volume, foreground
 from etsam.postprocess.misconnections import sever_misconnections
 from etsam.threads import worker_count
@@ -293,7 +294,7 @@ def postprocess_file(
     Raises
     ------
     InputError
-        If the input is no mask: more than two different values.
+        If the input is no mask: more than two different values, or, where there are steps, negative ones.
     OutputError
         If the output exists (and `overwrite` is not set), is the input, or cannot be written.
     """
@@ -311,6 +312,12 @@ def postprocess_file(
             shown = ", ".join(f"{value:g}" for value in sorted(values)[:3])
             raise InputError(
                 f"{source} is no mask: it holds the values {shown}{more}; a mask has 0 and one other, such as 1."
+            )
+        if min(values) < 0 and steps:
+            raise InputError(
+                f"{source}: holds the value {min(values):g}; allowed are 0 and 1, or 0 and 255. -1 means not annotated"
+                f"{odd_value_advice(min(values))}; if it marks membrane in this mask, write it as 1 first: `etsam "
+                "postprocess IN OUT postprocess=none`."
             )
         before += int(np.count_nonzero(plane))
     with volume_writer(target, mask.shape, bool, mask, overwrite) as writer:
