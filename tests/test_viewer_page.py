@@ -13,6 +13,7 @@ import pytest
 from conftest import write_mrc
 from scipy.ndimage import binary_erosion, gaussian_filter
 
+from etsam.app import compose_config
 from etsam.pictures import DOUBT, MEMBRANE
 from etsam.postprocess.gold import Beads
 from etsam.postprocess.regions import Regions
@@ -369,6 +370,22 @@ def test_a_run_writes_pages_scripts_and_their_overviews(predict, work):
     record = json.loads((work / "out" / "a_etsam_predicted_record.json").read_text())
     assert record["seconds"]["companions"] > 0
     assert "random" in (work / "out" / INDEX).read_text()
+
+
+@pytest.mark.parametrize("page", [False, True])
+@pytest.mark.parametrize("script", [False, True])
+def test_planes_are_kept_where_a_page_or_a_script_shows_them(page, script):
+    cfg = compose_config("predict", [f"write_page={page}", f"write_chimerax={script}"])
+    assert cfg.segmenter.samples is (page or script)
+
+
+def test_the_script_has_the_grey_levels_of_the_tomogram_without_a_page_too(predict, work):
+    write_mrc(work / "a.mrc")
+    assert predict("a.mrc", "write_preview=false", "--no-page", "write_chimerax=true").status == 0
+    commands = [given for _, _, given in parsed(work / "out" / "a_etsam_predicted.cxc")]
+    (levels,) = [given["level"] for given in commands if given.get("color") == ["white"]]
+    low, high = (float(level.partition(",")[0]) for level in levels)
+    assert 0 < low < high < 20
 
 
 def test_a_run_ends_with_what_to_do_next(predict, work, caplog):

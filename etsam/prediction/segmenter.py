@@ -79,7 +79,7 @@ class Segmenter(LightningModule):
     progress
         Called slice by slice; None: nobody asks.
     samples
-        Keep planes of each tomogram for a page (`Prediction.samples`).
+        Keep planes of each tomogram for a page, or for the grey levels of a script (`Prediction.samples`).
     voxel_size
         Å, for files whose header says something wrong or nothing; outputs get it, too. None: as the header says.
     force
