@@ -184,7 +184,25 @@ def test_times_are_written_for_people(seconds, text):
         ("my tomo.mrc", "m.mrc", {}, ["look at it:  chimerax 'my tomo.mrc' m.mrc"]),
         ("tomo.mrc.gz", "m.mrc", {}, ["look at it:  chimerax m.mrc"]),
         ("tomo.mrc", "m.zarr", {}, []),
-        ("tomo.mrc", "m.zarr", {"script": Path("m.cxc")}, ["look at it:  chimerax m.cxc"]),
+        ("tomo.mrc", "m.mrc", {"script": Path("m.cxc")}, ["look at it:  chimerax m.cxc"]),
+        (
+            "tomo.mrc",
+            "m.zarr",
+            {"script": Path("m.cxc")},
+            [
+                "ChimeraX opens MRC only (output_format=mrc):  etsam postprocess m.zarr m.mrc postprocess=none",
+                "and then look at it:  chimerax tomo.mrc m.mrc",
+            ],
+        ),
+        (
+            "tomo.mrc.gz",
+            "a/m.mrc.gz",
+            {"script": Path("m.cxc")},
+            [
+                "ChimeraX opens MRC only (output_format=mrc):  etsam postprocess a/m.mrc.gz a/m.mrc postprocess=none",
+                "and then look at it:  chimerax a/m.mrc",
+            ],
+        ),
         ("tomo.mrc", "m.zarr", {"logits": Path("l.zarr")}, ["another threshold:  etsam threshold l.zarr --at 0"]),
     ],
 )

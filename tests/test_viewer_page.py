@@ -350,6 +350,15 @@ def test_the_overview_shows_what_needs_a_look_first(tmp_path):
     assert not re.search(r"https?://|src=\"(?!data:)", text)
 
 
+def test_a_folder_of_masks_that_chimerax_does_not_open_has_no_script(tmp_path):
+    for name in ("one", "two"):
+        names, _ = write_prediction(tmp_path, name)
+        names.mask.rename(names.mask.with_suffix(".mrc.gz"))
+        names.record.write_text(names.record.read_text().replace("_mask.mrc", "_mask.mrc.gz"))
+    assert write_overview(tmp_path, page=False) == []
+    assert not (tmp_path / FOLDER_SCRIPT).exists()
+
+
 def test_a_folder_of_one_tomogram_has_no_overview_and_a_strange_one_stays(tmp_path):
     write_prediction(tmp_path, "one")
     assert write_overview(tmp_path) == []

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from etsam.screen import BLUE, console, readable_seconds
 from etsam.volume import Location
-from etsam.volume.location import PLAIN_SUFFIXES, display_name
+from etsam.volume.location import PLAIN_SUFFIXES, display_name, strip_suffix
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def viewing_hints(
     Parameters
     ----------
     tomogram, mask
-        Their places; ChimeraX is not said to read masks that are no MRC.
+        Their places. Of a mask that ChimeraX does not open the first hint writes one that it does.
     script
         For ChimeraX; shows both.
     logits
@@ -104,8 +104,13 @@ def viewing_hints(
     """
     shown = [str(tomogram)] if isinstance(tomogram, Path) and tomogram.suffix.lower() in PLAIN_SUFFIXES else []
     hints = []
-    if script is not None or mask.suffix == ".mrc":
+    if mask.name.lower().endswith(PLAIN_SUFFIXES):
         hints.append(f"look at it:  chimerax {shlex.join([*shown, str(mask)] if script is None else [str(script)])}")
+    elif script is not None:  # which opens the tomogram alone
+        plain = mask.with_name(f"{strip_suffix(mask)}.mrc")
+        written = shlex.join(["etsam", "postprocess", str(mask), str(plain), "postprocess=none"])
+        hints.append(f"ChimeraX opens MRC only (output_format=mrc):  {written}")
+        hints.append(f"and then look at it:  chimerax {shlex.join([*shown, str(plain)])}")
     if logits is not None:
         hints.append(f"another threshold:  etsam threshold {shlex.quote(str(logits))} --at 0")
     return hints

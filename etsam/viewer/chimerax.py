@@ -33,10 +33,15 @@ _FULL_VOXELS = 100_000_000  # above it surfaces are drawn from every second voxe
 _LOOK = ["lighting soft", "graphics silhouettes true", "view"]
 
 
+def opens(file: Location) -> bool:
+    """True if ChimeraX opens a volume: plain MRC."""
+    return str(file).lower().endswith(PLAIN_SUFFIXES)
+
+
 def _opened(file: Location, name: str, folder: Path, kind: str = "mrc") -> list[str]:
     """Open a file; a comment for what ChimeraX does not read: compressed files, OME-Zarr, addresses."""
     path = str(file) if isinstance(file, Url) else os.path.relpath(os.path.abspath(file), os.path.abspath(folder))
-    if kind == "mrc" and not path.lower().endswith(PLAIN_SUFFIXES):
+    if kind == "mrc" and not opens(file):
         return [f"# ChimeraX does not open {path}; unpack it, or write MRC (output_format=mrc)"]
     quote = "'" if '"' in path else '"'
     return [f"open {quote}{path.replace(os.sep, '/')}{quote} format {kind} name {name}"]
