@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from etsam.cli import add_command
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from etsam.training.run import TrainingResult
 
 _EXPERIMENTS = {"nano": "finetune_nano", "etsam_v1": "finetune"}
@@ -39,11 +41,18 @@ def run(args: argparse.Namespace) -> None:
     """Train; raises `EtsamError`s."""
     import logging
 
+    from etsam.cli.overrides import quote
+    from etsam.training.run import run
+
     log = logging.getLogger(__name__)
     first = stage1, stage2 = _STARTS[args.weights]
-    stage1 = _better(_trained(args, _EXPERIMENTS[args.weights], "stage1", stage1), stage1)
-    experiment = f"{_EXPERIMENTS[args.weights]}_stage2"
-    stage2 = _better(_trained(args, experiment, "stage2", stage2, f"stage1.checkpoint='{stage1}'"), stage2)
+    seen = _seen_by_stage2(args, stage2)
+    if seen is None:
+        stage1 = _better(run(_composed(args, "stage1", stage1)), stage1)
+    else:  # it may not change any more
+        log.info("stage 1 is finished (%s), since stage 2 learns from it; name=OTHER trains both anew", seen)
+        stage1 = seen
+    stage2 = _better(run(_composed(args, "stage2", stage2, f"stage1.checkpoint={quote(stage1)}")), stage2)
     if (stage1, stage2) == first:
         log.warning("neither stage became better on these tomograms; go on with the weights that were there")
         return
@@ -55,18 +64,30 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def _trained(args: argparse.Namespace, experiment: str, stage: str, start: str, *more: str) -> "TrainingResult":
+def _composed(args: argparse.Namespace, stage: str, start: str, *more: str) -> "DictConfig":
+    """Config of the run of one stage."""
     from etsam.app import compose_config, config_error
     from etsam.cli.overrides import quote
-    from etsam.training.run import run
 
+    experiment = _EXPERIMENTS[args.weights] + ("_stage2" if stage == "stage2" else "")
     settings = [f"experiment={experiment}", f"start={start}", f"name={quote(f'{args.name}_{stage}')}"]
     settings += [f"data.sources.own.manifest={quote(str(args.manifest))}", "ckpt_path=auto", *more]
     if args.old is not None:
         settings += [f"+data.sources.old.manifest={quote(str(args.old))}", "+data.sources.old.weight=1"]
     with config_error():
-        cfg = compose_config("train", [*settings, *args.settings])
-    return run(cfg)
+        return compose_config("train", [*settings, *args.settings])
+
+
+def _seen_by_stage2(args: argparse.Namespace, start: str) -> str | None:
+    """Stage 1 that stage 2 has begun to learn from, in an earlier call of this command; None if it has not."""
+    from etsam.errors import CheckpointError
+    from etsam.training.run_folder import RunFolder
+
+    folder = RunFolder(_composed(args, "stage2", start))
+    seen = ((folder.begun_with() or {}).get("stage1") or {}).get("checkpoint")
+    if seen is not None and seen != _STARTS[args.weights][0] and not Path(seen).exists():
+        raise CheckpointError(f"{seen}, which {folder.path} learns from, is gone; name=OTHER trains both stages anew.")
+    return seen
 
 
 def _better(result: "TrainingResult", start: str) -> str:

@@ -27,6 +27,7 @@ _FLAGS: tuple[tuple[str, str | None, str], ...] = (
     ("write_uncertainty", "true", "--uncertainty"),
     ("write_page", "false", "--no-page"),
     ("output_dir", None, "--output-dir"),
+    ("name", None, "--name"),
     ("threshold", "auto", "--threshold auto"),
     ("false_rate", None, "--false-rate"),
     ("sample", "slab", "--lamella"),

@@ -40,7 +40,7 @@ class TrainingResult:
     last_checkpoint
         File of the last state; None if none was saved.
     trainer
-        None where the run ended before it was made (`prepare_only`).
+        None where none was needed: `prepare_only`, and a run that had ended before.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -50,6 +50,10 @@ class TrainingResult:
     dice_best: dict[str, float] = field(default_factory=dict)
     last_checkpoint: Path | None = None
     trainer: "Trainer | None" = None
+
+    def plain(self) -> dict[str, Any]:
+        """All of it but the trainer, by name."""
+        return {key: value for key, value in vars(self).items() if key != "trainer"}
 
 
 def run(cfg: DictConfig) -> TrainingResult:
@@ -81,7 +85,10 @@ def run(cfg: DictConfig) -> TrainingResult:
     check_settings(cfg)
     with quiet("etsam.normalize"), RunFolder(cfg) as folder:  # else it tells the contrast of every tomogram
         lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-        data = _prepared_data(cfg)
+        data = _checked_data(cfg)
+        if (outcome := folder.outcome()) is not None:
+            return TrainingResult(**outcome)
+        _prepare_stage1(cfg, data)
         if cfg.prepare_only:
             return TrainingResult()
         stage = instantiate(cfg.stage, _convert_="all")
@@ -103,6 +110,8 @@ def run(cfg: DictConfig) -> TrainingResult:
             _finish_wandb(trainer)
         result = _result(trainer, stage)
         if is_first_process():
+            if not cfg.trainer.fast_dev_run:
+                folder.end(trainer.current_epoch, result.plain())
             _tell_end(cfg, result)
             if cfg.optimizer.range_test:
                 _tell_rate(folder)
@@ -143,8 +152,8 @@ def check_settings(cfg: DictConfig) -> None:
         )
 
 
-def _prepared_data(cfg: DictConfig) -> "TomogramClips":
-    """Data module; the first process has checked and measured its files and computed the logits of stage 1."""
+def _checked_data(cfg: DictConfig) -> "TomogramClips":
+    """Data module; the first process has checked and measured its files."""
     from hydra.utils import instantiate
 
     from etsam.network.build import input_slices
@@ -152,14 +161,20 @@ def _prepared_data(cfg: DictConfig) -> "TomogramClips":
     data: TomogramClips = instantiate(cfg.data, context_slices=input_slices(cfg.net) // 2)
     if is_first_process():  # before anything heavy, and once for all processes
         data.prepare_data()
-        if cfg.stage1 is not None:
-            import torch
-
-            accelerated = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
-            tomograms = data.tomograms()
-            made = instantiate(cfg.stage1).prepare(tomograms, "cuda" if accelerated else "cpu")
-            log.info("stage-1 logits: %d computed, %d were there", made, len(tomograms) - made)
     return data
+
+
+def _prepare_stage1(cfg: DictConfig, data: "TomogramClips") -> None:
+    """Compute the logits that stage 2 learns from, in the first process."""
+    if cfg.stage1 is None or not is_first_process():
+        return
+    import torch
+    from hydra.utils import instantiate
+
+    accelerated = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    tomograms = data.tomograms()
+    made = instantiate(cfg.stage1).prepare(tomograms, "cuda" if accelerated else "cpu")
+    log.info("stage-1 logits: %d computed, %d were there", made, len(tomograms) - made)
 
 
 def _check_memory(cfg: DictConfig, stage: "StageTraining") -> None:
@@ -187,8 +202,11 @@ def _trainer(cfg: DictConfig, folder: "RunFolder") -> "Trainer":
     from hydra.utils import instantiate
 
     from etsam.training.reporting import ProgressLines
+    from etsam.training.stopping import Lengthened
 
     callbacks = list(instantiate(cfg.callbacks).values())
+    if folder.lengthened:
+        callbacks.append(Lengthened(folder.mark))
     if not sys.stderr.isatty():
         callbacks.append(ProgressLines())
     loggers = []
@@ -352,13 +370,12 @@ def _result(trainer: "Trainer", stage: "StageTraining") -> TrainingResult:
     import torch
 
     from etsam.training.reporting import best_checkpoint
+    from etsam.training.run_folder import shown
     from etsam.training.stopping import LastCheckpoint
 
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     best = best_checkpoint(trainer)
-    path = Path(best.best_model_path) if best is not None and best.best_model_path else None
-    if path is not None and path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
+    path = shown(best.best_model_path) if best is not None and best.best_model_path else None
     known = {} if path is None or not path.exists() else torch.load(path, weights_only=True, mmap=True)
     last = next((one.path for one in callbacks if isinstance(one, LastCheckpoint)), None)
     return TrainingResult(

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and where it goes on."""
+"""The folder of a run: whose it is, where it goes on, and that it has ended."""
 
 import fcntl
 import json
@@ -26,6 +26,7 @@ _TOMOGRAMS = "tomograms.json"
 _LOCK = ".lock"
 _METRICS = "metrics.csv"
 _WANDB_ID = "wandb_id"
+_ENDED = "ended.json"
 # where data lie is free, too: what the manifests list is compared instead
 _PLACE_OF_DATA = re.compile(r"data\.sources\.[^.]+\.(manifest|root)")
 # may differ when a run goes on: where, how fast and how long it trains, not what it trains
@@ -55,6 +56,12 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def shown(path: str | Path) -> Path:
+    """Path as a person would type it here: from the current folder, if it lies in it."""
+    path = Path(path)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _different(cfg: DictConfig, before: dict[str, Any]) -> list[str]:
@@ -90,12 +97,18 @@ class RunFolder:
         The folder.
     checkpoint
         File that the run goes on from; None where it begins. Known once it is claimed.
+    lengthened
+        True if the run had ended and goes on, unless `outcome` is told. Known once it is claimed.
+    mark
+        File that says that the run has ended, and what it came to.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
         self._cfg = cfg
         self.path = Path(cfg.output_dir)
         self.checkpoint: Path | None = None
+        self.lengthened = False
+        self.mark = self.path / _ENDED
         self._lock: IO[str] | None = None
         self._drawn = uuid.uuid4().hex[:8]
 
@@ -123,6 +136,7 @@ class RunFolder:
             is at work in it.
         """
         self.checkpoint = self._found_checkpoint()
+        self.lengthened = self.checkpoint is not None and self.mark.exists()
         if not is_first_process():
             return
         self._refuse_other_runs()
@@ -164,9 +178,8 @@ class RunFolder:
         return path
 
     def _refuse_other_runs(self) -> None:
-        begun = any((self.path / "checkpoints").glob("*.ckpt"))  # else it failed before anything was learned
-        before = self._settings_before()
-        if before is None or not begun or self._cfg.overwrite:
+        before = self.begun_with()
+        if before is None or self._cfg.overwrite:
             return
         different = _different(self._cfg, before)
         if self._cfg.ckpt_path is None:
@@ -179,6 +192,10 @@ class RunFolder:
                 f"{self.path} holds a run with other settings ({', '.join(different)}); a run goes on with its own. "
                 "Set name=OTHER (and start=CHECKPOINT to use its weights)."
             )
+
+    def begun_with(self) -> dict[str, Any] | None:
+        """Settings of the run that is in the folder; None if nothing was learned in it."""
+        return self._settings_before() if any((self.path / "checkpoints").glob("*.ckpt")) else None
 
     def _settings_before(self) -> dict[str, Any] | None:
         file = self.path / _SETTINGS
@@ -213,7 +230,7 @@ class RunFolder:
         if self.checkpoint is not None:
             self._compare(tomograms)
         else:
-            for old in (*(self.path / "checkpoints").glob("*.ckpt"), self.path / _METRICS):
+            for old in (*(self.path / "checkpoints").glob("*.ckpt"), self.path / _METRICS, self.mark):
                 old.unlink(missing_ok=True)
         texts = {
             _SETTINGS: OmegaConf.to_yaml(OmegaConf.create(settings_of(self._cfg))),
@@ -221,8 +238,76 @@ class RunFolder:
             _WANDB_ID: self.wandb_id + "\n",
         }
         for name, text in texts.items():
-            with atomic_path(self.path / name, overwrite=True) as part:
-                part.write_text(text, encoding="utf-8")
+            self._write(name, text)
+
+    def _write(self, name: str, text: str) -> None:
+        with atomic_path(self.path / name, overwrite=True) as part:
+            part.write_text(text, encoding="utf-8")
+
+    def end(self, epochs: int, outcome: dict[str, Any]) -> None:
+        """Note that the run has ended, by itself and not because it was told to.
+
+        Parameters
+        ----------
+        epochs
+            So many were trained.
+        outcome
+            What it came to: plain values and paths.
+        """
+        limits = {name: self._cfg.trainer[name] for name in ("max_epochs", "max_steps")}
+        self._write(_ENDED, json.dumps({"epochs": epochs, **limits, "outcome": outcome}, indent=1, default=self._place))
+
+    def _place(self, path: Path) -> str:
+        """Path from the folder on, which may be moved, if it lies in it."""
+        whole, folder = path.absolute(), self.path.absolute()
+        return str(whole.relative_to(folder) if whole.is_relative_to(folder) else whole)
+
+    def _ended(self) -> dict[str, Any] | None:
+        """What `end` noted, if `ckpt_path` asks to go on from there."""
+        if self._cfg.ckpt_path not in ("last", "auto") or not self.mark.exists():
+            return None
+        ended: dict[str, Any] = json.loads(self.mark.read_text(encoding="utf-8"))
+        return ended
+
+    def _longer(self, ended: dict[str, Any]) -> bool:
+        """True if the run may have more epochs or steps than when it ended."""
+
+        def limit(value: int | None) -> float:
+            return float("inf") if value is None or value < 0 else value
+
+        return any(limit(self._cfg.trainer[name]) > limit(ended[name]) for name in ("max_epochs", "max_steps"))
+
+    def outcome(self) -> dict[str, Any] | None:
+        """What the run came to, told in a line, if it has ended and is not to be longer now; else None.
+
+        Raises
+        ------
+        CheckpointError
+            If its best state is gone.
+        """
+        ended = self._ended()
+        if ended is None or self._longer(ended):
+            return None
+        outcome: dict[str, Any] = ended["outcome"]
+        for name in ("best_checkpoint", "last_checkpoint"):
+            if outcome[name] is not None:
+                outcome[name] = shown(self.path / outcome[name])
+        best = outcome["best_checkpoint"]
+        if best is not None and not best.exists():
+            raise CheckpointError(f"{best}, the best state of a run that is finished, is gone; name=OTHER trains anew.")
+        if is_first_process():
+            limit = "max_epochs" if (ended["max_epochs"] or -1) > 0 else "max_steps"
+            log.info(
+                "%s is finished (%d epoch%s; %s); it was not trained again: trainer.%s=%d or more goes on, name=OTHER "
+                "trains anew",
+                self.path,
+                ended["epochs"],
+                "" if ended["epochs"] == 1 else "s",
+                "nothing was validated" if best is None else f"best state {best}",
+                limit,
+                ended[limit] + 1,
+            )
+        return outcome
 
     def _compare(self, tomograms: dict[str, list[list[str]]]) -> None:
         file = self.path / _TOMOGRAMS

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from etsam.errors import ConfigError
@@ -135,6 +135,28 @@ class LastCheckpoint(Checkpoint):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+class Lengthened(Callback):
+    """A run that had ended goes on: early stopping waits anew, and the mark that the run has ended goes.
+
+    Parameters
+    ----------
+    mark
+        The file. It goes when all processes have seen it.
+    """
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the next part of the run."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for one in callbacks:
+            if isinstance(one, EarlyStopping):
+                one.wait_count = one.stopped_epoch = 0
+        if trainer.is_global_zero:
+            self.mark.unlink(missing_ok=True)
 
 
 def _duration(text: str) -> timedelta:
