@@ -43,7 +43,8 @@ class Runs:
     def __init__(self, *better):
         self.better, self.configs = list(better), []
 
-    def __call__(self, cfg):
+    def __call__(self, cfg, *, fixed_data):
+        assert fixed_data
         self.configs.append(cfg)
         improved = self.better.pop(0)
         best = f"runs/{cfg.name}/checkpoints/best.ckpt"

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 from contextlib import redirect_stderr
 
 import pytest
@@ -87,3 +88,17 @@ def test_a_run_that_ended_goes_on_if_it_may_be_longer(folder, whole):
     assert "goes on from" in train(folder, "name=ended", "ckpt_path=last", "trainer.max_epochs=3")
     assert epochs(folder, "ended") == 2
     assert "is finished (3 epochs" in train(folder, "name=ended", "ckpt_path=auto")
+
+
+def test_a_changed_manifest_is_not_answered_with_the_old_result(folder, lab):
+    manifest, before = folder / "manifest.csv", contents(folder, *STAGES)
+    lines = manifest.read_text().splitlines(keepends=True)
+    try:
+        manifest.write_text("".join([*lines[:1], *lines[2:]]))
+        said = finetune(folder, "--name", "lab", status=1)
+        assert re.search(r"the manifest has changed since runs/lab_stage2 .*; --name OTHER", said)
+        said = train(folder, "name=whole", "ckpt_path=last", "trainer.max_epochs=1", status=1)
+        assert re.search(r"the manifest has changed since \S*runs/whole .*; name=OTHER", said)
+    finally:
+        manifest.write_text("".join(lines))
+    assert contents(folder, *STAGES) == before

@@ -48,11 +48,12 @@ def run(args: argparse.Namespace) -> None:
     first = stage1, stage2 = _STARTS[args.weights]
     seen = _seen_by_stage2(args, stage2)
     if seen is None:
-        stage1 = _better(run(_composed(args, "stage1", stage1)), stage1)
+        stage1 = _better(run(_composed(args, "stage1", stage1), fixed_data=True), stage1)
     else:  # it may not change any more
         log.info("stage 1 is finished (%s), since stage 2 learns from it; name=OTHER trains both anew", seen)
         stage1 = seen
-    stage2 = _better(run(_composed(args, "stage2", stage2, f"stage1.checkpoint={quote(stage1)}")), stage2)
+    second = _composed(args, "stage2", stage2, f"stage1.checkpoint={quote(stage1)}")
+    stage2 = _better(run(second, fixed_data=True), stage2)
     if (stage1, stage2) == first:
         log.warning("neither stage became better on these tomograms; go on with the weights that were there")
         return

@@ -56,13 +56,15 @@ class TrainingResult:
         return {key: value for key, value in vars(self).items() if key != "trainer"}
 
 
-def run(cfg: DictConfig) -> TrainingResult:
+def run(cfg: DictConfig, *, fixed_data: bool = False) -> TrainingResult:
     """Check, prepare the data, build the network, fit; what is written is in `output_dir`.
 
     Parameters
     ----------
     cfg
         configs/train.yaml, composed.
+    fixed_data
+        As for `RunFolder`.
 
     Raises
     ------
@@ -83,10 +85,10 @@ def run(cfg: DictConfig) -> TrainingResult:
     from etsam.training.run_folder import RunFolder, description
 
     check_settings(cfg)
-    with quiet("etsam.normalize"), RunFolder(cfg) as folder:  # else it tells the contrast of every tomogram
+    with quiet("etsam.normalize"), RunFolder(cfg, fixed_data=fixed_data) as folder:  # else it tells the contrast of every tomogram
         lightning.seed_everything(cfg.seed, workers=True, verbose=False)
         data = _checked_data(cfg)
-        if (outcome := folder.outcome()) is not None:
+        if (outcome := folder.outcome(data.contents)) is not None:
             return TrainingResult(**outcome)
         _prepare_stage1(cfg, data)
         if cfg.prepare_only:

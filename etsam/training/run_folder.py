@@ -6,6 +6,7 @@ import logging
 import re
 import subprocess
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -90,6 +91,8 @@ class RunFolder:
     ----------
     cfg
         configs/train.yaml, composed.
+    fixed_data
+        Refuse a run that goes on with manifests that have changed; else that is a warning.
 
     Attributes
     ----------
@@ -103,8 +106,8 @@ class RunFolder:
         File that says that the run has ended, and what it came to.
     """
 
-    def __init__(self, cfg: DictConfig) -> None:
-        self._cfg = cfg
+    def __init__(self, cfg: DictConfig, *, fixed_data: bool = False) -> None:
+        self._cfg, self._fixed_data = cfg, fixed_data
         self.path = Path(cfg.output_dir)
         self.checkpoint: Path | None = None
         self.lengthened = False
@@ -223,12 +226,12 @@ class RunFolder:
         Raises
         ------
         OutputError
-            If a run that goes on has other manifests, which list other tomograms.
+            If a run that goes on has other manifests, which list other tomograms, or `fixed_data` forbids it.
         """
         if not is_first_process():
             return
         if self.checkpoint is not None:
-            self._compare(tomograms)
+            self._compare(tomograms, fixed=self._fixed_data)
         else:
             for old in (*(self.path / "checkpoints").glob("*.ckpt"), self.path / _METRICS, self.mark):
                 old.unlink(missing_ok=True)
@@ -277,17 +280,25 @@ class RunFolder:
 
         return any(limit(self._cfg.trainer[name]) > limit(ended[name]) for name in ("max_epochs", "max_steps"))
 
-    def outcome(self) -> dict[str, Any] | None:
+    def outcome(self, tomograms: Callable[[], dict[str, list[list[str]]]]) -> dict[str, Any] | None:
         """What the run came to, told in a line, if it has ended and is not to be longer now; else None.
+
+        Parameters
+        ----------
+        tomograms
+            Gives what `begin` takes.
 
         Raises
         ------
         CheckpointError
             If its best state is gone.
+        OutputError
+            If the manifests have changed since.
         """
         ended = self._ended()
         if ended is None or self._longer(ended):
             return None
+        self._compare(tomograms(), fixed=True)
         outcome: dict[str, Any] = ended["outcome"]
         for name in ("best_checkpoint", "last_checkpoint"):
             if outcome[name] is not None:
@@ -309,7 +320,7 @@ class RunFolder:
             )
         return outcome
 
-    def _compare(self, tomograms: dict[str, list[list[str]]]) -> None:
+    def _compare(self, tomograms: dict[str, list[list[str]]], *, fixed: bool = False) -> None:
         file = self.path / _TOMOGRAMS
         if not file.exists() or (before := json.loads(file.read_text(encoding="utf-8"))) == tomograms:
             return
@@ -320,6 +331,11 @@ class RunFolder:
             raise OutputError(
                 f"{self.path} holds a run on other data ({numbers}: names, splits or contents differ); set name=OTHER "
                 "(and start=CHECKPOINT to use its weights)."
+            )
+        if fixed:
+            raise OutputError(
+                f"the manifest has changed since {self.path} was trained ({numbers}: names, splits or contents "
+                "differ); name=OTHER trains anew."
             )
         log.warning("the manifest has changed since the run began: %s; it goes on with those of now", numbers)
 
