@@ -1,14 +1,19 @@
 """Fine-tuning: what it starts from, how often it is validated, by what its best state is chosen, and what it tells."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 from training_runs import folder, rows, tomogram, train, whole  # noqa: F401
 
 from etsam.app import compose_config
-from etsam.errors import ConfigError
+from etsam.data.datamodule import Source
+from etsam.errors import ConfigError, InputError
 from etsam.training.module import Guard
-from etsam.training.run import check_settings
+from etsam.training.run import _check_guard, check_settings
 from etsam.volume import MrcWriter
 
 FINETUNE = ["finetune", "finetune_nano", "finetune_stage2", "finetune_nano_stage2"]
@@ -121,6 +126,43 @@ def test_the_last_lines_say_what_it_came_to_and_what_to_do(folder, tuned):
     assert "old 0." in end
     assert f"weights.stage1=runs/tuned/checkpoints/{file.name}" in end
     assert f"experiment=finetune_stage2 stage1.checkpoint=runs/tuned/checkpoints/{file.name}" in end
+
+
+MEMBRANE = {"full": [0, 5, 5, 0], "ends": [5, 0, 0, 5], "empty": [0, 0, 0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("own", "old", "found"),
+    [
+        ("full", "full", None),
+        ("full", None, r"old\.csv \(data\.sources\.old\) has no tomogram of the split val"),
+        ("full", "empty", r"old\.csv .* no membrane in the 1 tomograms"),
+        ("full", "ends", r"old\.csv .* validation\.max_slices"),
+        ("empty", "full", r"own\.csv"),
+    ],
+)
+def test_every_source_that_the_guard_compares_needs_membrane_in_val(monkeypatch, own, old, found):
+    monkeypatch.setattr(
+        "etsam.data.measured.mask_summary", lambda mask, _: SimpleNamespace(membrane=np.array(MEMBRANE[mask]))
+    )
+    data = SimpleNamespace(
+        cache_folder=None,
+        sources={name: Source(f"{name}.csv") for name in ("own", "old")},
+        validation=[
+            (name, SimpleNamespace(target_mask=mask)) for name, mask in (("own", own), ("old", old)) if mask is not None
+        ],
+    )
+    with nullcontext() if found is None else pytest.raises(InputError, match=found):
+        _check_guard(composed("finetune_nano", "start=x", "validation.max_slices=2"), data)
+
+
+def test_old_data_without_val_are_refused_before_anything_is_trained(folder, old):
+    lines = (folder / "old.csv").read_text().splitlines()
+    (folder / "unguarded.csv").write_text("\n".join(row for row in lines if ",val," not in row))
+    settings = ["start=null", "+data.sources.old.manifest=unguarded.csv"]
+    assert "unguarded.csv (data.sources.old)" in train(
+        folder, "name=unguarded", *settings, experiment="finetune_nano", status=1
+    )
 
 
 def test_stage_2_is_tuned_too(folder, whole):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from etsam.app import check_values, is_first_process, quiet, require
-from etsam.errors import ConfigError
+from etsam.errors import ConfigError, InputError
 from etsam.paths import resource_path
 
 if TYPE_CHECKING:  # libraries that take seconds come when a run begins
@@ -163,7 +163,33 @@ def _checked_data(cfg: DictConfig) -> "TomogramClips":
     data: TomogramClips = instantiate(cfg.data, context_slices=input_slices(cfg.net) // 2)
     if is_first_process():  # before anything heavy, and once for all processes
         data.prepare_data()
+        if cfg.guard is not None and cfg.trainer.limit_val_batches != 0:
+            _check_guard(cfg, data)
     return data
+
+
+def _check_guard(cfg: DictConfig, data: "TomogramClips") -> None:
+    """Raise `InputError` if the guard cannot compare the Dice of a source: no membrane is validated in it."""
+    from hydra.utils import instantiate
+
+    from etsam.data.measured import mask_summary
+
+    part = instantiate(cfg.validation, stage1_logits=None, _convert_="all").part
+    for source, given in data.sources.items():
+        samples = [sample for name, sample in data.validation if name == source]
+        counts = [mask_summary(sample.target_mask, data.cache_folder).membrane for sample in samples]
+        if any(count[slice(*part(len(count)))].any() for count in counts):
+            continue
+        found = "no tomogram of the split val"
+        if samples and not any(count.any() for count in counts):
+            found = f"no membrane in the {len(samples)} tomograms of the split val that are validated"
+        elif samples:
+            found = f"no membrane in the {cfg.validation.max_slices} slices of val that validation.max_slices leaves"
+        lost = "which state is the best" if source == cfg.guard.source else "whether it is forgotten"
+        raise InputError(
+            f"{given.manifest} (data.sources.{source}) has {found}, so nothing says {lost}; write val in the column "
+            "split of a tomogram with membrane."
+        )
 
 
 def _prepare_stage1(cfg: DictConfig, data: "TomogramClips") -> None:
