@@ -11,7 +11,7 @@ import torch
 from training_runs import TINY, command, curve, folder, rows, train, whole  # noqa: F401
 
 from etsam.app import compose_config, explain
-from etsam.errors import CheckpointError
+from etsam.errors import CheckpointError, ConfigError
 from etsam.network.checkpoint import nonfinite_tensors
 from etsam.training.reporting import RunLog
 from etsam.training.run_folder import RunFolder
@@ -94,6 +94,40 @@ def test_a_run_whose_last_state_is_gone_does_not_begin_anew_in_silence(folder, w
     (tmp_path / "runs/gone/checkpoints/last.ckpt").unlink()
     with pytest.raises(CheckpointError, match="best_"):
         claim(tmp_path, "gone", "ckpt_path=auto").claim()
+
+
+def test_a_state_of_a_run_with_other_settings_is_refused_with_what_differs(folder, whole):
+    state = folder / "runs/whole/checkpoints/last.ckpt"
+    with pytest.raises(CheckpointError, match=rf"\(optimizer\.lr, seed\).* start={state}"):
+        claim(folder, "other", f"ckpt_path={state}", "optimizer.lr=1", "seed=3").claim()
+    with claim(folder, "other", f"ckpt_path={state}", "trainer.max_epochs=3") as run:  # a branch of it
+        assert run.checkpoint == state
+
+
+def test_a_checkpoint_that_is_none_is_answered_with_what_is_allowed(folder):
+    with pytest.raises(CheckpointError, match="ckpt_path=best: .* allowed: last, auto .* file"):
+        claim(folder, "other", "ckpt_path=best").claim()
+
+
+def test_a_state_without_its_run_is_compared_with_the_network(folder, whole, tmp_path):
+    state = torch.load(folder / "runs/whole/checkpoints/last.ckpt", weights_only=True)
+    shapes = {name: tuple(value.shape) for name, value in state["state_dict"].items()}
+    first = next(iter(shapes))
+    files = {name: tmp_path / f"{name}.ckpt" for name in ("state", "weights", "none")}
+    torch.save(state, files["state"])
+    torch.save({"state_dict": state["state_dict"]}, files["weights"])
+    files["none"].write_text("no checkpoint")
+    with claim(folder, "copied", f"ckpt_path={files['state']}") as run:
+        run.check_state(shapes)
+        with pytest.raises(CheckpointError, match=f"another network: {first} "):
+            run.check_state({**shapes, first: (1, 2, 3)})
+    for name in ("weights", "none"):
+        with claim(folder, "copied", f"ckpt_path={files[name]}") as run:
+            with pytest.raises(CheckpointError, match=f"no state .* start={files[name]}"):
+                run.check_state(shapes)
+    with claim(folder, "copied", f"ckpt_path={files['state']}", "trainer.max_epochs=1") as run:
+        with pytest.raises(ConfigError, match=r"trainer\.max_epochs=1, but .* 2 epochs"):
+            run.check_state(shapes)
 
 
 @pytest.fixture(scope="module")

@@ -95,6 +95,7 @@ def run(cfg: DictConfig, *, fixed_data: bool = False) -> TrainingResult:
             return TrainingResult()
         stage = instantiate(cfg.stage, _convert_="all")
         if is_first_process():
+            folder.check_state({name: tuple(value.shape) for name, value in stage.state_dict().items()})
             _check_memory(cfg, stage)
         trainer = _trainer(cfg, folder)
         if is_first_process():

@@ -3,10 +3,11 @@
 import fcntl
 import json
 import logging
+import pickle
 import re
 import subprocess
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -82,6 +83,21 @@ def _different(cfg: DictConfig, before: dict[str, Any]) -> list[str]:
     )
 
 
+def _settings_in(folder: Path) -> dict[str, Any] | None:
+    """Settings of the run of a folder; None if there are none."""
+    file = folder / _SETTINGS
+    if not file.exists():
+        return None
+    before = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(before, dict)
+    return {str(key): value for key, value in before.items()}
+
+
+def _some(names: Sequence[str], shown: int = 8) -> str:
+    more = [f"{len(names) - shown} more"] * (len(names) > shown)
+    return ", ".join([*names[:shown], *more])
+
+
 class RunFolder:
     """Folder of a run, `output_dir`: settings, tomograms, states, metrics. One process at a time works in it.
 
@@ -131,7 +147,7 @@ class RunFolder:
         Raises
         ------
         CheckpointError
-            If there is none where `ckpt_path` says.
+            If there is none where `ckpt_path` says, or it is of a run with other settings.
         ConfigError
             If `overwrite` would replace it.
         OutputError
@@ -143,6 +159,7 @@ class RunFolder:
         if not is_first_process():
             return
         self._refuse_other_runs()
+        self._refuse_states_of_other_runs()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / _LOCK).open("a")
@@ -176,6 +193,11 @@ class RunFolder:
                 f"{path} is gone, but {others[-1].name} is there; set ckpt_path={others[-1]} to go on from it, or "
                 "overwrite=true to begin anew."
             )
+        if not path.is_file() and wanted not in ("last", "auto"):
+            raise CheckpointError(
+                f"ckpt_path={wanted}: there is no such file; allowed: last, auto (last if it is there, else a new run), "
+                "or a .ckpt file."
+            )
         if not path.is_file():
             raise CheckpointError(f"no checkpoint at {path}; leave ckpt_path out to start the run.")
         return path
@@ -192,21 +214,69 @@ class RunFolder:
             )
         if different:
             raise OutputError(
-                f"{self.path} holds a run with other settings ({', '.join(different)}); a run goes on with its own. "
+                f"{self.path} holds a run with other settings ({_some(different)}); a run goes on with its own. "
                 "Set name=OTHER (and start=CHECKPOINT to use its weights)."
+            )
+
+    def _refuse_states_of_other_runs(self) -> None:
+        if self.checkpoint is None or self._origin == self.path:
+            return
+        different = [name for name in _different(self._cfg, _settings_in(self._origin) or {}) if name != "name"]
+        if different:
+            raise CheckpointError(
+                f"ckpt_path={self.checkpoint} is of a run with other settings ({_some(different)}); a run goes on with "
+                f"its own. start={self.checkpoint} takes the weights only."
+            )
+
+    @property
+    def _origin(self) -> Path:
+        """Folder of the run that `checkpoint` is of; this one, where none is known."""
+        place = self.path if self.checkpoint is None else self.checkpoint.absolute().parent.parent
+        return place if (place / _SETTINGS).exists() and place.resolve() != self.path.resolve() else self.path
+
+    def check_state(self, network: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse a checkpoint that training cannot go on from.
+
+        Parameters
+        ----------
+        network
+            Name -> shape of all that is trained.
+
+        Raises
+        ------
+        CheckpointError
+            If it holds weights alone, or those of another network.
+        ConfigError
+            If it has more epochs behind it than the run may have.
+        """
+        if self.checkpoint is None:
+            return
+        import torch
+
+        try:
+            state = torch.load(self.checkpoint, weights_only=True, mmap=True, map_location="cpu")
+        except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+            state = {}
+        only = f"start={self.checkpoint} takes the weights only."
+        if not {"state_dict", "optimizer_states", "loops"} <= set(state):
+            raise CheckpointError(f"ckpt_path={self.checkpoint} holds no state that training goes on from; {only}")
+        then = {name: tuple(value.shape) for name, value in state["state_dict"].items()}
+        others = sorted(name for name in then.keys() | network.keys() if then.get(name) != network.get(name))
+        if others:
+            raise CheckpointError(
+                f"ckpt_path={self.checkpoint} is of another network: {_some(others, 2)} have other shapes or are only in "
+                f"one. Set net= as in that run; {only}"
+            )
+        epochs, limit = state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], self._cfg.trainer.max_epochs
+        if limit is not None and 0 <= limit < epochs:
+            raise ConfigError(
+                f"trainer.max_epochs={limit}, but ckpt_path={self.checkpoint} has {epochs} epochs behind it; set "
+                f"trainer.max_epochs={epochs} or more, or name=OTHER for a new run."
             )
 
     def begun_with(self) -> dict[str, Any] | None:
         """Settings of the run that is in the folder; None if nothing was learned in it."""
-        return self._settings_before() if any((self.path / "checkpoints").glob("*.ckpt")) else None
-
-    def _settings_before(self) -> dict[str, Any] | None:
-        file = self.path / _SETTINGS
-        if not file.exists():
-            return None
-        before = OmegaConf.to_container(OmegaConf.load(file))
-        assert isinstance(before, dict)
-        return {str(key): value for key, value in before.items()}
+        return _settings_in(self.path) if any((self.path / "checkpoints").glob("*.ckpt")) else None
 
     @property
     def wandb_id(self) -> str:
@@ -321,15 +391,16 @@ class RunFolder:
         return outcome
 
     def _compare(self, tomograms: dict[str, list[list[str]]], *, fixed: bool = False) -> None:
-        file = self.path / _TOMOGRAMS
+        folder = self._origin
+        file = folder / _TOMOGRAMS
         if not file.exists() or (before := json.loads(file.read_text(encoding="utf-8"))) == tomograms:
             return
         then_count, now_count = (sum(len(rows) for rows in one.values()) for one in (before, tomograms))
         numbers = f"{then_count} tomograms before, {now_count} now"
-        then, now = flat(self._settings_before() or {}), flat(settings_of(self._cfg))
+        then, now = flat(_settings_in(folder) or {}), flat(settings_of(self._cfg))
         if any(then.get(name) != now.get(name) for name in then.keys() | now.keys() if _PLACE_OF_DATA.fullmatch(name)):
             raise OutputError(
-                f"{self.path} holds a run on other data ({numbers}: names, splits or contents differ); set name=OTHER "
+                f"{folder} holds a run on other data ({numbers}: names, splits or contents differ); set name=OTHER "
                 "(and start=CHECKPOINT to use its weights)."
             )
         if fixed:
