@@ -11,7 +11,7 @@ import torch
 from training_runs import TINY, command, curve, folder, rows, train, whole  # noqa: F401
 
 from etsam.app import compose_config, explain
-from etsam.errors import CheckpointError, ConfigError
+from etsam.errors import CheckpointError, ConfigError, OutputError
 from etsam.network.checkpoint import nonfinite_tensors
 from etsam.training.reporting import RunLog
 from etsam.training.run_folder import RunFolder
@@ -102,6 +102,19 @@ def test_a_state_of_a_run_with_other_settings_is_refused_with_what_differs(folde
         claim(folder, "other", f"ckpt_path={state}", "optimizer.lr=1", "seed=3").claim()
     with claim(folder, "other", f"ckpt_path={state}", "trainer.max_epochs=3") as run:  # a branch of it
         assert run.checkpoint == state
+
+
+def test_a_run_goes_on_with_the_average_of_weights_that_it_began_with_and_not_without(folder):
+    for name, began, goes_on in (("averaged", "ema", "default"), ("plain", "default", "ema")):
+        with claim(folder, name, f"callbacks={began}") as run:
+            run.begin({})
+        state = run.path / "checkpoints/last.ckpt"
+        state.parent.mkdir()
+        state.touch()
+        with pytest.raises(OutputError, match=r"other settings \(callbacks\.ema\._target_, callbacks\.ema\.decay\)"):
+            claim(folder, name, f"callbacks={goes_on}", "ckpt_path=last").claim()
+        with claim(folder, name, f"callbacks={began}", "ckpt_path=last", "~callbacks.slices"):
+            pass
 
 
 def test_a_checkpoint_that_is_none_is_answered_with_what_is_allowed(folder):

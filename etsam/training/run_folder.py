@@ -31,7 +31,8 @@ _WANDB_ID = "wandb_id"
 _ENDED = "ended.json"
 # where data lie is free, too: what the manifests list is compared instead
 _PLACE_OF_DATA = re.compile(r"data\.sources\.[^.]+\.(manifest|root)")
-# may differ when a run goes on: where, how fast and how long it trains, not what it trains
+# may differ when a run goes on: where, how fast and how long it trains, not what it trains; of the callbacks the average
+# of the weights may not, which is what a checkpoint holds
 _FREE = (
     "ckpt_path",
     "max_time",
@@ -74,11 +75,16 @@ def _different(cfg: DictConfig, before: dict[str, Any]) -> list[str]:
     copies = {name for name, value in written.items() if isinstance(value, str) and "${" in value}
     apart = (*_FREE, *copies)
     now, then = flat(settings_of(cfg)), flat(before)
+    averages = tuple(
+        name.removesuffix("_target_")
+        for name, value in (*now.items(), *then.items())
+        if name.startswith("callbacks.") and str(value).endswith("WeightAveraging")
+    )
     return sorted(
         name
         for name in now.keys() | then.keys()
         if now.get(name) != then.get(name)
-        and not any(name == free or name.startswith(f"{free}.") for free in apart)
+        and (name.startswith(averages) or not any(name == free or name.startswith(f"{free}.") for free in apart))
         and not _PLACE_OF_DATA.fullmatch(name)
     )
 
