@@ -33,6 +33,15 @@ def test_the_settings_of_a_command_are_shown_without_a_run(etsam, work):
     assert not (work / "runs").exists()
 
 
+def test_settings_are_added_replaced_and_taken_away(etsam):
+    words = ["experiment=finetune", "data.sources.own.manifest=x.csv", "~callbacks.early_stopping", "++trainer.max_epochs=3"]
+    outcome = etsam("train", *words, "--cfg", "job")
+    cfg = OmegaConf.create(outcome.stdout)
+    assert "early_stopping" not in cfg.callbacks
+    assert cfg.trainer.max_epochs == 3
+    assert "callbacks.nothing" in etsam("train", *words[:2], "~callbacks.nothing", "--cfg", "job").message
+
+
 def test_nothing_to_train_is_one_line(etsam):
     assert "etsam train --list" in etsam("train").message
 

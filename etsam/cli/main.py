@@ -35,7 +35,7 @@ from etsam.cli import (
     threshold,
     train,
 )
-from etsam.cli.overrides import SETTING
+from etsam.cli.overrides import DELETION, SETTING
 from etsam.cli.wording import InFlags, did_you_mean, flags_of, unknown_word
 from etsam.paths import read_names_as_utf8
 
@@ -164,7 +164,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = shown or parser
     items = [*rest, *getattr(args, "settings", [])]
     takes_settings, takes_files = (getattr(args, name, False) for name in ("takes_settings", "takes_files"))
-    unknown = [item for item in items if item.startswith("-") or not (takes_files or SETTING.match(item))]
+    takes_away = args.command in ("train", "finetune")
+    unknown = [
+        item
+        for item in items
+        if item.startswith("-") or not (takes_files or SETTING.match(item) or (takes_away and DELETION.match(item)))
+    ]
     if unknown or (rest and not takes_settings):
         word = [*unknown, *rest][0]
         after = next((item for item in given[given.index(word) + 1 :] if not item.startswith("-")), "")

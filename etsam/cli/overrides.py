@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 SETTING = re.compile(r"^[+~]{0,2}[A-Za-z_][\w./@]*=")
 """Start of an argument that is a KEY=VALUE."""
 
+DELETION = re.compile(r"^~[A-Za-z_][\w./@]*$")
+"""Argument that takes a setting away."""
+
 
 def is_setting(item: str) -> bool:
     """True for KEY=VALUE, unless a file is called so."""
