@@ -33,6 +33,15 @@ def test_the_settings_of_a_command_are_shown_without_a_run(etsam, work):
     assert not (work / "runs").exists()
 
 
+def test_a_sweep_on_several_devices_is_one_line_with_the_way_that_works(etsam, monkeypatch):
+    words = ["experiment=nano_stage1", "data.sources.own.manifest=x.csv", "name=x", "seed=0,1", "trainer=ddp_cpu"]
+    monkeypatch.setattr("sys.argv", ["etsam", "train", "--multirun", *words])
+    outcome = etsam("train", "--multirun", *words)
+    assert outcome.status == 1
+    assert "trainer.devices=2" in outcome.message
+    assert "for seed in" in outcome.message
+
+
 def test_settings_are_added_replaced_and_taken_away(etsam):
     words = ["experiment=finetune", "data.sources.own.manifest=x.csv", "~callbacks.early_stopping", "++trainer.max_epochs=3"]
     outcome = etsam("train", *words, "--cfg", "job")

@@ -13,6 +13,7 @@ from training_runs import TINY, folder, train, whole  # noqa: F401
 from etsam.errors import OutputError
 from etsam.training import run
 
+SHORT = [*TINY, "data.epoch_clips=1", "data.num_slices=2", "validation.max_slices=2"]
 EARLY = ["trainer.max_epochs=6", "callbacks.early_stopping.patience=1", "+callbacks.early_stopping.min_delta=0.9"]
 
 
@@ -26,7 +27,7 @@ def finetune(folder, *words, status=0):
         patch.chdir(folder)
         patch.setattr("etsam.cli.finetune._better", lambda result, start: str(result.best_checkpoint))
         try:
-            ended = status_of(["finetune", "manifest.csv", *TINY, start, *EARLY, *words])
+            ended = status_of(["finetune", "manifest.csv", *SHORT, start, *EARLY, *words])
         finally:
             logging.getLogger("etsam").removeHandler(listener)
     assert ended == status, said.getvalue()

@@ -81,10 +81,29 @@ def _sweep(settings: Sequence[str]) -> None:
     from etsam.training.run import run
 
     def job(cfg: "DictConfig") -> float | None:
+        _refuse_several_devices(cfg)
         return reporting_errors(run, cfg, stop_at_once=False).best_score  # what sweepers that search optimise
 
     sys.argv = ["train.py", "--multirun", *settings]
     launch(hydra.main(version_base="1.3", config_path=str(resource_path("configs")), config_name="train")(job))
+
+
+def _refuse_several_devices(cfg: "DictConfig") -> None:
+    """End a sweep whose jobs would start processes beside them, unless a cluster starts them.
+
+    Lightning starts them with the command line of this process, and they would do the whole sweep.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    from etsam.app import exit_with_error
+
+    here = HydraConfig.get().launcher._target_.endswith("BasicLauncher")
+    if here and cfg.trainer.devices not in (1, "1", [0]) and str(cfg.trainer.strategy).startswith("ddp"):
+        exit_with_error(
+            f"--multirun with trainer.devices={cfg.trainer.devices}: a run of a sweep takes one device; set "
+            "trainer.devices=1 trainer.strategy=auto, or type `etsam train` once for each value: such as "
+            "for seed in 0 1; do etsam train seed=$seed name=run_$seed ...; done"
+        )
 
 
 def print_settings(group: str = "") -> None:
