@@ -11,6 +11,7 @@ from etsam.errors import ConfigError
 from etsam.evaluation.compare.compare import compare, format_p
 from etsam.evaluation.compare.statistics import holm, mean_interval, paired_tests
 from etsam.evaluation.compare.tables import PUBLISHED, published_scores
+from etsam.evaluation.report.tables import cells_of_means, cells_of_other_means, cells_of_pairs
 from etsam.paths import resource_path
 
 pytestmark = pytest.mark.workshop
@@ -118,8 +119,42 @@ def test_a_difference_that_is_the_same_everywhere_has_a_wilcoxon_test_only():
 def test_fewer_than_three_tomograms_are_not_tested(n):
     found = paired_tests(A[:n], B[:n])
     assert found.n == n
-    assert np.isnan([found.t_p, found.wilcoxon_p, found.shapiro_p, found.low, found.high]).all()
-    assert np.isnan(found.difference) == (n == 0)
+    assert np.isnan([found.t_p, found.wilcoxon_p, found.shapiro_p]).all()
+    assert np.isnan([found.difference, found.low]).tolist() == [n == 0, n < 2]
+
+
+def test_the_interval_of_few_tomograms_agrees_with_the_t_test():
+    # n = 3, mean 0.11, sd 0.06: the t-test gives p = 0.087; 4.303 = 0.975 quantile of t with two degrees of freedom
+    d = np.array([0.05, 0.17, 0.11])
+    half = 4.302653 * 0.06 / np.sqrt(3)
+    assert mean_interval(d) == pytest.approx((0.11 - half, 0.11 + half), rel=1e-6)
+    random = np.random.default_rng(2)
+    for n in (3, 5, 9):
+        for _ in range(30):
+            found = paired_tests(random.normal(0.8, 1, n), np.zeros(n))
+            assert (found.low <= 0 <= found.high) == (found.t_p >= 0.05)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 9])
+def test_the_interval_of_few_values_holds_the_true_mean_as_often_as_it_says(n):
+    random = np.random.default_rng(n)
+    held = [low <= 0 <= high for low, high in (mean_interval(random.normal(size=n)) for _ in range(2000))]
+    assert 0.935 < np.mean(held) < 0.965
+
+
+@pytest.mark.parametrize("n", [5, 17])
+def test_intervals_do_not_depend_on_the_order_of_tomograms(n):
+    values = np.random.default_rng(0).gamma(2, size=n)
+    for seed in range(5):
+        assert mean_interval(np.random.default_rng(seed).permutation(values)) == mean_interval(values)
+
+
+@pytest.mark.parametrize("values", [A, np.random.default_rng(0).gamma(2, size=17) - 2, np.linspace(-0.3, 0.3, 13)])
+def test_swapping_two_methods_mirrors_the_interval(values):
+    low, high = mean_interval(values)
+    assert mean_interval(-values) == (-high, -low)
+    one, other = paired_tests(values, 0 * values), paired_tests(0 * values, values)
+    assert (one.low, one.high) == (-other.high, -other.low)
 
 
 def test_paired_scores_of_different_lengths_are_refused():
@@ -199,10 +234,61 @@ def test_missing_tomograms_are_named_and_left_out_of_the_pairs_only():
     assert list(means["mean_shared"]) == pytest.approx([0.85, 0.7])
 
 
+def test_a_method_without_any_value_leaves_the_shared_means_of_others():
+    values = {"a": {"t1": 0.9, "t2": 0.8, "t3": 0.1}, "b": {"t1": 0.7, "t2": 0.5}, "c": {"t1": np.nan}}
+    found = compare(scores(**values))
+    means = found.means.set_index("method")
+    assert list(means["n_shared"]) == [2, 2, 0]
+    assert list(means["mean_shared"])[:2] == pytest.approx([0.85, 0.6])
+    assert np.isnan(means["mean_shared"]["c"])
+    assert found.unequal == ("dice",)
+    (note,) = [note for note in found.notes if note.startswith("Left out of the shared means")]
+    assert note.endswith(": c.")
+
+
+def test_means_over_shared_tomograms_are_shown_where_methods_have_different_ones():
+    hard = scores(a={"t1": 0.8, "t2": 0.9, "t3": 0.1}, b={"t1": 0.7, "t2": 0.78})
+    hard["hausdorff95_angstrom"] = [100, 200, 900, 110, np.nan]
+    _, rows = cells_of_means(compare(hard))
+    assert [row[0] for row in rows] == ["a", "b", "a", "b"]
+    assert rows[2:] == [["a", "2 shared", "0.850"], ["b", "2 shared", "0.740"]]
+    _, others = cells_of_other_means(compare(hard), 3)
+    assert others[1][1:] == ["100 (1 shared)", "110 (1 shared)"]
+    _, rows = cells_of_means(compare(hard[hard["tomogram"] != "t3"]))
+    assert len(rows) == 2
+
+
+def test_as_many_but_other_tomograms_are_different_ones():
+    found = compare(scores(a={"t1": 0.8, "t2": 0.9}, b={"t2": 0.7, "t3": 0.1}))
+    assert found.unequal == ("dice",)
+    assert [row[1:] for row in cells_of_means(found)[1][2:]] == [["1 shared", "0.900"], ["1 shared", "0.700"]]
+
+
+def test_differences_have_the_digits_of_their_metric():
+    found = scores(a={"t1": 0.9, "t2": 0.5, "t3": 0.4}, b={"t1": 0.7, "t2": 0.6, "t3": 0.2})
+    found["hausdorff95_angstrom"] = [175, 190, 180, 95.2, 93.5, 97.3]
+    _, (dice, distance) = cells_of_pairs(compare(found, ["dice", "hausdorff95_angstrom"]))
+    assert dice[3] == "+0.100"
+    assert distance[3] == "+86"
+    # differences 79.8, 96.5, 82.7: mean 86.33, sd 8.92, and 4.303 * 8.92 / sqrt(3) = 22.2 to both sides
+    assert distance[4] == "+64 to +108"
+
+
+def test_metrics_may_be_written_in_capitals():
+    assert compare(published_scores(), ["Dice", "IOU", "dice"]).metrics == ("dice", "iou")
+
+
 def test_methods_without_a_common_tomogram_are_told_so():
     found = compare(scores(a={"t1": 0.9}, b={"t2": 0.7}))
     assert pair(found, "a", "b").n == 0
     assert "fewer than 3 common tomograms" in " ".join(found.notes)
+
+
+def test_methods_without_a_common_name_show_one_of_each():
+    found = compare(scores(a={"d/t1": 0.9, "d/t2": 0.8}, b={"t1.mrc": 0.7}, c={"d/t1": 0.5}))
+    assert found.notes[-1].startswith("No common tomogram name: a - b, b - c.")
+    assert found.notes[-1].endswith("d/t1 (a), t1.mrc (b), d/t1 (c).")
+    assert not any("common tomogram name:" in note for note in compare(published_scores()).notes)
 
 
 def test_five_tomograms_are_too_few_for_the_wilcoxon_test():

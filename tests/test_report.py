@@ -402,12 +402,12 @@ def test_a_page_too_small_for_all_slices_shows_some_of_each_tomogram(results, mo
 def test_the_headline_says_what_is_found_and_what_is_lost(results, tmp_path):
     rows = [InclinationRow(0.0, 10.0, 0.07, 0.9, 100, 50), InclinationRow(80.0, 90.0, 0.98, 0.9, 100, 90)]
     mine = [
-        replace(r, inclination=tuple(rows), voxels=4_000_000, metrics={"dice": value, "precision": 0.7 + value / 100})
+        replace(r, inclination=tuple(rows), voxels=4_000_000, metrics={"dice": value, "precision": 0.7 + value / 1000})
         for r, value in zip(results[:2], (0.64, 0.66), strict=True)
     ]
     settings = {"prediction": {"weights": {"stage2": {"name": "nano_stage2.safetensors"}}}}
     text = " ".join("".join(Page(write_report(mine, tmp_path, settings).read_text()).text).split())
-    assert "Dice 0.65. Finds upright membranes (0.98 of them), loses flat ones (0.07). Precision 0.71." in text
+    assert "Dice 0.650. Finds upright membranes (0.98 of them), loses flat ones (0.07). Precision 0.701." in text
     assert re.search(
         r"2 tomograms of 8 million voxels together · weights nano · threshold -0.25 · \d+ \w+ 20\d\d", text
     )
@@ -422,6 +422,41 @@ def test_the_headline_fits_what_is_found(results, upright, flat, words):
     rows = InclinationRow(0.0, 30.0, flat, 0.5, 10, 9), InclinationRow(60.0, 90.0, upright, 0.5, 10, 9)
     ((_, sentences),) = findings(build_tables([replace(results[0], inclination=rows)]))
     assert words in sentences
+
+
+def test_the_headline_ranks_methods_on_the_tomograms_of_all():
+    dice = {"a": (0.80, 0.82, 0.1), "b": (0.77, 0.75), "c": ()}
+    given = [TomogramResult(m, f"t{i}", metrics={"dice": v}) for m, own in dice.items() for i, v in enumerate(own)]
+    given.append(TomogramResult("c", "t0", error="no file"))
+    assert findings(build_tables(given)) == [
+        ("a", "Dice 0.810 on the 2 tomograms of all methods."),
+        ("b", "Dice 0.760 on the 2 tomograms of all methods."),
+        ("c", "No scores."),
+    ]
+
+
+def test_the_headline_has_the_digits_of_the_table():
+    given = [TomogramResult("a", "t", metrics={"dice": 0.5, "hausdorff95_angstrom": 179.5})]
+    assert findings(build_tables(given, metrics=["hausdorff95_angstrom"])) == [
+        ("a", "95 % Hausdorff, larger direction (Å) 180.")
+    ]
+
+
+def test_means_over_shared_tomograms_stand_in_page_and_markdown(written, parsed, results):
+    shared = [r.metrics["dice"] for r in results if r.method == "nano" and r.tomogram != "d2/t1"]
+    (row,) = [row for row in parsed.rows if row[:2] == ["nano", "3 shared"]]
+    assert row[2] == f"{np.mean(shared):.3f}"
+    assert f"| nano | 3 shared | {np.mean(shared):.3f} |" in (written.parent / "report.md").read_text()
+
+
+def test_a_failure_is_told_once_and_ends_in_one_full_stop(results, tmp_path):
+    failed = TomogramResult("nano", "d9/t9", error="no such file: a.mrc.")
+    text = "".join(Page(write_report([*results, failed], tmp_path, {}).read_text()).text)
+    markdown = [line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("- ")]
+    assert [line for line in markdown if "a.mrc" in line] == ["- nano failed on d9/t9: no such file: a.mrc."]
+    assert text.count("failed on d9/t9") == 1
+    assert "d9/t9: no such file: a.mrc.." not in text
+    assert "nano has no value" not in text
 
 
 def test_slices_come_first_the_worst_tomogram_before_the_others(html, results):

@@ -122,7 +122,7 @@ def test_means_intervals_and_paired_differences(paired):
     assert low["mean"] == pytest.approx(0.275)
     assert low["difference"] == pytest.approx(np.mean([-0.5, -0.45, -0.45, -0.5]))
     assert (low["low"], low["high"]) == mean_interval(np.array(dice["snr_0.05"][:4]))
-    assert low["difference_high"] - low["difference_low"] < 0.06 < low["high"] - low["low"]  # what pairing is for
+    assert low["difference_high"] - low["difference_low"] < 0.1 < low["high"] - low["low"]  # what pairing is for
     assert (usual["difference"], usual["difference_low"], usual["difference_high"]) == (0, 0, 0)
     assert (high["low"], high["high"]) == (0.9, 0.9)
 

@@ -1,10 +1,13 @@
 """Tables of scores are read as other programs write them, and refused where they cannot be meant so."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from etsam.errors import InputError
+from etsam.evaluation.compare.compare import compare
 from etsam.evaluation.compare.tables import Source, join_scores, parse_source, read_scores
 from etsam.paths import resource_path
 
@@ -58,9 +61,18 @@ def test_names_that_look_like_numbers_keep_their_zeros(work):
     assert np.isnan(found["dice"][1])
 
 
+def test_infinite_distances_are_missing_with_a_warning_that_names_table_and_tomogram(work, caplog):
+    path = table(work / "t.csv", "tomogram,dice,hausdorff95_angstrom\nx,0.5,12\ny,0,inf\nz,0,-Infinity\n")
+    found = read_scores(Source(path, "a"))
+    np.testing.assert_array_equal(found["hausdorff95_angstrom"], [12, np.nan, np.nan])
+    assert re.search(r"t\.csv.*hausdorff95_angstrom.*y, z", caplog.text)
+    assert compare(found, ["hausdorff95_angstrom"]).means["n"].tolist() == [1]
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
+        ("tomogram,dice\na,inf\n", "dice of a is inf"),
         ("tomogram,dice\na,0.5\na,0.6\n", "a is"),
         ("tomogram,dice\na,78.7\n", "dice of a is 78.7"),
         ("tomogram,dice\na,good\n", "good"),

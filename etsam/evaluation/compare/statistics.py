@@ -8,11 +8,18 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999  # the default of scipy.stats.bootstrap
-MIN_TOMOGRAMS = 3  # with fewer there is no test and no interval
+MIN_TOMOGRAMS = 3  # with fewer there is no test
+MIN_INTERVAL = 2  # with fewer there is no interval
 WILCOXON_MIN = 6  # the smallest two-sided p of n pairs is 2 / 2**n, above 0.05 for n < 6
-FEW = 10  # below, intervals and the normality check are rough
+FEW = 10  # below, the bootstrap is far too narrow (`mean_interval`) and the normality check rough
 NORMAL_ALPHA = 0.05  # Shapiro-Wilk below: differences are not taken for normal
 _SAME = 1e-12  # spread of values that differ by rounding only
+
+INTERVALS = (
+    f"Intervals: 95 %; of fewer than {FEW} tomograms the t interval (of one: none), from {FEW} on by bootstrap of the"
+    f" tomograms (BCa, {RESAMPLES} resamples, fixed seed)."
+)
+"""Says for people what `mean_interval` gives."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class PairedTests:
     mean_a, mean_b, difference
         Means over these pairs and their difference; NaN without pairs.
     low, high
-        95 % bootstrap interval of the mean difference (`mean_interval`).
+        95 % interval of the mean difference (`mean_interval`); of b - a exactly the mirrored one.
     t, t_p
         Paired t-test, two-sided. NaN if all differences are equal.
     wilcoxon_p
@@ -57,12 +64,15 @@ class PairedTests:
 
 
 def mean_interval(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean: bias-corrected and accelerated (BCa, Efron 1987), seeded.
+    """95 % interval of the mean: of fewer than `FEW` values the t interval, from there on by bootstrap.
+
+    The bootstrap is bias-corrected and accelerated (BCa, Efron 1987), and seeded. Of few normal values it is too
+    narrow: with 3 it holds the mean in 73 % of cases, with 5 in 86 %, with 10 in 90 %. The t interval does in 95 %.
 
     Parameters
     ----------
     values
-        (n,) finite.
+        (n,) finite. Their order does not matter, and the interval of -values is exactly the mirrored one.
     seed
         The same seed and values give the same interval.
     resamples
@@ -71,13 +81,30 @@ def mean_interval(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPL
     Returns
     -------
     low, high
-        NaN for fewer than 3 values; the value itself if all are equal; the percentile interval where BCa has no answer.
+        NaN for fewer than 2 values; the value itself if all are equal; the percentile interval where BCa has no answer.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if values.size < MIN_TOMOGRAMS:
+    values = np.sort(np.asarray(values, dtype=np.float64))
+    if values.size < MIN_INTERVAL:
         return float("nan"), float("nan")
     if np.ptp(values) <= _SAME:
         return float(values.mean()), float(values.mean())
+    mirrored = -values[::-1]
+    if values.tolist() < mirrored.tolist():  # of the two signs always the same one is computed
+        low, high = mean_interval(mirrored, seed=seed, resamples=resamples)
+        return 0.0 - high, 0.0 - low  # no -0.0
+    low, high = _t_interval(values) if values.size < FEW else _bootstrap_interval(values, seed, resamples)
+    if np.array_equal(values, mirrored):
+        low, high = (low - high) / 2, (high - low) / 2
+    return low, high
+
+
+def _t_interval(values: np.ndarray) -> tuple[float, float]:
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, values.size - 1)
+    half = quantile * values.std(ddof=1) / np.sqrt(values.size)
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def _bootstrap_interval(values: np.ndarray, seed: int, resamples: int) -> tuple[float, float]:
     for method in ("BCa", "percentile"):
         interval = stats.bootstrap(
             (values,),

@@ -1,5 +1,6 @@
 """Tables of scores, of this program and of others: one row a method and tomogram, one column a metric."""
 
+import logging
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -47,6 +48,8 @@ _TOMOGRAM_COLUMNS = ("tomogram", "dataset_id", "run_id")
 _NOT_METRICS = (*_TOMOGRAM_COLUMNS, "method", "error", "seconds")
 _PLACE = "{metric}"
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -93,7 +96,8 @@ def read_scores(source: Source) -> pd.DataFrame:
 
     The tomogram is the column `tomogram`, or `dataset_id` and `run_id` joined by a slash. Columns `dice`, `iou`,
     `precision`, `recall` are also found by other usual names (`dice_score`, `mean_iou_score`, ...); with a pattern only
-    the columns that fit it are taken. Further columns of numbers are further metrics. An empty cell is a missing value.
+    the columns that fit it are taken. Further columns of numbers are further metrics. An empty cell is a missing value;
+    so is an infinite one, which other programs write as the distance to an empty mask, with a warning.
 
     Returns
     -------
@@ -130,6 +134,11 @@ def read_scores(source: Source) -> pd.DataFrame:
         if len(outside):
             value, tomogram = outside[metric].iloc[0], outside["tomogram"].iloc[0]
             raise InputError(f"{path}: {metric} of {tomogram} is {value:g}; allowed: 0 to 1 (percent? divide by 100).")
+    for metric in metric_columns(table):
+        infinite = table[metric].isin([math.inf, -math.inf])
+        if infinite.any():
+            log.warning("%s: %s of %s is infinite: no value", path, metric, ", ".join(table.loc[infinite, "tomogram"]))
+            table[metric] = table[metric].mask(infinite)
     _refuse_twice(table, str(path))
     return table.reset_index(drop=True)
 

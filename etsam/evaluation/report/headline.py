@@ -8,7 +8,7 @@ import pandas as pd
 
 from etsam.evaluation.compare.tables import METRIC_NAMES
 from etsam.evaluation.metrics.results import TomogramResult
-from etsam.evaluation.report.tables import ReportTables, inclination_by_method
+from etsam.evaluation.report.tables import ReportTables, format_value, inclination_by_method
 from etsam.weights.registry import names_of, weights_warning
 
 _GOOD, _POOR = 0.7, 0.5  # recall from which membranes are found, and below which they are lost; our choice
@@ -41,7 +41,8 @@ def badge(settings: Mapping[str, str]) -> str:
 def findings(tables: ReportTables) -> list[tuple[str, str]]:
     """(method, sentences) in the order of the methods: first metric, what is found by direction, precision.
 
-    Upright and flat are the outer ranges of the angle between a membrane's normal and Z.
+    Means are over the tomograms that all methods have, where they have different ones, and say so. Upright and flat are
+    the outer ranges of the angle between a membrane's normal and Z.
     """
     means = tables.comparison.means
     inclination = (
@@ -49,14 +50,25 @@ def findings(tables: ReportTables) -> list[tuple[str, str]]:
     )
     found = []
     for method in tables.comparison.methods:
-        own = means[(means["method"] == method) & means["mean"].notna()].set_index("metric")["mean"]
-        sentences = [f"{METRIC_NAMES.get(name, name)} {own[name]:.2f}." for name in own.index[:1]]
+        own = means[(means["method"] == method) & means["mean"].notna()].set_index("metric")
+        sentences = [_mean(own.loc[name], name in tables.comparison.unequal) for name in own.index[:1]]
         if len(inclination):
             sentences += _by_direction(inclination[inclination["method"] == method].sort_values("lower_degrees"))
         if "precision" in own.index[1:]:
-            sentences.append(f"Precision {own['precision']:.2f}.")
+            sentences.append(_mean(own.loc["precision"], "precision" in tables.comparison.unequal))
         found.append((method, " ".join(sentences) or "No scores."))
     return found
+
+
+def _mean(row: pd.Series, unequal: bool) -> str:
+    """Mean of a metric, its name on the row; if unequal over the tomograms that all methods have."""
+    name, number = METRIC_NAMES.get(str(row.name), row.name), row["n_shared"]
+    if not unequal:
+        return f"{name} {format_value(str(row.name), row['mean'])}."
+    if not number:
+        return f"{name} {format_value(str(row.name), row['mean'])} on tomograms that not all methods have."
+    of = f"the {number} tomograms" if number > 1 else "the one tomogram"
+    return f"{name} {format_value(str(row.name), row['mean_shared'])} on {of} of all methods."
 
 
 def directions(tables: ReportTables) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from etsam.evaluation.compare.compare import format_score
-from etsam.evaluation.compare.statistics import MIN_TOMOGRAMS
+from etsam.evaluation.compare.statistics import INTERVALS, MIN_INTERVAL
 from etsam.evaluation.compare.tables import METRIC_NAMES
 from etsam.evaluation.metrics.results import TomogramResult
 from etsam.evaluation.organisms import organisms
@@ -33,7 +33,7 @@ from etsam.evaluation.report.tables import (
 _BESIDE = 6  # methods that have a column each
 PICTURE_BUDGET_BYTES = 3_200_000  # of the page's 5 MB; curves and tables of 20 tomograms need about one
 METHOD_LINES = (
-    "Intervals: 95 %, bootstrap of the tomograms (BCa, 9999 resamples, fixed seed).",
+    INTERVALS,
     "Differences: first method minus second on the same tomograms; d is their mean over their standard deviation.",
     "Tests: two-sided; paired t-test and Wilcoxon signed rank (differences of zero left out), each corrected by Holm"
     " for all pairs of the same metric. Shapiro-Wilk tests what the t-test assumes: that the differences are normal.",
@@ -215,7 +215,7 @@ def _caption_of_means(tables: ReportTables) -> str:
     means = tables.comparison.means
     if means["low"].notna().any():
         return "Mean over tomograms (95 % interval)"
-    return f"Mean over tomograms; an interval needs {MIN_TOMOGRAMS} or more"
+    return f"Mean over tomograms; an interval needs {MIN_INTERVAL} or more"
 
 
 def _scores(tables: ReportTables) -> list[Part]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from etsam.evaluation.compare.compare import Comparison, compare, format_difference, format_p, format_score
+from etsam.evaluation.compare.compare import Comparison, compare, format_p, format_score
 from etsam.evaluation.compare.tables import METRIC_NAMES, scores_of_results
 from etsam.evaluation.metrics.curves import Sweep, precision_recall, sweeps
 from etsam.evaluation.metrics.results import InclinationRow, TomogramResult
@@ -183,10 +183,16 @@ def format_value(metric: str, value: float) -> str:
     return format_score(value)
 
 
+def format_difference(metric: str, value: float) -> str:
+    """A difference of scores with its sign and the digits of `format_value`."""
+    text = format_value(metric, value)
+    return f"+{text}" if value >= 0 and math.isfinite(value) else text
+
+
 def failures(scores: pd.DataFrame) -> list[str]:
     """A sentence for each tomogram without scores."""
     failed = scores[scores["error"] != ""]
-    return [f"{row.method} failed on {row.tomogram}: {row.error}." for row in failed.itertuples()]
+    return [f"{row.method} failed on {row.tomogram}: {row.error.rstrip(' .')}." for row in failed.itertuples()]
 
 
 def cells_of_scores(tables: ReportTables) -> tuple[list[str], list[list[str]]]:
@@ -214,24 +220,35 @@ def cells_of_scores(tables: ReportTables) -> tuple[list[str], list[list[str]]]:
 
 
 def cells_of_means(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells: a row a method, its mean and interval in each metric."""
+    """Heads and cells: a row a method, its mean and interval in each metric.
+
+    Where methods have values for different tomograms, further rows have the means over the shared ones.
+    """
     heads = ["Method", "Tomograms", *(METRIC_NAMES.get(name, name) for name in comparison.metrics)]
-    rows = []
+    rows, shared = [], []
     for method in comparison.methods:
         own = comparison.means[comparison.means["method"] == method].set_index("metric").loc[list(comparison.metrics)]
-        numbers = sorted(set(own["n"]))
-        cells = [method, str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"]
+        cells = [method, _range(own["n"])]
         for row in own.itertuples():
             cells.append(f"{format_value(row.Index, row.mean)} {format_interval(row.low, row.high, row.Index)}".strip())
         rows.append(cells)
-    return heads, rows
+        if own["n_shared"].any():
+            means = (format_value(name, value) for name, value in own["mean_shared"].items())
+            shared.append([method, f"{_range(own['n_shared'])} shared", *means])
+    return heads, [*rows, *shared] if set(comparison.unequal) & set(comparison.metrics) else rows
+
+
+def _range(numbers: pd.Series) -> str:
+    low, high = numbers.min(), numbers.max()
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def cells_of_other_means(comparison: Comparison, tomograms: int) -> tuple[list[str], list[list[str]]]:
     """Heads and cells: a row a metric that is not compared, and how many tomograms its mean is of; no row if none is.
 
     Distances are not defined where truth or prediction is empty. Left out without a word, a method that finds nothing
-    would improve by it.
+    would improve by it. Where methods have values for different tomograms, a second row has the means over the shared
+    ones.
     """
     names = [name for name in dict.fromkeys(comparison.means["metric"]) if name not in comparison.metrics]
     rows = []
@@ -239,6 +256,9 @@ def cells_of_other_means(comparison: Comparison, tomograms: int) -> tuple[list[s
         own = comparison.means[comparison.means["metric"] == name].set_index("method").loc[list(comparison.methods)]
         cells = [f"{format_value(name, row.mean)} ({row.n} of {tomograms})" for row in own.itertuples()]
         rows.append([METRIC_NAMES.get(name, name), *cells])
+        if name in comparison.unequal and own["n_shared"].any():
+            cells = [f"{format_value(name, row.mean_shared)} ({row.n_shared} shared)" for row in own.itertuples()]
+            rows.append([METRIC_NAMES.get(name, name), *cells])
     return ["Metric", *comparison.methods], rows
 
 
@@ -256,9 +276,9 @@ def cells_of_pairs(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     for row in comparison.pairs.itertuples():
         p = (row.t_p, row.t_p_holm, row.wilcoxon_p, row.wilcoxon_p_holm)
         cells = [METRIC_NAMES.get(row.metric, row.metric), f"{row.first} - {row.second}", str(row.n)]
-        cells.append(format_difference(row.difference))
-        known = math.isfinite(row.low)
-        cells.append(f"{row.low:+.3f} to {row.high:+.3f}" if known else "–")
+        cells.append(format_difference(row.metric, row.difference))
+        bounds = (format_difference(row.metric, value) for value in (row.low, row.high))
+        cells.append(" to ".join(bounds) if math.isfinite(row.low) else "–")
         cells += [f"{row.higher} / {row.equal} / {row.lower}"]
         cells.append(f"{row.effect_size:.2f}" if math.isfinite(row.effect_size) else "–")
         rows.append([*cells, *(format_p(value) for value in (*p, row.shapiro_p))])

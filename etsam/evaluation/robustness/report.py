@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from etsam.evaluation.compare.compare import format_difference, format_score
+from etsam.evaluation.compare.compare import format_score
 from etsam.evaluation.compare.tables import METRIC_NAMES
 from etsam.evaluation.report.figures import STYLE, Figures, png_bytes, short
 from etsam.evaluation.report.page import Part, Plots, Sentences, Table, document, plot, settings_tables
 from etsam.evaluation.report.report import texts, versions
-from etsam.evaluation.report.tables import failures, format_interval, write_csv, write_plain_json
+from etsam.evaluation.report.tables import failures, format_difference, format_interval, write_csv, write_plain_json
 from etsam.paths import make_folder
 from etsam.prediction.record import environment
 from etsam.volume import atomic_path
@@ -38,7 +38,7 @@ NOTES = (
     "The same specimens are seen at every value of every factor, while all else stays at the baseline (dotted line);"
     " what is drawn for the acquisition of a specimen is the same, too, its noise where images have the same size and"
     " number.",
-    "Bands and bars: 95 % bootstrap intervals of the mean over specimens (from 3 on; rough with fewer than ten). They"
+    "Bands and bars: 95 % intervals of the mean over specimens (of two to nine t intervals, of more by bootstrap). They"
     " hold the differences between specimens, too; the table has intervals of the paired differences.",
     "The signal-to-noise ratio is that at the tomogram's own voxel size, and masks are at least 2.5 voxels thick. A"
     " smaller largest tilt means fewer images, since their step stays.",
@@ -172,6 +172,6 @@ def _table(curves: pd.DataFrame) -> Part:
             format_interval(row.low, row.high) or "–",
         ]
         paired = format_interval(row.difference_low, row.difference_high) or "–"
-        rows.append([*cells, format_difference(row.difference), "–" if row.is_baseline else paired])
+        rows.append([*cells, format_difference(row.metric, row.difference), "–" if row.is_baseline else paired])
     caption = "Mean over specimens, and mean difference to the same specimens at the baseline"
     return Table(heads, rows, caption, sortable=True)

@@ -143,9 +143,9 @@ def curve_table(paired: PairedSimulator, tomograms: pd.DataFrame) -> pd.DataFram
     Returns
     -------
     DataFrame
-        factor, value, is_baseline, method, metric, n (specimens with a score), mean, low, high (95 % bootstrap interval
-        over specimens, from 3 on), and of the differences to the same specimens at the baseline n_pairs, difference,
-        difference_low, difference_high.
+        factor, value, is_baseline, method, metric, n (specimens with a score), mean, low, high (95 % interval over
+        specimens, as `mean_interval`), and of the differences to the same specimens at the baseline n_pairs,
+        difference, difference_low, difference_high.
     """
     scores = {
         (method, metric): own.pivot(index="specimen", columns="point", values=metric)
