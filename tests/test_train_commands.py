@@ -43,7 +43,12 @@ def test_a_sweep_on_several_devices_is_one_line_with_the_way_that_works(etsam, m
 
 
 def test_settings_are_added_replaced_and_taken_away(etsam):
-    words = ["experiment=finetune", "data.sources.own.manifest=x.csv", "~callbacks.early_stopping", "++trainer.max_epochs=3"]
+    words = [
+        "experiment=finetune",
+        "data.sources.own.manifest=x.csv",
+        "~callbacks.early_stopping",
+        "++trainer.max_epochs=3",
+    ]
     outcome = etsam("train", *words, "--cfg", "job")
     cfg = OmegaConf.create(outcome.stdout)
     assert "early_stopping" not in cfg.callbacks
@@ -78,7 +83,7 @@ class Runs:
         ((False, False), "nano_stage1", "neither stage became better"),
     ],
 )
-def test_both_stages_are_tuned_and_what_did_not_become_better_is_left(monkeypatch, caplog, better, stage1, end):
+def test_both_stages_are_tuned_and_what_did_not_become_better_is_left(work, monkeypatch, caplog, better, stage1, end):
     runs = Runs(*better)
     monkeypatch.setattr("etsam.training.run.run", runs)
     caplog.set_level("INFO", "etsam")
@@ -99,7 +104,7 @@ def test_both_stages_are_tuned_and_what_did_not_become_better_is_left(monkeypatc
     assert end in caplog.text
 
 
-def test_the_published_weights_have_their_own_recipe(monkeypatch):
+def test_the_published_weights_have_their_own_recipe(work, monkeypatch):
     runs = Runs(True, True)
     monkeypatch.setattr("etsam.training.run.run", runs)
     args, _ = build_parser().parse_known_args(["finetune", "m.csv", "--weights", "etsam_v1"])

@@ -8,12 +8,12 @@ from contextlib import redirect_stderr
 import pytest
 import torch
 from command_line import status_of
-from training_runs import TINY, folder, train, whole  # noqa: F401
+from training_runs import TINY, folder, train  # noqa: F401
 
 from etsam.errors import OutputError
 from etsam.training import run
 
-SHORT = [*TINY, "data.epoch_clips=1", "data.num_slices=2", "validation.max_slices=2"]
+SHORT = ["data.epoch_clips=1", "data.num_slices=2", "validation.max_slices=2"]
 EARLY = ["trainer.max_epochs=6", "callbacks.early_stopping.patience=1", "+callbacks.early_stopping.min_delta=0.9"]
 
 
@@ -22,12 +22,12 @@ def finetune(folder, *words, status=0):
     said = io.StringIO()
     listener = logging.StreamHandler(said)
     logging.getLogger("etsam").addHandler(listener)
-    start = "start=runs/whole/checkpoints/last.ckpt"
+    start = "start=runs/ended/checkpoints/last.ckpt"
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(said):
         patch.chdir(folder)
         patch.setattr("etsam.cli.finetune._better", lambda result, start: str(result.best_checkpoint))
         try:
-            ended = status_of(["finetune", "manifest.csv", *SHORT, start, *EARLY, *words])
+            ended = status_of(["finetune", "manifest.csv", *TINY, *SHORT, start, *EARLY, *words])
         finally:
             logging.getLogger("etsam").removeHandler(listener)
     assert ended == status, said.getvalue()
@@ -48,7 +48,13 @@ STAGES = ("lab_stage1", "lab_stage2")
 
 
 @pytest.fixture(scope="module")
-def lab(folder, whole):
+def ended(folder):
+    """A run of two epochs."""
+    train(folder, "name=ended", *SHORT)
+
+
+@pytest.fixture(scope="module")
+def lab(folder, ended):
     """Both stages, of which each stopped early."""
     return finetune(folder, "--name", "lab")
 
@@ -64,7 +70,7 @@ def test_a_finished_finetune_changes_nothing_and_tells_its_end_again(folder, lab
     assert "trainer.max_epochs=7 or more" in again
 
 
-def test_stage_2_goes_on_after_a_break_without_stage_1_being_trained_again(folder, whole, monkeypatch):
+def test_stage_2_goes_on_after_a_break_without_stage_1_being_trained_again(folder, ended, monkeypatch):
     prepare = run._prepare_stage1
 
     def broken(cfg, data):
@@ -81,14 +87,13 @@ def test_stage_2_goes_on_after_a_break_without_stage_1_being_trained_again(folde
     assert epochs(folder, "cut_stage2") == 1
 
 
-def test_a_run_that_ended_goes_on_if_it_may_be_longer(folder, whole):
-    train(folder, "name=ended")
+def test_a_run_that_ended_goes_on_if_it_may_be_longer(folder, ended):
     before = contents(folder, "ended")
-    assert "is finished (2 epochs" in train(folder, "name=ended", "ckpt_path=last")
+    assert "is finished (2 epochs" in train(folder, "name=ended", *SHORT, "ckpt_path=last")
     assert contents(folder, "ended") == before
-    assert "goes on from" in train(folder, "name=ended", "ckpt_path=last", "trainer.max_epochs=3")
+    assert "goes on from" in train(folder, "name=ended", *SHORT, "ckpt_path=last", "trainer.max_epochs=3")
     assert epochs(folder, "ended") == 2
-    assert "is finished (3 epochs" in train(folder, "name=ended", "ckpt_path=auto")
+    assert "is finished (3 epochs" in train(folder, "name=ended", *SHORT, "ckpt_path=auto")
 
 
 def test_a_changed_manifest_is_not_answered_with_the_old_result(folder, lab):
@@ -98,8 +103,8 @@ def test_a_changed_manifest_is_not_answered_with_the_old_result(folder, lab):
         manifest.write_text("".join([*lines[:1], *lines[2:]]))
         said = finetune(folder, "--name", "lab", status=1)
         assert re.search(r"the manifest has changed since runs/lab_stage2 .*; --name OTHER", said)
-        said = train(folder, "name=whole", "ckpt_path=last", "trainer.max_epochs=1", status=1)
-        assert re.search(r"the manifest has changed since \S*runs/whole .*; name=OTHER", said)
+        said = train(folder, "name=ended", *SHORT, "ckpt_path=last", "trainer.max_epochs=1", status=1)
+        assert re.search(r"the manifest has changed since \S*runs/ended .*; name=OTHER", said)
     finally:
         manifest.write_text("".join(lines))
     assert contents(folder, *STAGES) == before

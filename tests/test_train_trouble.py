@@ -118,7 +118,7 @@ def test_a_run_goes_on_with_the_average_of_weights_that_it_began_with_and_not_wi
 
 
 def test_a_checkpoint_that_is_none_is_answered_with_what_is_allowed(folder):
-    with pytest.raises(CheckpointError, match="ckpt_path=best: .* allowed: last, auto .* file"):
+    with pytest.raises(CheckpointError, match=r"ckpt_path=best: .* allowed: last, auto .* file"):
         claim(folder, "other", "ckpt_path=best").claim()
 
 
@@ -135,12 +135,12 @@ def test_a_state_without_its_run_is_compared_with_the_network(folder, whole, tmp
         with pytest.raises(CheckpointError, match=f"another network: {first} "):
             run.check_state({**shapes, first: (1, 2, 3)})
     for name in ("weights", "none"):
-        with claim(folder, "copied", f"ckpt_path={files[name]}") as run:
-            with pytest.raises(CheckpointError, match=f"no state .* start={files[name]}"):
-                run.check_state(shapes)
-    with claim(folder, "copied", f"ckpt_path={files['state']}", "trainer.max_epochs=1") as run:
-        with pytest.raises(ConfigError, match=r"trainer\.max_epochs=1, but .* 2 epochs"):
+        said = pytest.raises(CheckpointError, match=f"no state .* start={files[name]}")
+        with claim(folder, "copied", f"ckpt_path={files[name]}") as run, said:
             run.check_state(shapes)
+    said = pytest.raises(ConfigError, match=r"trainer\.max_epochs=1, but .* 2 epochs")
+    with claim(folder, "copied", f"ckpt_path={files['state']}", "trainer.max_epochs=1") as run, said:
+        run.check_state(shapes)
 
 
 @pytest.fixture(scope="module")

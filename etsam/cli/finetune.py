@@ -85,7 +85,7 @@ def _seen_by_stage2(args: argparse.Namespace, start: str) -> str | None:
     from etsam.training.run_folder import RunFolder
 
     folder = RunFolder(_composed(args, "stage2", start))
-    seen = ((folder.begun_with() or {}).get("stage1") or {}).get("checkpoint")
+    seen: str | None = ((folder.begun_with() or {}).get("stage1") or {}).get("checkpoint")
     if seen is not None and seen != _STARTS[args.weights][0] and not Path(seen).exists():
         raise CheckpointError(f"{seen}, which {folder.path} learns from, is gone; name=OTHER trains both stages anew.")
     return seen

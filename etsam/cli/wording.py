@@ -98,7 +98,7 @@ class InFlags:
     def __call__(self, message: str) -> str:
         for pattern, flag in self._rules:
             message = pattern.sub(flag, message)
-        return re.sub(r"\bset (?=--\w)", "add ", message)
+        return re.sub(r"\bset (?=--\w)", "add ", re.sub(r"\bSet (?=--\w)", "Add ", message))
 
 
 def unknown_word(word: str, parser: argparse.ArgumentParser, settings: Sequence[str] = (), after: str = "") -> str:

@@ -85,7 +85,8 @@ def run(cfg: DictConfig, *, fixed_data: bool = False) -> TrainingResult:
     from etsam.training.run_folder import RunFolder, description
 
     check_settings(cfg)
-    with quiet("etsam.normalize"), RunFolder(cfg, fixed_data=fixed_data) as folder:  # else it tells the contrast of every tomogram
+    # quiet: else it tells the contrast of every tomogram
+    with quiet("etsam.normalize"), RunFolder(cfg, fixed_data=fixed_data) as folder:
         lightning.seed_everything(cfg.seed, workers=True, verbose=False)
         data = _checked_data(cfg)
         if (outcome := folder.outcome(data.contents)) is not None:

@@ -31,8 +31,8 @@ _WANDB_ID = "wandb_id"
 _ENDED = "ended.json"
 # where data lie is free, too: what the manifests list is compared instead
 _PLACE_OF_DATA = re.compile(r"data\.sources\.[^.]+\.(manifest|root)")
-# may differ when a run goes on: where, how fast and how long it trains, not what it trains; of the callbacks the average
-# of the weights may not, which is what a checkpoint holds
+# may differ when a run goes on: where, how fast and how long it trains, not what it trains; of the callbacks the
+# average of the weights may not, which is what a checkpoint holds
 _FREE = (
     "ckpt_path",
     "max_time",
@@ -201,8 +201,8 @@ class RunFolder:
             )
         if not path.is_file() and wanted not in ("last", "auto"):
             raise CheckpointError(
-                f"ckpt_path={wanted}: there is no such file; allowed: last, auto (last if it is there, else a new run), "
-                "or a .ckpt file."
+                f"ckpt_path={wanted}: there is no such file; allowed: last, auto (last if it is there, else a new "
+                "run), or a .ckpt file."
             )
         if not path.is_file():
             raise CheckpointError(f"no checkpoint at {path}; leave ckpt_path out to start the run.")
@@ -270,10 +270,11 @@ class RunFolder:
         others = sorted(name for name in then.keys() | network.keys() if then.get(name) != network.get(name))
         if others:
             raise CheckpointError(
-                f"ckpt_path={self.checkpoint} is of another network: {_some(others, 2)} have other shapes or are only in "
-                f"one. Set net= as in that run; {only}"
+                f"ckpt_path={self.checkpoint} is of another network: {_some(others, 2)} have other shapes or are "
+                f"only in one. Set net= as in that run; {only}"
             )
-        epochs, limit = state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], self._cfg.trainer.max_epochs
+        epochs = state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        limit = self._cfg.trainer.max_epochs
         if limit is not None and 0 <= limit < epochs:
             raise ConfigError(
                 f"trainer.max_epochs={limit}, but ckpt_path={self.checkpoint} has {epochs} epochs behind it; set "
@@ -343,7 +344,7 @@ class RunFolder:
 
     def _ended(self) -> dict[str, Any] | None:
         """What `end` noted, if `ckpt_path` asks to go on from there."""
-        if self._cfg.ckpt_path not in ("last", "auto") or not self.mark.exists():
+        if not self.lengthened or self._cfg.ckpt_path not in ("last", "auto"):
             return None
         ended: dict[str, Any] = json.loads(self.mark.read_text(encoding="utf-8"))
         return ended
