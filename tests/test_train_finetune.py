@@ -179,6 +179,15 @@ def test_stage_2_is_tuned_too(folder, whole):
 
 
 @pytest.mark.filterwarnings("ignore:.*could not find the monitored key.*")
+@pytest.mark.parametrize(
+    "given", ["trainer.limit_val_batches=0", "trainer.max_steps=3", "callbacks.early_stopping=null"]
+)
+def test_a_tuning_that_ends_without_a_validation_is_saved(folder, given):
+    name = f"unjudged_{given.partition('=')[0].rpartition('.')[2]}"
+    settings = [f"name={name}", "start=null", "trainer.max_epochs=1", given]
+    train(folder, *settings, experiment="finetune_nano")
+    assert (folder / f"runs/{name}/checkpoints/last.ckpt").exists()
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key.*")
 def test_the_validation_before_training_changes_nothing_of_it(folder, whole):
     start = ["start=runs/whole/checkpoints/last.ckpt", "trainer.max_epochs=1"]
     train(folder, "name=with", *start)

@@ -222,7 +222,7 @@ def _check_memory(cfg: DictConfig, stage: "StageTraining") -> None:
         encode_batch_size=cfg.encode_batch_size,
         crop=(crop, crop) if isinstance(crop, int) else crop and (int(crop[0]), int(crop[1])),
         half=str(cfg.trainer.precision).startswith(("bf16", "16")),
-        averaged="ema" in cfg.callbacks,
+        averaged=cfg.callbacks.get("ema") is not None,
     )
     require_room(footprint, cfg.trainer.accelerator != "cpu" and torch.cuda.is_available())
 
@@ -230,17 +230,24 @@ def _check_memory(cfg: DictConfig, stage: "StageTraining") -> None:
 def _trainer(cfg: DictConfig, folder: "RunFolder") -> "Trainer":
     """Trainer with callbacks and loggers; without a terminal, lines instead of a progress bar."""
     from hydra.utils import instantiate
+    from lightning.pytorch.callbacks import EarlyStopping
 
     from etsam.training.reporting import ProgressLines
     from etsam.training.stopping import Lengthened
 
-    callbacks = list(instantiate(cfg.callbacks).values())
+    callbacks = [one for one in instantiate(cfg.callbacks).values() if one is not None]
+    for one in callbacks:
+        # a run may end before anything is validated, and then it still has to be saved
+        if isinstance(one, EarlyStopping) and (cfg.trainer.limit_val_batches == 0 or cfg.trainer.max_steps > 0):
+            one.strict = False
     if folder.lengthened:
         callbacks.append(Lengthened(folder.mark))
     if not sys.stderr.isatty():
         callbacks.append(ProgressLines())
     loggers = []
     for settings in cfg.logger.values():
+        if settings is None:
+            continue
         more = {}
         if settings._target_.endswith(".WandbLogger") and settings.get("id") is None and is_first_process():
             more = {"id": folder.wandb_id, "resume": "allow"}
