@@ -5,14 +5,15 @@ import math
 import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from networks import random_tracker
 from test_datamodule import QUIET, module, source
 
 from etsam.errors import ConfigError
 from etsam.inference import prompts
-from etsam.training.module import OptimizerSettings, StageTraining
+from etsam.training.module import OptimizerSettings, StageTraining, _Resumed
 from etsam.training.reporting import suggested_rate
-from etsam.training.schedule import RangeTest
+from etsam.training.schedule import CosineToFraction, RangeTest
 from etsam.training.validation import Validator
 
 pytestmark = pytest.mark.filterwarnings(*QUIET)
@@ -34,12 +35,13 @@ def manifest(tmp_path_factory):
     return source(tmp_path_factory.mktemp("schedule"), "own", train=3)  # 12 clips an epoch
 
 
-def fitted(manifest, stage, **limits):
+def fitted(manifest, stage, batch_size=2, checkpoint=None, **limits):
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trainer = lightning.Trainer(
         accelerator="cpu", limit_val_batches=0, gradient_clip_val=0.1, **dict.fromkeys(quiet, False), **limits
     )
-    trainer.fit(stage, datamodule=module(manifest, batch_size=2))
+    data = module(manifest, batch_size=batch_size)
+    trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     return trainer
 
 
@@ -77,6 +79,53 @@ def test_several_devices_share_the_steps_of_an_epoch(manifest, devices, monkeypa
     assert stage.total_steps() == 4 * (12 // (2 * devices))
 
 
+def paused(manifest, folder, **limits):
+    """A run of four epochs that stopped; its checkpoint."""
+    trainer = fitted(manifest, Cheap(), **limits)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+class Rates(Callback):
+    """Rate of each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.seen.append(optimizer.param_groups[0]["lr"])
+
+
+def resumed(manifest, checkpoint, batch_size=2, **limits):
+    rates = Rates()
+    trainer = fitted(manifest, Cheap(), batch_size, checkpoint, callbacks=[rates], **limits)
+    return trainer, rates.seen
+
+
+def test_a_run_that_goes_on_with_another_batch_ends_at_the_fraction(manifest, tmp_path):
+    checkpoint = paused(manifest, tmp_path, max_epochs=2)  # 12 steps
+    trainer, rates = resumed(manifest, checkpoint, batch_size=4, max_epochs=4)
+    assert trainer.global_step == 12 + 2 * 3
+    schedule = CosineToFraction(18, 0.125)
+    assert rates == pytest.approx([schedule(step) for step in range(12, 18)])
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.125)
+
+
+def test_a_longer_run_takes_its_new_rate_from_the_first_step_on_and_says_so(manifest, tmp_path, caplog):
+    checkpoint = paused(manifest, tmp_path, max_epochs=2)
+    caplog.set_level("WARNING", "etsam")
+    _, rates = resumed(manifest, checkpoint, max_epochs=4)
+    schedule = CosineToFraction(24, 0.125)
+    assert rates == pytest.approx([schedule(step) for step in range(12, 24)])
+    assert f"rises from 0.125 to {schedule(12):.3g}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("done", "now", "left"), [((3, 6), (6, 12, 2), 3), ((3, 6), (3, 12, 4), 0), ((1, 4), (6, 12, 2), 4)]
+)
+def test_batches_that_remain_of_an_epoch_are_those_that_the_loader_still_gives(done, now, left):
+    assert _Resumed(3, 1, True, *done).batches_left(*now) == left
+    assert _Resumed(3, 1, False, *done).batches_left(*now) == 0
 def test_a_run_without_end_is_refused(manifest):
     with pytest.raises(ConfigError, match=r"max_epochs"):
         fitted(manifest, Cheap(), max_epochs=-1, max_steps=-1)

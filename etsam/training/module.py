@@ -1,5 +1,6 @@
 """Training of one stage: fit on clips, validate by the real streaming inference."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -29,6 +30,8 @@ from etsam.training.optimizer import MuonAdamW, freeze_encoder, parameter_groups
 from etsam.training.prompting import PromptSampler
 from etsam.training.schedule import CosineToFraction, RangeTest
 from etsam.training.validation import ValidationResult, Validator
+
+log = logging.getLogger(__name__)
 
 _SCORES = ("dice", "iou", "precision", "recall")
 _SCALE_SOUGHT = 20  # steps; the scale of float16 is halved at each that overflows, from 2^16
@@ -140,8 +143,37 @@ class StageTraining(LightningModule):
         self._sums: dict[str, list[float]] = {}
         self._last_batch: tuple[Tensor, list[str]] = torch.tensor(0.0), []
         self._nonfinite_steps = 0
+        self._resumed: _Resumed | None = None
+        self._schedule: Callable[[int], float] = lambda step: 1.0
 
     # ------------------------------------------------------------------ training
+
+    def on_train_start(self) -> None:
+        """Follow the schedule of this run from its first step on; say where that is not what was planned."""
+        trainer: Any = self.trainer
+        (optimizer,) = trainer.optimizers
+        before, step = self._rate(optimizer), trainer.lr_scheduler_configs[0].scheduler.last_epoch
+        for group in optimizer.param_groups:  # a run that goes on has the last rate of the length that it had
+            group["lr"] = group["initial_lr"] * self._schedule(step)
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            self._tell_rates(before, self._rate(optimizer))
+
+    def _tell_rates(self, before: float, now: float) -> None:
+        settings, total = self.optimizer_settings, self.total_steps()
+        if self._resumed is not None and not math.isclose(before, now, rel_tol=1e-6):
+            log.warning(
+                "the run now ends at step %d, which is not where it was planned to end: the learning rate %s from %.3g "
+                "to %.3g",
+                total,
+                "rises" if now > before else "falls",
+                before,
+                now,
+            )
+
+    def _rate(self, optimizer: torch.optim.Optimizer) -> float:
+        """Learning rate of what is not the encoder."""
+        first = optimizer.param_groups[0]
+        return float(self.optimizer_settings.lr * first["lr"] / (first.get("initial_lr") or 1.0))
 
     def on_train_batch_start(self, batch: ClipBatch, batch_idx: int) -> None:
         """Seed everything that is drawn in a step from the step's number: dropout, clicks, and what libraries draw."""
@@ -195,7 +227,8 @@ class StageTraining(LightningModule):
         norm = torch.nn.utils.get_total_norm(gradients)
         self._refuse_nonfinite(float(norm))
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        factor = optimizer.param_groups[0]["lr"] / (optimizer.param_groups[0].get("initial_lr") or 1.0)
+        first = optimizer.param_groups[0]
+        factor = first["lr"] / (first.get("initial_lr") or 1.0)
         rates = {"lr": self.optimizer_settings.lr * factor, "encoder_lr": self.optimizer_settings.encoder_lr * factor}
         self.log_dict({"train/grad_norm": norm, **rates})
         if gradient_clip_val:
@@ -226,8 +259,9 @@ class StageTraining(LightningModule):
         checkpoint["scores_at_start"], checkpoint["scores"] = self.scores_at_start, self.scores
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the scores from before training, for the guard."""
+        """Remember the scores from before training, for the guard, and where the run goes on."""
         self.scores_at_start = dict(checkpoint.get("scores_at_start", {}))
+        self._resumed = _Resumed.of(checkpoint)
 
     @property
     def _step(self) -> int:
@@ -265,18 +299,20 @@ class StageTraining(LightningModule):
         for group in groups:
             del group["names"]  # checkpoints hold plain values, and these are many
         optimizer = torch.optim.AdamW(groups) if settings.muon is None else MuonAdamW(groups, factor=settings.muon)
-        schedule: Callable[[int], float] = (
+        self._schedule = (
             RangeTest(self.total_steps())
             if settings.range_test
             else CosineToFraction(self.total_steps(), settings.final_fraction, settings.warmup_steps)
         )
         # as a function: LambdaLR restores the attributes of an object, and with them the length of a run that goes on
-        factor = LambdaLR(optimizer, lambda step: schedule(step))
+        factor = LambdaLR(optimizer, lambda step: self._schedule(step))
         scheduler: LRSchedulerConfigType = {"scheduler": factor, "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def total_steps(self) -> int:
-        """Optimiser steps of the whole run.
+        """Optimiser steps of the whole run; where it goes on, those that are done and those that remain.
+
+        So the schedule ends with the run, though a step had other clips before, by another batch or number of devices.
 
         `trainer.estimated_stepping_batches` would set up the loader before its state is restored, and Lightning then
         drops that state (2.6): a resumed run would begin its epoch anew.
@@ -284,8 +320,15 @@ class StageTraining(LightningModule):
         trainer: Any = self.trainer
         batches = trainer.datamodule.clips_per_epoch // (trainer.datamodule.batch_size * trainer.world_size)
         limit = trainer.limit_train_batches  # a number of batches, or a fraction of them
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps = trainer.max_epochs * max(1, -(-batches // trainer.accumulate_grad_batches))
+        limited = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        each = max(1, -(-limited // trainer.accumulate_grad_batches))
+        if self._resumed is None or trainer.max_epochs is None or trainer.max_epochs < 0:
+            steps = each * (trainer.max_epochs or 0)
+        else:
+            clips = trainer.datamodule.batch_size * trainer.world_size
+            remaining = self._resumed.batches_left(limited, batches * clips, clips)
+            steps = self._resumed.steps + -(-remaining // trainer.accumulate_grad_batches)
+            steps += each * max(0, trainer.max_epochs - self._resumed.epochs_begun)
         limits = [most for most in (trainer.max_steps, steps) if most > 0]  # -1: no limit
         if not limits:
             raise ConfigError("the cosine needs an end: set trainer.max_epochs or trainer.max_steps.")
@@ -358,6 +401,58 @@ class StageTraining(LightningModule):
         self.log(f"{split}/dice", means["dice"], prog_bar=True, sync_dist=True)
         others = {f"{split}/{name}": value for name, value in means.items() if name != "dice"}
         self.log_dict(others, sync_dist=True)
+
+
+@dataclass(frozen=True)
+class _Resumed:
+    """Where a run goes on.
+
+    Attributes
+    ----------
+    steps
+        Of the optimizer, that are done.
+    epochs_begun, unfinished
+        How many, and True if the last one was not ended.
+    batches, clips
+        Of the last one, that are done; clips on all devices together.
+    """
+
+    steps: int
+    epochs_begun: int
+    unfinished: bool
+    batches: int
+    clips: int
+
+    @classmethod
+    def of(cls, checkpoint: Mapping[str, Any]) -> "_Resumed | None":
+        """As Lightning 2.6 counts in its checkpoints; None of a file that does not hold the state of a run."""
+        loops = checkpoint.get("loops", {}).get("fit_loop")
+        if loops is None:
+            return None
+        epochs = loops["epoch_progress"]["current"]
+        batches = int(loops["epoch_loop.batch_progress"]["current"]["ready"])
+        loaders = loops["state_dict"].get("combined_loader") or [{}]
+        return cls(
+            steps=int(checkpoint["global_step"]),
+            epochs_begun=int(epochs["ready"]),
+            unfinished=epochs["processed"] < epochs["ready"],
+            batches=batches,
+            clips=int(loaders[0].get("position", 0)),
+        )
+
+    def batches_left(self, limit: int, epoch_clips: int, batch_clips: int) -> int:
+        """Batches that remain of an epoch that was not ended.
+
+        Parameters
+        ----------
+        limit
+            Batches of an epoch now.
+        epoch_clips, batch_clips
+            Clips of an epoch and of a batch, on all devices together, now.
+        """
+        if not self.unfinished:
+            return 0
+        return max(0, min(limit - self.batches, -(-(epoch_clips - self.clips) // batch_clips)))
 
 
 def dice_by_source(means: Mapping[str, float]) -> dict[str, float]:
