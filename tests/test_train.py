@@ -80,6 +80,21 @@ def test_a_trainer_of_prediction_is_refused(trainer, right):
         check_settings(compose_config("train", ["experiment=nano_stage1", "name=x", f"trainer={trainer}"]))
 
 
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_rate_of_the_encoder_follows_the_rate(experiment):
+    """Where nothing is set it is the number that it was before."""
+    once = compose_config("train", [f"experiment={experiment}"]).optimizer
+    usual = {"nano_slices": (7e-4, 7e-4), "nano_stage1": (4e-4, 3e-4)}
+    usual |= dict.fromkeys(["nano_stage2", "nano_stage2_slices"], (4e-4, 3e-4))
+    usual |= dict.fromkeys(["finetune_nano", "finetune_nano_stage2"], (1.5e-4, 1.5e-4))
+    assert (once.lr, once.encoder_lr) == usual.get(experiment, (5e-6, 3e-6))
+    twice = compose_config("train", [f"experiment={experiment}", f"optimizer.lr={2 * once.lr}"]).optimizer
+    assert twice.encoder_lr == pytest.approx(2 * once.encoder_lr, rel=1e-12)
+    assert compose_config("train", [f"experiment={experiment}", "optimizer.encoder_lr=1"]).optimizer.encoder_lr == 1
+
+
 @pytest.mark.parametrize("setting", ["trainer.precision=16-true", "+trainer.overfit_batches=1"])
 def test_what_training_cannot_do_is_refused_with_what_it_can(setting):
     with pytest.raises(ConfigError, match=setting.lstrip("+").partition("=")[0]):

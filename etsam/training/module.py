@@ -41,6 +41,7 @@ _SCALE_SOUGHT = 20  # steps; the scale of float16 is halved at each that overflo
 class OptimizerSettings:
     """AdamW with a cosine to a fraction of the rate; defaults are the published recipe (Selvaraj & Cheng 2026).
 
+    `encoder_lr`: of the image encoder, the last layer of it where `layer_decay` is below 1; `lr`: of all else.
     `muon`: weight matrices are trained by Muon, at so many times the rate; None: by AdamW, as the rest.
     `range_test`: the rates rise from a thousandth to ten times theirs instead, to see which ones a network bears.
     """

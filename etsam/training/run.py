@@ -118,7 +118,7 @@ def run(cfg: DictConfig, *, fixed_data: bool = False) -> TrainingResult:
                 folder.end(trainer.current_epoch, result.plain())
             _tell_end(cfg, result)
             if cfg.optimizer.range_test:
-                _tell_rate(folder)
+                _tell_rate(cfg, folder)
         return result
 
 
@@ -360,7 +360,7 @@ def _tell_end(cfg: DictConfig, result: TrainingResult) -> None:
         )
 
 
-def _tell_rate(folder: "RunFolder") -> None:
+def _tell_rate(cfg: DictConfig, folder: "RunFolder") -> None:
     """Say which rate a range test came to."""
     from etsam.training.reporting import rates_and_losses, suggested_rate
 
@@ -369,7 +369,14 @@ def _tell_rate(folder: "RunFolder") -> None:
     if rate is None:
         log.warning("the range test shows no rate: it takes 20 steps and more, with trainer.log_every_n_steps=1")
     else:
-        log.info("the loss falls fastest at optimizer.lr=%.2g; the curve of lr and train/loss is in %s", rate, metrics)
+        ratio = cfg.optimizer.encoder_lr / cfg.optimizer.lr if cfg.optimizer.lr else 0.0
+        log.info(
+            "the loss falls fastest at optimizer.lr=%.2g optimizer.encoder_lr=%.2g, which were raised together; the "
+            "curve of lr and train/loss is in %s",
+            rate,
+            rate * ratio,
+            metrics,
+        )
 
 
 # weights of `etsam predict`: their network and their normalisation
