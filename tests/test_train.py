@@ -82,6 +82,16 @@ def test_a_trainer_of_prediction_is_refused(trainer, right):
 
 
 
+def test_an_object_score_that_the_loss_does_not_train_is_refused():
+    nano = ["experiment=nano_stage1", "name=x", "net=tiny_test"]
+    with pytest.raises(ConfigError, match=r"loss=sam2, or net\.pred_obj_scores=false"):
+        check_settings(compose_config("train", nano))
+    check_settings(compose_config("train", [*nano, "loss=sam2"]))
+    without = compose_config("train", [*nano, "net.pred_obj_scores=false", "net.fixed_no_obj_ptr=false"])
+    check_settings(without)
+    instantiate(without.stage.tracker)
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_rate_of_the_encoder_follows_the_rate(experiment):
     """Where nothing is set it is the number that it was before."""

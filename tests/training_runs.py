@@ -18,7 +18,7 @@ from etsam.paths import resource_path
 from etsam.volume import MrcWriter
 
 SHAPE = (12, 72, 80)
-TINY = ["net=tiny_test", "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
+TINY = ["net=tiny_test", "loss=sam2", "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
 TINY += ["data.crop=64", "data.num_slices=8", "data.epoch_clips=8", "data.batch_size=1", "trainer=cpu"]
 NO_DROPOUT = [f"net.memory_attention.layer.{part}dropout=0" for part in ("", "self_attention.", "cross_attention.")]
 

@@ -136,6 +136,12 @@ def check_settings(cfg: DictConfig) -> None:
         raise ConfigError(
             f"stage 1 has image side {cfg.stage1.net.image_size} and stage 2 {cfg.net.image_size}; they share tiles."
         )
+    if cfg.net.get("pred_obj_scores") and not cfg.loss.get("object", 1.0):
+        raise ConfigError(
+            "this network has an object score (net.pred_obj_scores=true), which empties the slices that it takes for "
+            "empty, and loss.object=0 (loss=semantic) does not train it: masks cannot be learned. Set loss=sam2, or "
+            "net.pred_obj_scores=false net.fixed_no_obj_ptr=false."
+        )
     if cfg.trainer.get("overfit_batches"):
         count = cfg.trainer.overfit_batches
         raise ConfigError(
