@@ -1,6 +1,7 @@
 """Training through the real entry points, with the toy network."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -80,6 +81,18 @@ def test_a_trainer_of_prediction_is_refused(trainer, right):
         check_settings(compose_config("train", ["experiment=nano_stage1", "name=x", f"trainer={trainer}"]))
 
 
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [
+        (["trainer=auto", "trainer.devices=2"], "ddp trainer.devices=2"),
+        (["trainer=cpu", "trainer.devices=3"], "ddp_cpu trainer.devices=3"),
+        (["trainer=auto", "trainer.devices=[0,1]"], "ddp trainer.devices="),
+        (["trainer=auto", "trainer.num_nodes=2"], "ddp"),
+    ],
+)
+def test_several_devices_without_their_strategy_are_refused(given, right):
+    with pytest.raises(ConfigError, match=re.escape(f"Take trainer={right}")):
+        check_settings(compose_config("train", ["experiment=nano_stage1", "name=x", *given]))
 
 
 def test_an_object_score_that_the_loss_does_not_train_is_refused():

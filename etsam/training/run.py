@@ -154,12 +154,51 @@ def check_settings(cfg: DictConfig) -> None:
         raise ConfigError(
             f"guard.source={cfg.guard.source} is no source of the data; allowed: {', '.join(cfg.data.sources)}."
         )
-    if cfg.trainer.strategy == "ddp":
-        there = "ddp_cpu" if cfg.trainer.accelerator == "cpu" else "ddp"
+    _check_devices(cfg)
+
+
+def _check_devices(cfg: DictConfig) -> None:
+    """Refuse several devices without the strategy that training needs."""
+    strategy, on_cpu = str(cfg.trainer.strategy), cfg.trainer.accelerator == "cpu"
+    there = "ddp_cpu" if on_cpu else "ddp"
+    why = "which weights a step of training uses depends on the prompt that is drawn"
+    if strategy == "ddp":
         raise ConfigError(
-            "trainer.strategy=ddp (trainer=gpus and trainer=cpus) is for prediction: which weights a step of training "
-            f"uses depends on the prompt that is drawn. Take trainer={there}."
+            "trainer.strategy=ddp (trainer=gpus and trainer=cpus) is for prediction: "
+            f"{why}. Take trainer={there}{_as_typed(cfg)}."
         )
+    if strategy == "auto" and (_device_count(cfg.trainer.devices, on_cpu) > 1 or cfg.trainer.get("num_nodes", 1) > 1):
+        raise ConfigError(
+            f"trainer.devices={_written(cfg)} (trainer.num_nodes={cfg.trainer.num_nodes}) needs a strategy for "
+            f"several devices: {why}. Take trainer={there}{_as_typed(cfg)}."
+        )
+
+
+def _as_typed(cfg: DictConfig) -> str:
+    """Number of devices, to be added to a trainer that has another one."""
+    usual = OmegaConf.load(
+        resource_path("configs") / "trainer" / f"{'ddp_cpu' if cfg.trainer.accelerator == 'cpu' else 'ddp'}.yaml"
+    )
+    return "" if cfg.trainer.devices == usual.devices else f" trainer.devices={_written(cfg)}"
+
+
+def _written(cfg: DictConfig) -> str:
+    """`trainer.devices` as it is typed."""
+    return str(cfg.trainer.devices).replace(" ", "")
+
+
+def _device_count(devices: Any, on_cpu: bool) -> int:
+    """Number of devices that Lightning 2.6 would take."""
+    if OmegaConf.is_list(devices):
+        return len(devices)
+    text = str(devices)
+    if "," in text:
+        return len([part for part in text.split(",") if part.strip()])
+    if text in ("-1", "auto"):
+        import torch
+
+        return 1 if on_cpu else torch.cuda.device_count()
+    return int(text) if text.isdigit() else 1
 
 
 def _checked_data(cfg: DictConfig) -> "TomogramClips":
