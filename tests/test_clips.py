@@ -88,6 +88,12 @@ def test_a_reversed_clip_has_images_and_masks_backwards(sample):
     assert clip.reversed
 
 
+def test_a_clip_of_one_slice_may_run_backwards(sample):
+    clip = dataset(sample, num_slices=1, reverse_probability=1)[0]
+    np.testing.assert_array_equal(clip.masks, part(read_volume(sample.target_mask).read(), clip))
+    assert clip.reversed
+
+
 def test_a_crop_larger_than_the_tomogram_is_reflected_and_ignored_outside(sample):
     clip = dataset(sample, crop=(26, 16))[0]
     inner = clip.images[:, 3:23].numpy()

@@ -187,8 +187,8 @@ class ClipDataset(Dataset[Clip]):
             images, masks = (np.pad(one, (repeated, (0, 0), (0, 0)), mode="edge") for one in (images, masks))
         images, masks = self._pad(images, masks)
         backwards = bool(rng.random() < self.reverse_probability)
-        if backwards:
-            images, masks = images[::-1], masks[::-1]
+        if backwards:  # copied: of one slice NumPy calls this view contiguous, and torch refuses its stride
+            images, masks = images[::-1].copy(), masks[::-1].copy()
         return Clip(
             images=torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)),
             masks=torch.from_numpy(np.ascontiguousarray(masks)),
