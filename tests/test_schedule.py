@@ -126,6 +126,17 @@ def test_a_longer_run_takes_its_new_rate_from_the_first_step_on_and_says_so(mani
 def test_batches_that_remain_of_an_epoch_are_those_that_the_loader_still_gives(done, now, left):
     assert _Resumed(3, 1, True, *done).batches_left(*now) == left
     assert _Resumed(3, 1, False, *done).batches_left(*now) == 0
+
+
+def test_a_warm_up_longer_than_the_run_is_told_with_the_rate_that_is_reached(manifest, caplog):
+    caplog.set_level("WARNING", "etsam")
+    fitted(manifest, Cheap(warmup_steps=100), max_epochs=1)
+    assert "optimizer.warmup_steps=100" in caplog.text
+    assert "run of 6 steps" in caplog.text
+    assert "reaches 0.0594 (6 %" in caplog.text
+    caplog.clear()
+    fitted(manifest, Cheap(warmup_steps=5), max_epochs=1)
+    assert "warmup" not in caplog.text
 def test_a_run_without_end_is_refused(manifest):
     with pytest.raises(ConfigError, match=r"max_epochs"):
         fitted(manifest, Cheap(), max_epochs=-1, max_steps=-1)

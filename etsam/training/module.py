@@ -170,6 +170,17 @@ class StageTraining(LightningModule):
                 before,
                 now,
             )
+        if settings.warmup_steps >= total and not settings.range_test:
+            reached = settings.lr * self._schedule(total - 1)
+            log.warning(
+                "optimizer.warmup_steps=%d is not shorter than the run of %d steps: the learning rate reaches %.3g "
+                "(%.0f %% of optimizer.lr=%g); set a smaller one",
+                settings.warmup_steps,
+                total,
+                reached,
+                100 * self._schedule(total - 1),
+                settings.lr,
+            )
 
     def _rate(self, optimizer: torch.optim.Optimizer) -> float:
         """Learning rate of what is not the encoder."""
