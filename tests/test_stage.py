@@ -152,6 +152,18 @@ def test_validation_on_a_part_takes_the_middle_slices(pair, tracker):
     assert result.truth.sum() == truth[2:5].sum(axis=(1, 2)).max()
 
 
+def test_validation_goes_where_the_membrane_is_if_the_middle_has_none(pair, tracker):
+    sample, truth = pair
+    only = np.zeros_like(truth)
+    only[0:2] = truth[0:2]
+    with MrcWriter(sample.target_mask, truth.shape, truth.dtype, overwrite=True) as writer:
+        for z in range(7):
+            writer[z] = only[z]
+    validator = Validator(prompts.zero, max_slices=3)
+    assert validator.part(sample, 7) == (0, 3)
+    assert not validator(tracker, sample, normalized(sample)).empty
+
+
 @pytest.mark.parametrize(("dtype", "unknown"), [(np.float32, -1), (np.int8, -1), (np.uint16, 255)])
 def test_voxels_that_nobody_annotated_are_known_by_their_value_whatever_the_dtype(pair, tracker, dtype, unknown):
     sample, truth = pair

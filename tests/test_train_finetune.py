@@ -1,6 +1,7 @@
 """Fine-tuning: what it starts from, how often it is validated, by what its best state is chosen, and what it tells."""
 
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,9 +12,10 @@ from training_runs import folder, rows, tomogram, train, whole  # noqa: F401
 
 from etsam.app import compose_config
 from etsam.data.datamodule import Source
-from etsam.errors import ConfigError, InputError
+from etsam.data.manifest import Sample
+from etsam.errors import ConfigError, EtsamError, InputError
 from etsam.training.module import Guard
-from etsam.training.run import _check_guard, check_settings
+from etsam.training.run import _check_guard, _check_validated, _stage2_experiment, check_settings
 from etsam.volume import MrcWriter
 
 FINETUNE = ["finetune", "finetune_nano", "finetune_stage2", "finetune_nano_stage2"]
@@ -187,6 +189,30 @@ def test_a_tuning_that_ends_without_a_validation_is_saved(folder, given):
     settings = [f"name={name}", "start=null", "trainer.max_epochs=1", given]
     train(folder, *settings, experiment="finetune_nano")
     assert (folder / f"runs/{name}/checkpoints/last.ckpt").exists()
+
+
+NOTHING = {True: (), False: (("without_membrane", "yes"),)}
+
+
+class Listed:
+    """Validation tomograms by source, with membrane or without."""
+
+    def __init__(self, *tomograms):
+        self.validation = [
+            (source, Sample("set", str(number), "val", Path("t"), Path("m"), extra=NOTHING[membrane]))
+            for number, (source, membrane) in enumerate(tomograms)
+        ]
+
+
+def test_a_validation_that_would_score_nothing_is_refused():
+    data = Listed(("own", False), ("old", True), ("own", True))
+    _check_validated(composed("finetune"), data, 1)
+    for limit, named in (("1", "set/0"), ("2", r"guard\.source"), ("0.1", r"limit_val_batches=0\.1 of 3")):
+        with pytest.raises(EtsamError, match=named):
+            _check_validated(composed("finetune", f"trainer.limit_val_batches={limit}"), data, 1)
+    _check_validated(composed("finetune", "trainer.limit_val_batches=0"), data, 1)
+
+
 @pytest.mark.filterwarnings("ignore:.*could not find the monitored key.*")
 def test_the_validation_before_training_changes_nothing_of_it(folder, whole):
     start = ["start=runs/whole/checkpoints/last.ckpt", "trainer.max_epochs=1"]

@@ -99,6 +99,7 @@ def run(cfg: DictConfig, *, fixed_data: bool = False) -> TrainingResult:
             folder.check_state({name: tuple(value.shape) for name, value in stage.state_dict().items()})
             _check_memory(cfg, stage)
         trainer = _trainer(cfg, folder)
+        _check_validated(cfg, data, trainer.world_size)
         if is_first_process():
             folder.begin(data.contents())
         for logger in trainer.loggers:
@@ -201,6 +202,41 @@ def _device_count(devices: Any, on_cpu: bool) -> int:
     return int(text) if text.isdigit() else 1
 
 
+def _check_validated(cfg: DictConfig, data: "TomogramClips", devices: int) -> None:
+    """Refuse a validation, shared by so many devices, that has nothing to score: its scores would be 0 for ever.
+
+    Raises
+    ------
+    ConfigError
+        If `trainer.limit_val_batches` leaves no tomogram.
+    InputError
+        If none that it leaves has membrane, or none of the source by which fine-tuning chooses.
+    """
+    limit, listed, count = cfg.trainer.limit_val_batches, data.validation, len(data.validation)
+    if limit == 0:
+        return
+    share = -(-count // devices)  # of each process
+    kept = devices * (share if limit is None else limit if isinstance(limit, int) else int(share * limit))
+    if count and not kept:
+        raise ConfigError(
+            f"trainer.limit_val_batches={limit} of {count} tomograms to validate on is less than one; set a whole "
+            "number, or 0 for no validation."
+        )
+    listed = listed[:kept]
+    marked = {source for source, sample in listed if not sample.without_membrane}
+    if listed and not marked:
+        raise InputError(
+            f"none of the tomograms that are validated ({', '.join(sample.name for _, sample in listed)}) has "
+            "membrane; one with membrane is needed for a Dice. Raise trainer.limit_val_batches, or write val in the "
+            "column split of one that has membrane."
+        )
+    if listed and cfg.guard is not None and cfg.guard.source not in marked:
+        raise InputError(
+            f"no tomogram with membrane of the source {cfg.guard.source} is validated, and by these the best state is "
+            "chosen (guard.source); write val in the column split of one that has membrane."
+        )
+
+
 def _checked_data(cfg: DictConfig) -> "TomogramClips":
     """Data module; the first process has checked and measured its files."""
     from hydra.utils import instantiate
@@ -221,11 +257,12 @@ def _check_guard(cfg: DictConfig, data: "TomogramClips") -> None:
 
     from etsam.data.measured import mask_summary
 
-    part = instantiate(cfg.validation, stage1_logits=None, _convert_="all").part
+    part_of = instantiate(cfg.validation, stage1_logits=None, _convert_="all").part
     for source, given in data.sources.items():
         samples = [sample for name, sample in data.validation if name == source]
         counts = [mask_summary(sample.target_mask, data.cache_folder).membrane for sample in samples]
-        if any(count[slice(*part(len(count)))].any() for count in counts):
+        parts = [slice(*part_of(sample, len(count))) for sample, count in zip(samples, counts, strict=True)]
+        if any(count[part].any() for count, part in zip(counts, parts, strict=True)):
             continue
         found = "no tomogram of the split val"
         if samples and not any(count.any() for count in counts):

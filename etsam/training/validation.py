@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from etsam.data.measured import labels
+from etsam.data.measured import labels, mask_summary
 from etsam.errors import ConfigError
 from etsam.inference.prompts import Prompt
 from etsam.inference.propagate import PropagationSettings
@@ -76,7 +76,7 @@ class Validator:
     tiling
         How slices are cut.
     max_slices
-        So many slices from the middle; None: all.
+        So many slices, see `part`; None: all.
     resegment_conditioning
         As in inference.
     stage1_logits
@@ -111,7 +111,7 @@ class Validator:
         InputError
             If the mask cannot be read.
         """
-        first, last = self.part(normalized.shape[0])
+        first, last = self.part(sample, normalized.shape[0])
         truth = LazySlices.of(read_volume(sample.target_mask, warn=False)).window(first, last)
         seen, logits = self.segment(tracker, sample, normalized)
         return self._compare(logits, truth, seen)
@@ -119,7 +119,7 @@ class Validator:
     def segment(self, tracker: SliceTracker, sample: Annotated, normalized: Slices) -> tuple[Slices, Slices]:
         """Network input and logits of the slices that are validated, (Z, Y, X) float32; arguments as above."""
         depth, height, width = normalized.shape
-        first, last = self.part(depth)
+        first, last = self.part(sample, depth)
         seen, stage1_mask = normalized, None
         if self.stage1_logits is not None:
             fused = self.stage1_logits(sample, normalized)
@@ -134,11 +134,18 @@ class Validator:
         )
         return seen, logits
 
-    def part(self, depth: int) -> tuple[int, int]:
-        """First slice that is validated, and the one after the last, of a tomogram of `depth` slices."""
+    def part(self, sample: Annotated, depth: int) -> tuple[int, int]:
+        """First slice that is validated, and the one after the last, of a tomogram of `depth` slices.
+
+        `max_slices` in the middle, as long as they hold half of the membrane that as many slices hold elsewhere; else
+        those with most membrane. Where only other slices are annotated, those in the middle would score 0 for ever.
+        """
         if self.max_slices is None or self.max_slices >= depth:
             return 0, depth
-        first = (depth - self.max_slices) // 2
+        membrane = mask_summary(sample.target_mask).membrane
+        held = np.convolve(membrane, np.ones(self.max_slices, dtype=membrane.dtype), "valid")  # by the first slice
+        middle = (depth - self.max_slices) // 2
+        first = middle if 2 * held[middle] >= held.max() else int(held.argmax())
         return first, first + self.max_slices
 
     def _compare(self, logits: Slices, truth: Slices, grey: Slices) -> ValidationResult:
