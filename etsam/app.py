@@ -328,7 +328,9 @@ def _explain_config(error: BaseException, text: str, overrides: list[str]) -> st
                 "normalize.membranes belongs to normalize=robust, which turns bright membranes dark; the published "
                 "weights and their normalisation take membranes as dark. Invert the tomogram, or add normalize=robust."
             )
-        meant = re.findall(r"\w+@[\w.]+", text) or _similar_settings(key)
+        if key == "resume" and _program() == "train":
+            return "training has no setting resume; ckpt_path=last goes on with a run, ckpt_path=auto if it is there."
+        meant = re.findall(r"\w+@[\w.]+", text) or [name for name in _similar_settings(key) if name != key]
         hint = f"did you mean {' or '.join(meant)}?" if meant else _all_settings()
         written = next((item for item in overrides if item.startswith(f"{key}=")), f"{key}=...")
         if "." in key and not meant:
@@ -356,8 +358,9 @@ def _explain_config(error: BaseException, text: str, overrides: list[str]) -> st
 def _program() -> str:
     """Whose settings these are, train, evaluate or predict: that script was started, or `etsam COMMAND`."""
     started = Path(sys.argv[0]).name
-    name = started.removesuffix(".py") if started.endswith(".py") else "".join(sys.argv[1:2])
-    return name if name in ("train", "evaluate") else "predict"
+    script = started.endswith(".py") and started != "__main__.py"  # `python -m etsam` is the command
+    name = started.removesuffix(".py") if script else "".join(sys.argv[1:2])
+    return {"train": "train", "finetune": "train", "evaluate": "evaluate"}.get(name, "predict")
 
 
 def _all_settings() -> str:

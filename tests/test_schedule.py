@@ -137,6 +137,13 @@ def test_a_warm_up_longer_than_the_run_is_told_with_the_rate_that_is_reached(man
     caplog.clear()
     fitted(manifest, Cheap(warmup_steps=5), max_epochs=1)
     assert "warmup" not in caplog.text
+
+
+def test_a_fraction_of_an_epoch_that_is_less_than_a_batch_is_refused(manifest):
+    with pytest.raises(ConfigError, match=r"trainer\.limit_train_batches=0\.1 of the 6 batches .* at least 0\.17"):
+        fitted(manifest, Cheap(), max_epochs=1, limit_train_batches=0.1)
+
+
 def test_a_run_without_end_is_refused(manifest):
     with pytest.raises(ConfigError, match=r"max_epochs"):
         fitted(manifest, Cheap(), max_epochs=-1, max_steps=-1)

@@ -8,11 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from training_runs import NO_DROPOUT, SHAPE, TINY, curve, folder, tomogram, train, train_apart, whole  # noqa: F401
 
-from etsam.app import compose_config
+from etsam.app import compose_config, explain
 from etsam.data.datamodule import TomogramClips
 from etsam.errors import ConfigError
 from etsam.network.checkpoint import read_state_dict
@@ -105,6 +106,15 @@ def test_an_object_score_that_the_loss_does_not_train_is_refused():
     instantiate(without.stage.tracker)
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [("~callbacks", "callbacks=null"), ("callbacks.last=null", "callbacks.last=null"), ("~logger", "logger=null")],
+)
+def test_a_run_that_would_leave_nothing_is_refused(given, named):
+    with pytest.raises(ConfigError, match=re.escape(named)):
+        check_settings(compose_config("train", ["experiment=nano_stage1", "name=x", given]))
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_rate_of_the_encoder_follows_the_rate(experiment):
     """Where nothing is set it is the number that it was before."""
@@ -168,6 +178,14 @@ def test_a_setting_that_is_not_listed_is_refused_with_the_way_to_add_it(folder):
 )
 def test_a_setting_written_wrongly_is_answered_with_one_of_training(folder, written, meant):
     assert f"did you mean {meant}?" in train(folder, f"{written}=3", status=1)
+
+
+@pytest.mark.parametrize("program", ["etsam", "/lib/etsam/__main__.py"])
+def test_resume_is_answered_with_how_training_goes_on(program, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program, "train", "resume=true"])
+    told = explain(ConfigCompositionException("Could not override 'resume'."), ["resume=true"])
+    assert "ckpt_path=last" in told
+    assert "did you mean" not in told
 
 
 def test_checkpoints_hold_plain_values_and_the_averaged_weights_first(folder, whole):

@@ -333,6 +333,11 @@ class StageTraining(LightningModule):
         batches = trainer.datamodule.clips_per_epoch // (trainer.datamodule.batch_size * trainer.world_size)
         limit = trainer.limit_train_batches  # a number of batches, or a fraction of them
         limited = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        if batches and not limited and limit:
+            raise ConfigError(
+                f"trainer.limit_train_batches={limit} of the {batches} batches of an epoch is less than one; set at "
+                f"least {math.ceil(100 / batches) / 100:g}, or a whole number."
+            )
         each = max(1, -(-limited // trainer.accumulate_grad_batches))
         if self._resumed is None or trainer.max_epochs is None or trainer.max_epochs < 0:
             steps = each * (trainer.max_epochs or 0)

@@ -155,7 +155,20 @@ def check_settings(cfg: DictConfig) -> None:
         raise ConfigError(
             f"guard.source={cfg.guard.source} is no source of the data; allowed: {', '.join(cfg.data.sources)}."
         )
+    _check_callbacks(cfg)
     _check_devices(cfg)
+
+
+def _check_callbacks(cfg: DictConfig) -> None:
+    """Refuse a run that would save no state, or write no metrics."""
+    if cfg.get("callbacks") is None or cfg.callbacks.get("last") is None:
+        what = "callbacks" if cfg.get("callbacks") is None else "callbacks.last"
+        raise ConfigError(
+            f"{what}=null would save nothing of the run; take callbacks=default. Others can be left out one by one, "
+            "such as callbacks.slices=null."
+        )
+    if cfg.get("logger") is None:
+        raise ConfigError("logger=null would write no metrics; take logger=csv, the default, tensorboard or wandb.")
 
 
 def _check_devices(cfg: DictConfig) -> None:
