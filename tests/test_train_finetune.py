@@ -127,7 +127,20 @@ def test_the_last_lines_say_what_it_came_to_and_what_to_do(folder, tuned):
     assert "own 0." in end
     assert "old 0." in end
     assert f"weights.stage1=runs/tuned/checkpoints/{file.name}" in end
-    assert f"experiment=finetune_stage2 stage1.checkpoint=runs/tuned/checkpoints/{file.name}" in end
+    assert f"experiment=finetune_nano_stage2 net=tiny_test stage1.checkpoint=runs/tuned/checkpoints/{file.name}" in end
+
+
+@pytest.mark.parametrize(
+    ("given", "advised"),
+    [
+        (["finetune"], "experiment=finetune_stage2"),
+        (["finetune_nano", "optimizer.lr=1e-5", "data.crop=64"], "experiment=finetune_nano_stage2"),
+        (["finetune", "net=sam2.1_hiera_s"], "experiment=finetune_stage2 net=sam2.1_hiera_s"),
+        (["finetune_nano", "net.num_maskmem=3"], "experiment=finetune_nano_stage2 net=AS_TRAINED"),
+    ],
+)
+def test_stage_2_is_advised_by_the_recipe_and_network_of_stage_1(given, advised):
+    assert _stage2_experiment(composed(*given)) == advised
 
 
 MEMBRANE = {"full": [0, 5, 5, 0], "ends": [5, 0, 0, 5], "empty": [0, 0, 0, 0]}

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from etsam.app import check_values, is_first_process, quiet, require
+from etsam.app import check_values, compose_config, is_first_process, quiet, require
 from etsam.errors import ConfigError, InputError
 from etsam.paths import resource_path
+from etsam.settings import flat
 
 if TYPE_CHECKING:  # libraries that take seconds come when a run begins
     from lightning import Trainer
@@ -449,8 +450,8 @@ def _tell_end(cfg: DictConfig, result: TrainingResult) -> None:
     if cfg.guard is not None and cfg.stage1 is None:
         log.info(
             "stage 2 has learned from the logits of another stage 1; look at a prediction first, then tune it, too: "
-            "experiment=%s_stage2 stage1.checkpoint=%s",
-            "finetune_nano" if _predicts_with(cfg) == "nano" else "finetune",
+            "%s stage1.checkpoint=%s",
+            _stage2_experiment(cfg),
             result.best_checkpoint,
         )
 
@@ -472,6 +473,32 @@ def _tell_rate(cfg: DictConfig, folder: "RunFolder") -> None:
             rate * ratio,
             metrics,
         )
+
+
+def _stage2_experiment(cfg: DictConfig) -> str:
+    """`experiment=...` of stage 2 after this run of stage 1, with `net=` where that experiment has another network.
+
+    A config does not say by which experiment it came about; it is the one that it has most settings in common with.
+    """
+
+    def written(settings: DictConfig) -> dict[str, Any]:
+        plain = OmegaConf.to_container(settings, resolve=False)
+        assert isinstance(plain, dict)
+        return {key: value for key, value in flat(plain).items() if not key.startswith("net.")}
+
+    def composed(*settings: str) -> DictConfig:
+        return compose_config("train", settings)
+
+    ours = written(cfg)
+    started = max(
+        ("finetune", "finetune_nano"),
+        key=lambda name: sum(ours.get(key) == value for key, value in written(composed(f"experiment={name}")).items()),
+    )
+    if composed(f"experiment={started}").net == cfg.net:
+        return f"experiment={started}_stage2"
+    names = sorted(file.stem for file in (resource_path("configs") / "net").glob("[!_]*.yaml"))
+    net = next((name for name in names if composed(f"net={name}").net == cfg.net), "AS_TRAINED")
+    return f"experiment={started}_stage2 net={net}"
 
 
 # weights of `etsam predict`: their network and their normalisation
