@@ -1,13 +1,15 @@
 """The Python interface: `etsam.load` and `etsam.segment`."""
 
+import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
     import torch
@@ -80,10 +82,10 @@ class Model:
 
     def segment(
         self,
-        tomogram: np.ndarray | str | Path,
+        tomogram: "ArrayLike | Volume | str | os.PathLike[str]",
         *,
-        also: Sequence[np.ndarray | str | Path] = (),
-        voxel_size: tuple[float, float, float] | None = None,
+        also: "Sequence[ArrayLike | Volume | str | os.PathLike[str]]" = (),
+        voxel_size: float | tuple[float, float, float] | None = None,
         output_path: str | Path | None = None,
         overwrite: bool = False,
         progress: Callable[[str, int, int], None] | None = None,
@@ -93,11 +95,13 @@ class Model:
         Parameters
         ----------
         tomogram
-            (Z, Y, X) array of real numbers, or the path of a file or OME-Zarr, or the URL of one.
+            (Z, Y, X) array of real numbers, or what NumPy makes one of (a torch tensor on the CPU, a dask array, nested
+            lists); or the path of a file or OME-Zarr, or the URL of one; or a `Volume`. Masked values of a NumPy masked
+            array count as NaN.
         also
             Other reconstructions or half maps of it, of the same shape, whose logits are averaged with its own.
         voxel_size
-            (z, y, x) in Å of an array; a file has its own.
+            (z, y, x) in Å of an array, one number for all three, or what mrcfile gives; a file has its own.
         output_path
             Stream the logits into this file (OME-Zarr if it ends in `.zarr`, else MRC), so that memory does not grow
             with the volume. The uncertainty, if it was asked for, goes beside it: `_uncertainty` before the suffix.
@@ -111,19 +115,12 @@ class Model:
         etsam.errors.EtsamError
             Whatever is wrong with input or output, in one line.
         """
-        from etsam.errors import InputError, OutputError
+        from etsam.errors import OutputError
         from etsam.prediction.inputs import refuse_other_shape
-        from etsam.volume import Volume, read_volume, volume_writer
+        from etsam.volume import read_volume, volume_writer
 
-        if isinstance(tomogram, np.ndarray):
-            volume = Volume.from_array(tomogram, voxel_size)
-        elif voxel_size is not None:
-            raise InputError("voxel_size is for arrays; a file has its own in its header.")
-        else:
-            volume = read_volume(tomogram)
-        volume = self._segmenter.as_told(volume)
-        also = [also] if isinstance(also, str | Path | np.ndarray) else also
-        others = [Volume.from_array(one) if isinstance(one, np.ndarray) else read_volume(one) for one in also]
+        volume = self._segmenter.as_told(as_volume(tomogram, voxel_size))
+        others = [as_volume(one) for one in _each(also)]
         for one in others:
             refuse_other_shape(one.shape, f"also: {one.path or 'an array'}", volume.shape, "the tomogram")
         if output_path is None:
@@ -233,10 +230,10 @@ def load(overrides: Sequence[str] = (), *, device: str | None = None) -> Model:
 
 
 def segment(
-    tomogram: np.ndarray | str | Path,
+    tomogram: "ArrayLike | Volume | str | os.PathLike[str]",
     *,
-    also: Sequence[np.ndarray | str | Path] = (),
-    voxel_size: tuple[float, float, float] | None = None,
+    also: "Sequence[ArrayLike | Volume | str | os.PathLike[str]]" = (),
+    voxel_size: float | tuple[float, float, float] | None = None,
     overrides: Sequence[str] = (),
     device: str | None = None,
     output_path: str | Path | None = None,
@@ -260,6 +257,49 @@ def segment(
     return load(overrides, device=device).segment(
         tomogram, also=also, voxel_size=voxel_size, output_path=output_path, overwrite=overwrite, progress=progress
     )
+
+
+def as_volume(
+    given: "ArrayLike | Volume | str | os.PathLike[str]", voxel_size: float | tuple[float, float, float] | None = None
+) -> "Volume":
+    """Volume of an array, of a file, or of what is one already.
+
+    Parameters
+    ----------
+    given
+        As `tomogram` of `Model.segment`.
+    voxel_size
+        (z, y, x) in Å, or one number; only beside an array.
+
+    Raises
+    ------
+    InputError
+        If it is none of these, cannot be read, or has a voxel size of its own beside the one given.
+    """
+    from etsam.errors import InputError
+    from etsam.volume import Volume, read_volume
+
+    if isinstance(given, list | tuple) and any(isinstance(one, str | os.PathLike) for one in given):
+        raise InputError(
+            "a list of files is no tomogram; segment them one by one (`also` is for other reconstructions of one)."
+        )
+    if not isinstance(given, str | os.PathLike | Volume):
+        return Volume.from_array(given, voxel_size)
+    if voxel_size is not None:
+        raise InputError(
+            "voxel_size is for arrays; a file has its own in its header. Leave it out, or load with "
+            "overrides=['voxel_size=13.5'] where the header is wrong."
+        )
+    return copy.copy(given) if isinstance(given, Volume) else read_volume(given)  # its voxel size may be set
+
+
+def _each(also: Any) -> Iterable[Any]:
+    """Reconstructions one by one; a single one needs no list around it."""
+    from etsam.volume import Volume
+
+    path_or_volume = isinstance(also, str | bytes | os.PathLike | Volume)
+    is_one = path_or_volume or hasattr(also, "__array__") or not isinstance(also, Iterable)
+    return [also] if is_one else also
 
 
 def _with_ending(name: str, ending: str) -> str:

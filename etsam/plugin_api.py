@@ -11,12 +11,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from etsam import api
 from etsam.published_names import NORMALIZATIONS, PROMPTS
+
+if TYPE_CHECKING:
+    from etsam.volume import Volume
 
 PublishedProgress = Callable[[float, str], None]
 """Called with (fraction done, message)."""
@@ -30,7 +34,7 @@ _PUBLISHED_DEFAULTS = {
 
 
 @functools.wraps(api.segment)
-def segment(tomogram: "np.ndarray | str | Path", **options: Any) -> Any:
+def segment(tomogram: "ArrayLike | Volume | str | os.PathLike[str]", **options: Any) -> Any:
     """As `etsam.api.segment`; with an argument of the published tool, its interface: `segment_published`."""
     if options.keys() & _PUBLISHED_DEFAULTS.keys():
         return segment_published(tomogram, **options)
@@ -38,7 +42,7 @@ def segment(tomogram: "np.ndarray | str | Path", **options: Any) -> Any:
 
 
 def segment_published(
-    tomogram: "np.ndarray | str | Path",
+    tomogram: "ArrayLike | Volume | str | os.PathLike[str]",
     *,
     normalize_method: str = "min_max_positive_values",
     split_processing: bool = False,
@@ -73,7 +77,7 @@ def segment_published(
         Whatever is wrong with input, output, weights or settings, in one line.
     """
     from etsam.errors import ConfigError
-    from etsam.volume import Volume, atomic_path, read_volume
+    from etsam.volume import atomic_path
 
     settings = list(overrides)
     for name, given, known, group in (
@@ -88,7 +92,7 @@ def segment_published(
     if split_processing:
         settings.append("tiles=split2x2")
     model = api.load(settings, device=device)
-    volume = Volume.from_array(tomogram) if isinstance(tomogram, np.ndarray) else read_volume(tomogram)
+    volume = api.as_volume(tomogram)
     report = None if progress is None else _fractions(progress)
     if output_path is None:
         logits = np.empty(volume.shape, np.float32)

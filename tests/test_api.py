@@ -13,7 +13,7 @@ from etsam.network import build
 from etsam.network.fast import heap
 from etsam.normalize import Robust, normalize
 from etsam.postprocess import steps
-from etsam.volume import MrcWriter, read_volume
+from etsam.volume import MrcWriter, Volume, read_volume
 
 TINY = ["net=tiny_test", "weights=random", "weights.seed=1"]
 SHAPE = (6, 40, 51)
@@ -114,9 +114,72 @@ def test_bad_input_is_an_input_error(bad, message):
         etsam.segment(bad, overrides=TINY)
 
 
+class _Convertible:
+    """What NumPy makes an array of, as arrays of other libraries."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+def test_tensors_lists_and_volumes_are_segmented_as_their_array(array, found):
+    model = etsam.load(TINY)
+    for given in (torch.tensor(array), array.tolist(), _Convertible(array)):
+        result = model.segment(given, voxel_size=12)
+        np.testing.assert_array_equal(result.logits, found.logits)
+        assert result.voxel_size == (12.0, 12.0, 12.0)
+    volume = Volume.from_array(array, (10.0, 11.0, 12.0))
+    result = model.segment(volume)
+    np.testing.assert_array_equal(result.logits, found.logits)
+    assert result.voxel_size == (10.0, 11.0, 12.0)
+    etsam.load([*TINY, "voxel_size=7"]).segment(volume)
+    assert volume.voxel_size_angstrom == (10.0, 11.0, 12.0)
+
+
+def test_one_tensor_as_also_is_one_reconstruction(array):
+    model = etsam.load(TINY)
+    other = array[:, ::-1].copy()
+    expected = model.segment(array, also=[other]).logits
+    for also in (torch.tensor(other), _Convertible(other), [torch.tensor(other)], Volume.from_array(other)):
+        np.testing.assert_array_equal(model.segment(array, also=also).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "token"),
+    [
+        (torch.zeros(SHAPE, device="meta"), "cpu"),
+        (b"a.mrc", "bytes"),
+        (None, "NoneType"),
+        (torch.zeros(SHAPE[1:]), "three axes"),
+        (["a.mrc", "b.mrc"], "one by one"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_what_is_neither_array_nor_path_is_an_input_error(array, given, token):
+    model = etsam.load(TINY)
+    for size in (None, (12, 12, 12)):
+        with pytest.raises(InputError, match=token):
+            model.segment(given, voxel_size=size)
+    with pytest.raises(InputError):
+        model.segment(array, also=given)
+
+
+def test_masked_voxels_are_treated_as_nan(array):
+    hidden = np.zeros(SHAPE, bool)
+    hidden[2, 5:9, 7:20] = True
+    masked, holed = np.ma.MaskedArray(array, hidden), np.where(hidden, np.float32("nan"), array)
+    with pytest.raises(InputError, match="52 of"):
+        etsam.segment(masked, overrides=TINY)
+    filled = [etsam.segment(one, overrides=[*TINY, "nonfinite=mean"]).logits for one in (masked, holed)]
+    np.testing.assert_array_equal(*filled)
+
+
 def test_a_voxel_size_beside_a_file_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="for arrays"):
-        etsam.segment(tmp_path / "a.mrc", voxel_size=(1, 1, 1))
+    for given in (tmp_path / "a.mrc", Volume.from_array(np.zeros(SHAPE))):
+        with pytest.raises(InputError, match="for arrays"):
+            etsam.segment(given, voxel_size=(1, 1, 1), overrides=TINY)
 
 
 @pytest.mark.parametrize(

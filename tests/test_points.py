@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from etsam.errors import InputError
+from etsam.errors import ConfigError, InputError
 from etsam.evaluation.metrics.points import read_points, score_points
 
 SHAPE = (9, 14, 20)
@@ -48,6 +48,53 @@ def test_files_that_hold_no_points_are_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(InputError, match=r"points\.csv"):
         read_points(path)
+
+
+@pytest.mark.parametrize("typed", ["nan", "inf", "-1e999", "here", ""])
+def test_a_position_that_is_no_finite_number_is_refused_with_its_line(tmp_path, typed):
+    path = tmp_path / "points.csv"
+    path.write_text(f"{COLUMNS}\n1,2,3\n\n4,{typed},6\n7,8,9\n")
+    with pytest.raises(InputError, match=rf"points\.csv, line 4: .*y_voxel={typed}"):
+        read_points(path)
+    path.write_text(f"{COLUMNS}\n1,2,3\n4,5\n")
+    with pytest.raises(InputError, match="line 3"):
+        read_points(path)
+
+
+@pytest.mark.parametrize("distance", [-1.0, -3, float("nan"), float("inf")])
+def test_a_distance_is_a_finite_number_from_0_up(distance):
+    mask = np.ones(SHAPE, np.int8)
+    for name in ("near_voxels", "far_voxels"):
+        with pytest.raises(ConfigError, match=name):
+            score_points(mask, np.array([[4.0, 2.0, 6.0]]), **{name: distance})
+    scores = score_points(mask, np.array([[4.0, 2.0, 6.0]]), 0, 0)
+    assert (scores.recall, scores.far) == (1, 1 - 1 / np.prod(SHAPE))
+
+
+@pytest.mark.parametrize("flag", ["--near", "--far"])
+@pytest.mark.parametrize("typed", ["-1", "-1e-3", "nan", "inf", "wide"])
+def test_the_command_refuses_a_distance_as_it_was_typed(etsam, work, flag, typed):
+    outcome = etsam("points", "mask.mrc", "points.csv", flag, typed)
+    assert outcome.status == 1
+    assert f"{flag}: {typed} is no distance" in outcome.message
+
+
+def test_points_that_all_lie_outside_are_an_error_that_names_angstrom(etsam, work):
+    from conftest import write_mrc
+
+    write_mrc(work / "mask.mrc", np.ones(SHAPE, np.int8))
+    in_voxels = np.array([[8, 2, 6], [4, 13, 19]])
+    for scale, status in ((1, 0), (12, 1)):
+        rows = "".join(f"{z},{y},{x}\n" for z, y, x in in_voxels * scale)
+        (work / "points.csv").write_text(f"{COLUMNS}\n{rows}")
+        outcome = etsam("points", "mask.mrc", "points.csv")
+        assert (outcome.status, "points lie outside" in outcome.stderr) == (status, status == 1)
+    assert "all 2 points" in outcome.message
+    assert "Å" in outcome.message
+    assert "another tomogram" in outcome.message
+    assert outcome.stdout == ""
+    with pytest.raises(InputError, match="9 x 14 x 20"):
+        score_points(np.ones(SHAPE), in_voxels * 12.0)
 
 
 def test_the_command_prints_both_shares(etsam, work):

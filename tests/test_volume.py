@@ -12,6 +12,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
+import torch
 
 from etsam.errors import InputError, OutputError
 from etsam.volume import TOMOGRAM_SUFFIXES, Slices, Volume, read_volume, strip_suffix, volume_writer
@@ -128,6 +129,92 @@ def test_other_arrays_are_refused(array):
 def test_impossible_voxel_sizes_of_arrays_are_refused(size):
     with pytest.raises(InputError, match="three positive numbers"):
         Volume.from_array(CONTENT, voxel_size_angstrom=size)
+
+
+@pytest.mark.parametrize("size", [12, 12.0, np.float32(12), np.array(12), [12, 12, 12], torch.tensor([12.0] * 3)])
+def test_one_number_is_the_side_of_a_cubic_voxel(size):
+    assert Volume.from_array(CONTENT, size).voxel_size_angstrom == (12.0, 12.0, 12.0)
+
+
+def test_the_voxel_size_that_mrcfile_gives_is_taken_in_the_order_of_the_axes():
+    record = np.rec.array((1.5, 2.0, 3.0), dtype=[(axis, "f4") for axis in "xyz"])
+    assert Volume.from_array(CONTENT, record).voxel_size_angstrom == (3.0, 2.0, 1.5)
+
+
+@pytest.mark.parametrize("size", ["wide", 0, -12, float("inf"), {"z": 1}, object(), (12,), (None, 1, 1), [[1, 2, 3]]])
+def test_any_other_voxel_size_is_refused(size):
+    with pytest.raises(InputError, match="positive numbers"):
+        Volume.from_array(CONTENT, size)
+
+
+class _Convertible:
+    """What NumPy makes an array of, as arrays of other libraries."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+@pytest.mark.parametrize(
+    "given",
+    [CONTENT.tolist(), list(CONTENT), torch.tensor(CONTENT), _Convertible(CONTENT)],
+    ids=lambda v: type(v).__name__,
+)
+def test_what_numpy_makes_an_array_of_is_a_volume(given):
+    np.testing.assert_array_equal(Volume.from_array(given).read(), CONTENT)
+
+
+ON_ANOTHER_DEVICE = torch.zeros((2, 3, 4), device="meta")  # as on a GPU: NumPy cannot reach it
+
+
+@pytest.mark.parametrize(
+    ("given", "token"),
+    [
+        (ON_ANOTHER_DEVICE, "cpu"),
+        (torch.zeros((2, 3, 4), requires_grad=True), "detach"),
+        (torch.zeros((2, 3, 4), dtype=torch.bfloat16), "float"),
+        ([[[1, 2]], [[3]]], "list"),
+        (b"tomogram.mrc", "bytes"),
+        ("tomogram.mrc", "str"),
+        (None, "NoneType"),
+        (12, "int"),
+        (object(), "object"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_what_is_no_array_is_refused_by_its_kind(given, token):
+    with pytest.raises(InputError, match=token):
+        Volume.from_array(given)
+
+
+@pytest.mark.parametrize("given", [torch.zeros((2, 3, 4)), CONTENT, b"tomogram.mrc", 12, None, [CONTENT]])
+def test_what_is_no_path_is_refused_by_its_kind(given):
+    with pytest.raises(InputError, match=rf"{type(given).__name__}: is no path"):
+        read_volume(given)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("f2", "f2"), ("f4", "f4"), (">f8", "f8"), ("i2", "f4"), ("u1", "f4"), (bool, "f4")]
+)
+def test_masked_values_are_nan(dtype, expected):
+    plain = CONTENT.astype(dtype)
+    hidden = CONTENT % 5 == 1
+    wanted = np.where(hidden, np.nan, plain.astype(expected))
+    masked = np.ma.MaskedArray(plain, hidden)
+    for given in (masked, _Convertible(masked), list(masked)):
+        volume = Volume.from_array(given)
+        assert volume.dtype == np.dtype(expected)
+        np.testing.assert_array_equal(volume.read(), wanted)
+    np.testing.assert_array_equal(masked.data, plain)
+
+
+def test_a_masked_array_without_a_masked_value_is_taken_as_it_is():
+    for mask in (np.ma.nomask, np.zeros(CONTENT.shape, bool)):
+        volume = Volume.from_array(np.ma.MaskedArray(CONTENT, mask))
+        assert volume.dtype == CONTENT.dtype
+        np.testing.assert_array_equal(volume.read(), CONTENT)
 
 
 @pytest.mark.parametrize("suffix", TOMOGRAM_SUFFIXES)

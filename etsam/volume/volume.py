@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from etsam.errors import InputError
 from etsam.volume.location import PLAIN_SUFFIXES, Location, Url, is_zarr, locate
@@ -98,33 +99,32 @@ class Volume:
         self.header: MrcHeader | None = source.header if isinstance(source, MrcSource) else None
 
     @classmethod
-    def from_array(cls, array: np.ndarray, voxel_size_angstrom: tuple[float, float, float] | None = None) -> "Volume":
-        """Wrap an array in memory, without copying it.
+    def from_array(
+        cls, array: ArrayLike, voxel_size_angstrom: float | tuple[float, float, float] | None = None
+    ) -> "Volume":
+        """Wrap an array in memory, without copying it unless something in it is masked.
 
         Parameters
         ----------
         array
-            (Z, Y, X); bool, integer or floating-point.
+            (Z, Y, X); bool, integer or floating-point. A NumPy array, or what NumPy makes one of: nested lists, a torch
+            tensor on the CPU. Masked values become NaN, for which integers become float32.
         voxel_size_angstrom
-            (z, y, x) in Å; None if unknown.
+            (z, y, x) in Å, one number for all three, or what mrcfile gives; None if unknown.
 
         Raises
         ------
         InputError
-            If the array is empty, not three-dimensional, or holds complex numbers or something that is no number; if
-            the voxel size is not three positive numbers.
+            If NumPy makes no array of it; if the array is empty, not three-dimensional, or holds complex numbers or
+            something that is no number; if the voxel size is not one or three positive numbers.
         """
-        array = np.asarray(array)
-        if array.ndim != 3 or array.size == 0:
-            raise InputError(f"array of shape {array.shape}: a volume has three axes (Z, Y, X), none of them empty")
-        if array.dtype.kind not in "biuf":
-            raise InputError(f"array of {array.dtype}: a volume holds booleans, integers or real numbers")
-        if voxel_size_angstrom is not None:
-            sizes = tuple(float(size) for size in voxel_size_angstrom)
-            if len(sizes) != 3 or not all(0 < size < float("inf") for size in sizes):
-                raise InputError(f"voxel size {voxel_size_angstrom}: three positive numbers (z, y, x) in Å are needed")
-            voxel_size_angstrom = (sizes[0], sizes[1], sizes[2])
-        return cls(_Array(array, voxel_size_angstrom))
+        voxels = _as_array(array)
+        if voxels.ndim != 3 or voxels.size == 0:
+            raise InputError(f"array of shape {voxels.shape}: a volume has three axes (Z, Y, X), none of them empty")
+        if voxels.dtype.kind not in "biuf":
+            raise InputError(f"array of {voxels.dtype}: a volume holds booleans, integers or real numbers")
+        sizes = None if voxel_size_angstrom is None else _three_sizes(voxel_size_angstrom)
+        return cls(_Array(_with_nan_where_masked(voxels), sizes))
 
     def at_voxel_size(self, angstrom: float | tuple[float, float, float]) -> "Volume":
         """The same volume with another voxel size, Å in all three axes or (z, y, x), whatever its header says."""
@@ -191,7 +191,8 @@ def read_volume(
     Raises
     ------
     InputError
-        If there is no such file, it cannot be read, is damaged, or holds something else than one real-space volume.
+        If `path` is no path; if there is no such file, it cannot be read, is damaged, or holds something else than one
+        real-space volume.
     OutputError
         If the unpacked copy does not fit into `scratch_dir`.
 
@@ -199,6 +200,11 @@ def read_volume(
     -----
     One line in the log, if the header is poor or the name is that of a tilt series.
     """
+    if not (isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str)):
+        raise InputError(
+            f"{type(path).__name__}: is no path; read_volume opens a file named by a str or Path, "
+            "Volume.from_array takes an array"
+        )
     given = locate(path)
     source: Source
     try:
@@ -214,6 +220,44 @@ def read_volume(
     if source.remarks and warn:
         _log.warning("%s: %s", given, "; ".join(source.remarks))
     return Volume(source, given)
+
+
+def _as_array(given: ArrayLike) -> np.ndarray:
+    """Array of what was given, the mask of a masked one kept; raises InputError if NumPy makes none of it."""
+    kind = type(given).__name__
+    try:
+        if isinstance(given, list | tuple) and any(isinstance(one, np.ma.MaskedArray) for one in given):
+            given = np.ma.array(given)
+        array = np.asanyarray(given)
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        tensor = ", such as tensor.detach().cpu().float().numpy()" if hasattr(given, "detach") else ""
+        why = " ".join(str(error).split())
+        raise InputError(f"{kind}: NumPy makes no array of it ({why}); give a NumPy array{tensor}") from error
+    if array.ndim == 0:  # what NumPy knows nothing of, too
+        raise InputError(
+            f"{kind}: is no array; give an array (Z, Y, X) of numbers, or the path of a file as str or Path"
+        )
+    return array
+
+
+def _with_nan_where_masked(array: np.ndarray) -> np.ndarray:
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        array = np.ma.filled(array.astype(array.dtype if array.dtype.kind == "f" else np.float32), np.nan)
+    return np.asarray(array)
+
+
+def _three_sizes(given: Any) -> tuple[float, float, float]:
+    """Voxel size (z, y, x) in Å of one number, three, or mrcfile's record; raises InputError if it is none of these."""
+    try:
+        if set(getattr(getattr(given, "dtype", None), "names", None) or ()) == {"x", "y", "z"}:
+            given = tuple(np.asarray(given)[axis] for axis in "zyx")
+        sizes = np.asarray(given, dtype=float)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        sizes = np.empty(0)
+    if sizes.shape not in ((), (3,)) or not ((sizes > 0) & (sizes < np.inf)).all():
+        raise InputError(f"voxel size {given}: one or three positive numbers (z, y, x) in Å are needed")
+    z, y, x = np.broadcast_to(sizes, 3).tolist()
+    return z, y, x
 
 
 def _refuse_what_is_no_file(path: Path) -> None:
