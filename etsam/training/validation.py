@@ -14,6 +14,7 @@ from etsam.inference.two_stage import DEFAULT_THRESHOLD, Stage, Stage2Inputs, ru
 from etsam.labels import overlap_scores, stat_counts
 from etsam.network.tracker import SliceTracker
 from etsam.volume import Location, Slices, read_volume
+from etsam.volume.location import locate
 from etsam.volume.slices import LazySlices
 
 
@@ -142,7 +143,7 @@ class Validator:
         """
         if self.max_slices is None or self.max_slices >= depth:
             return 0, depth
-        membrane = mask_summary(sample.target_mask).membrane
+        membrane = mask_summary(locate(sample.target_mask)).membrane
         held = np.convolve(membrane, np.ones(self.max_slices, dtype=membrane.dtype), "valid")  # by the first slice
         middle = (depth - self.max_slices) // 2
         first = middle if 2 * held[middle] >= held.max() else int(held.argmax())
