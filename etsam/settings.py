@@ -16,7 +16,7 @@ RENAMED = {
 }
 """Last part of a setting's name in version 0.1 -> since then."""
 
-_REFERENCE = re.compile(r"\$\{(\.*)([^\s${}:]+)\}")  # an interpolation of one other setting and nothing else
+_REFERENCE = re.compile(r"\$\{(\.*)([^\s${}:]+)\}")  # an interpolation of one other setting
 _INSTRUCTIONS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")  # Hydra's own
 _NOTHING = object()
 
@@ -56,8 +56,12 @@ def misfits(cfg: Any, others: Mapping[str, Any]) -> Iterator[str]:
         for key in _matching(raw, pattern):
             if not key.startswith(mappings):
                 kinds.setdefault(key, kind)
-    for key, kind in kinds.items():
-        yield from _refusals(key, _value(cfg, key), kind)
+    refused: set[str] = set()
+    for key, kind in sorted(kinds.items(), key=lambda item: bool(_inputs(raw, item[0]))):
+        if refused.isdisjoint(_inputs(raw, key)):  # else it is what follows from another that does not fit
+            lines = list(_refusals(key, _value(cfg, key), kind))
+            refused |= {key} if lines else set()
+            yield from lines
 
 
 def _annotated(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -83,6 +87,17 @@ def _origin(raw: Any, key: str) -> str:
         key = ".".join([*parents, name])
         value = _select(raw, key)
     return key
+
+
+def _inputs(raw: Any, key: str) -> list[str]:
+    """Settings that a setting is computed from."""
+    value = _select(raw, key)
+    found = [] if not isinstance(value, str) or _REFERENCE.fullmatch(value) else _REFERENCE.finditer(value)
+    above = key.split(".")
+    return [
+        _origin(raw, ".".join([*(above[: -len(dots)] if dots else []), name]))
+        for dots, name in (one.groups() for one in found)
+    ]
 
 
 def _matching(raw: Any, pattern: str) -> Iterator[str]:

@@ -143,7 +143,7 @@ def test_stage_2_is_advised_by_the_recipe_and_network_of_stage_1(given, advised)
     assert _stage2_experiment(composed(*given)) == advised
 
 
-MEMBRANE = {"full": [0, 5, 5, 0], "ends": [5, 0, 0, 5], "empty": [0, 0, 0, 0]}
+MEMBRANE = {"full": [0, 5, 5, 0], "empty": [0, 0, 0, 0]}
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,6 @@ MEMBRANE = {"full": [0, 5, 5, 0], "ends": [5, 0, 0, 5], "empty": [0, 0, 0, 0]}
         ("full", "full", None),
         ("full", None, r"old\.csv \(data\.sources\.old\) has no tomogram of the split val"),
         ("full", "empty", r"old\.csv .* no membrane in the 1 tomograms"),
-        ("full", "ends", r"old\.csv .* validation\.max_slices"),
         ("empty", "full", r"own\.csv"),
     ],
 )

@@ -267,22 +267,15 @@ def _checked_data(cfg: DictConfig) -> "TomogramClips":
 
 def _check_guard(cfg: DictConfig, data: "TomogramClips") -> None:
     """Raise `InputError` if the guard cannot compare the Dice of a source: no membrane is validated in it."""
-    from hydra.utils import instantiate
-
     from etsam.data.measured import mask_summary
 
-    part_of = instantiate(cfg.validation, stage1_logits=None, _convert_="all").part
     for source, given in data.sources.items():
         samples = [sample for name, sample in data.validation if name == source]
-        counts = [mask_summary(sample.target_mask, data.cache_folder).membrane for sample in samples]
-        parts = [slice(*part_of(sample, len(count))) for sample, count in zip(samples, counts, strict=True)]
-        if any(count[part].any() for count, part in zip(counts, parts, strict=True)):
+        if any(mask_summary(sample.target_mask, data.cache_folder).membrane.any() for sample in samples):
             continue
         found = "no tomogram of the split val"
-        if samples and not any(count.any() for count in counts):
+        if samples:
             found = f"no membrane in the {len(samples)} tomograms of the split val that are validated"
-        elif samples:
-            found = f"no membrane in the {cfg.validation.max_slices} slices of val that validation.max_slices leaves"
         lost = "which state is the best" if source == cfg.guard.source else "whether it is forgotten"
         raise InputError(
             f"{given.manifest} (data.sources.{source}) has {found}, so nothing says {lost}; write val in the column "
