@@ -75,10 +75,16 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         If an override does not fit.
     """
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
 
     register_resolvers()
-    with initialize_config_dir(str(resource_path("configs")), version_base="1.3"):
-        return compose(name, overrides=list(overrides))
+    running = GlobalHydra.instance().hydra  # of `python train.py` and sweeps, beside which no other may be begun
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(resource_path("configs")), version_base="1.3"):
+            return compose(name, overrides=list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = running  # another instance than before
 
 
 _quiet_lock = threading.Lock()

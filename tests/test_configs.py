@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -118,3 +120,10 @@ def test_the_voxel_sizes_of_weights_are_those_that_weights_list_shows(name):
 def test_clips_of_nano_have_as_many_slices_to_train_whatever_the_network_sees(experiment, trained, net, seen):
     data = compose_config("train", [f"experiment={experiment}", f"net={net}", "data.sources.own.manifest=m"]).data
     assert data.num_slices == trained + seen - 1
+
+
+def test_a_config_is_composed_within_a_job_of_hydra_and_leaves_it_as_it_was():
+    with initialize_config_dir(str(resource_path("configs")), version_base="1.3"):
+        running = GlobalHydra.instance().hydra
+        assert compose_config("train", ["experiment=finetune_nano", "name=x", "start=null"]).name == "x"
+        assert GlobalHydra.instance().hydra is running
