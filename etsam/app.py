@@ -44,9 +44,10 @@ def is_first_process() -> bool:
 
 
 def register_resolvers() -> None:
-    """Make `etsam.precision`, `etsam.add`, `etsam.times` and `etsam.not` known to configs, as `${etsam.add:1,2}`."""
+    """Make the `etsam.` resolvers `precision`, `not`, `any`, `add` and `times` known to configs: `${etsam.add:1,2}`."""
     OmegaConf.register_new_resolver("etsam.precision", _precision, replace=True)
     OmegaConf.register_new_resolver("etsam.not", lambda switch: not switch, replace=True)
+    OmegaConf.register_new_resolver("etsam.any", lambda *switches: any(switches), replace=True)
     OmegaConf.register_new_resolver("etsam.add", lambda *numbers: sum(numbers), replace=True)
     OmegaConf.register_new_resolver("etsam.times", _times, replace=True)
 

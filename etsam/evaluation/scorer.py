@@ -91,7 +91,7 @@ class Scorer(Callback):
         with ExitStack() as files:
             truth = files.enter_context(read_volume(job.target_mask, warn=False))
             tomogram = prediction.volume if own else _tomogram(job)
-            size = _voxel_size(job, tomogram, truth, None if own else _header(job.prediction))
+            size = _voxel_size(job, tomogram, truth)
 
             def score(scored: Scored) -> TomogramResult:
                 if written is None:
@@ -126,6 +126,8 @@ class Scorer(Callback):
         scores = self.metrics(truth, scored, size, self.progress, job.without_membrane)
         if tomogram is not None and tuple(tomogram.shape) != tuple(truth.shape):
             raise InputError(f"the tomogram has shape {tomogram.shape}, the mask of the truth {truth.shape}.")
+        if scored.file is not None:
+            _tell_other_place(job, scored.file, size, (tomogram, truth))
         if scores.doubt:
             log.warning("%s, %s: %s", job.method, job.name, scores.doubt)
         log.info("%s: Dice %.4f%s", job.name, scores.metrics["dice"], f" ({job.prediction})" if job.prediction else "")
@@ -151,22 +153,8 @@ class Scorer(Callback):
         return replace(scored, mask=apply_steps(packed, self.steps, workers=self.metrics.workers))
 
 
-def _header(prediction: str) -> Volume | None:
-    """A stored prediction, for what its header says; None if it cannot be read, which is told when it is scored."""
-    try:
-        with read_volume(prediction, warn=False) as volume:
-            return volume
-    except InputError:
-        return None
-
-
-def _voxel_size(
-    job: Job, tomogram: Volume | None, truth: Volume, stored: Volume | None = None
-) -> tuple[float, float, float] | None:
-    """(z, y, x) in Å: as the manifest says, else the tomogram, else the truth, whose headers are often made up.
-
-    A prediction that says otherwise is told, and so is one that lies elsewhere than tomogram and truth.
-    """
+def _voxel_size(job: Job, tomogram: Volume | None, truth: Volume) -> tuple[float, float, float] | None:
+    """(z, y, x) in Å: as the manifest says, else the tomogram, else the truth, whose headers are often made up."""
     said = {
         "manifest": (job.voxel_size_angstrom,) * 3 if job.voxel_size_angstrom else None,
         "tomogram": None if tomogram is None else tomogram.voxel_size_angstrom,
@@ -177,15 +165,30 @@ def _voxel_size(
         log.warning("%s: voxel size unknown: no distances in Å", job.name)
         return None
     source, size = next(iter(known.items()))
-    if stored is not None:
-        known |= {} if stored.voxel_size_angstrom is None else {"prediction": stored.voxel_size_angstrom}
-        places = [volume for volume in (tomogram, truth) if volume is not None]
-        if any(stored.start) and all(stored.start != volume.start for volume in places):
-            log.warning("%s: the prediction begins at voxel %s, tomogram and truth do not", job.name, stored.start)
     for other, differs in known.items():
-        if not np.allclose(size, differs, rtol=_SAME_SIZE):
-            log.warning("%s: voxel size %s Å (%s), not %s (%s)", job.name, _text(size), source, _text(differs), other)
+        _tell_other_size(job, f"{_text(size)} Å ({source})", size, other, differs)
     return size
+
+
+def _tell_other_size(
+    job: Job,
+    taken: str,
+    size: tuple[float, float, float],
+    other: str,
+    differs: tuple[float, float, float],
+) -> None:
+    if not np.allclose(size, differs, rtol=_SAME_SIZE):
+        log.warning("%s: voxel size %s, not %s (%s)", job.name, taken, _text(differs), other)
+
+
+def _tell_other_place(
+    job: Job, stored: Volume, size: tuple[float, float, float] | None, others: Sequence[Volume | None]
+) -> None:
+    """Say where a stored prediction has another voxel size, or begins elsewhere than tomogram and truth."""
+    if size is not None and stored.voxel_size_angstrom is not None:
+        _tell_other_size(job, f"{_text(size)} Å", size, "prediction", stored.voxel_size_angstrom)
+    if any(stored.start) and all(stored.start != volume.start for volume in others if volume is not None):
+        log.warning("%s: the prediction begins at voxel %s, tomogram and truth do not", job.name, stored.start)
 
 
 def _text(size: tuple[float, float, float]) -> str:

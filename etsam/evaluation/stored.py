@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -134,7 +134,7 @@ def _find(root: Path, pattern: str, sample: Sample, names: dict[str, list[Sample
 
 
 def _is_copy(file: Path, sample: Sample) -> bool:
-    """Whether a file holds the tomogram itself: its slice in the middle, then others, are the same."""
+    """True if a file holds the tomogram itself: its slice in the middle, then others, are the same."""
     try:
         with read_volume(file, warn=False) as volume, read_volume(sample.tomogram, warn=False) as tomogram:
             middle = volume.shape[0] // 2
@@ -297,7 +297,7 @@ class StoredPrediction:
             while True:  # at most three times: a mask may turn out to be probabilities, both to be logits
                 values = StoredValues(volume, str(self.path), kind)
                 try:
-                    return score(self._scored(values))
+                    return score(replace(self._scored(values), file=volume))
                 except KindChanged as changed:
                     kind = changed.kind
 

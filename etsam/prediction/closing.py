@@ -9,7 +9,7 @@ from rich.text import Text
 
 from etsam.screen import BLUE, console, readable_seconds
 from etsam.volume import Location
-from etsam.volume.location import PLAIN_SUFFIXES, display_name, strip_suffix
+from etsam.volume.location import display_name, is_plain_mrc, strip_suffix
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ def viewing_hints(
     logits
         That were kept.
     """
-    shown = [str(tomogram)] if isinstance(tomogram, Path) and tomogram.suffix.lower() in PLAIN_SUFFIXES else []
+    shown = [str(tomogram)] if isinstance(tomogram, Path) and is_plain_mrc(tomogram) else []
     hints = []
-    if mask.name.lower().endswith(PLAIN_SUFFIXES):
+    if is_plain_mrc(mask):
         hints.append(f"look at it:  chimerax {shlex.join([*shown, str(mask)] if script is None else [str(script)])}")
     elif script is not None:  # which opens the tomogram alone
         plain = mask.with_name(f"{strip_suffix(mask)}.mrc")

@@ -153,11 +153,12 @@ class StageTraining(LightningModule):
         """Follow the schedule of this run from its first step on; say where that is not what was planned."""
         trainer: Any = self.trainer
         (optimizer,) = trainer.optimizers
-        before, step = self._rate(optimizer), trainer.lr_scheduler_configs[0].scheduler.last_epoch
+        before, step = _factor(optimizer), trainer.lr_scheduler_configs[0].scheduler.last_epoch
         for group in optimizer.param_groups:  # a run that goes on has the last rate of the length that it had
             group["lr"] = group["initial_lr"] * self._schedule(step)
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            self._tell_rates(before, self._rate(optimizer))
+            lr = self.optimizer_settings.lr
+            self._tell_rates(lr * before, lr * _factor(optimizer))
 
     def _tell_rates(self, before: float, now: float) -> None:
         settings, total = self.optimizer_settings, self.total_steps()
@@ -181,11 +182,6 @@ class StageTraining(LightningModule):
                 100 * self._schedule(total - 1),
                 settings.lr,
             )
-
-    def _rate(self, optimizer: torch.optim.Optimizer) -> float:
-        """Learning rate of what is not the encoder."""
-        first = optimizer.param_groups[0]
-        return float(self.optimizer_settings.lr * first["lr"] / (first.get("initial_lr") or 1.0))
 
     def on_train_batch_start(self, batch: ClipBatch, batch_idx: int) -> None:
         """Seed everything that is drawn in a step from the step's number: dropout, clicks, and what libraries draw."""
@@ -239,8 +235,7 @@ class StageTraining(LightningModule):
         norm = torch.nn.utils.get_total_norm(gradients)
         self._refuse_nonfinite(float(norm))
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        first = optimizer.param_groups[0]
-        factor = first["lr"] / (first.get("initial_lr") or 1.0)
+        factor = _factor(optimizer)
         rates = {"lr": self.optimizer_settings.lr * factor, "encoder_lr": self.optimizer_settings.encoder_lr * factor}
         self.log_dict({"train/grad_norm": norm, **rates})
         if gradient_clip_val:
@@ -470,6 +465,12 @@ class _Resumed:
         if not self.unfinished:
             return 0
         return max(0, min(limit - self.batches, -(-(epoch_clips - self.clips) // batch_clips)))
+
+
+def _factor(optimizer: torch.optim.Optimizer) -> float:
+    """Share of its rates that an optimizer is at."""
+    first = optimizer.param_groups[0]
+    return float(first["lr"] / (first.get("initial_lr") or 1.0))
 
 
 def dice_by_source(means: Mapping[str, float]) -> dict[str, float]:

@@ -180,20 +180,18 @@ def _check_devices(cfg: DictConfig) -> None:
     if strategy == "ddp":
         raise ConfigError(
             "trainer.strategy=ddp (trainer=gpus and trainer=cpus) is for prediction: "
-            f"{why}. Take trainer={there}{_as_typed(cfg)}."
+            f"{why}. Take trainer={there}{_as_typed(cfg, there)}."
         )
     if strategy == "auto" and (_device_count(cfg.trainer.devices, on_cpu) > 1 or cfg.trainer.get("num_nodes", 1) > 1):
         raise ConfigError(
             f"trainer.devices={_written(cfg)} (trainer.num_nodes={cfg.trainer.num_nodes}) needs a strategy for "
-            f"several devices: {why}. Take trainer={there}{_as_typed(cfg)}."
+            f"several devices: {why}. Take trainer={there}{_as_typed(cfg, there)}."
         )
 
 
-def _as_typed(cfg: DictConfig) -> str:
+def _as_typed(cfg: DictConfig, trainer: str) -> str:
     """Number of devices, to be added to a trainer that has another one."""
-    usual = OmegaConf.load(
-        resource_path("configs") / "trainer" / f"{'ddp_cpu' if cfg.trainer.accelerator == 'cpu' else 'ddp'}.yaml"
-    )
+    usual = OmegaConf.load(resource_path("configs") / "trainer" / f"{trainer}.yaml")
     return "" if cfg.trainer.devices == usual.devices else f" trainer.devices={_written(cfg)}"
 
 

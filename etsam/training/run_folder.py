@@ -99,9 +99,10 @@ def _settings_in(folder: Path) -> dict[str, Any] | None:
     return {str(key): value for key, value in before.items()}
 
 
-def _some(names: Sequence[str], shown: int = 8) -> str:
-    more = [f"{len(names) - shown} more"] * (len(names) > shown)
-    return ", ".join([*names[:shown], *more])
+def _some(names: Sequence[str], most: int = 8) -> str:
+    """Names in a line, those beyond `most` as their number."""
+    more = [f"{len(names) - most} more"] * (len(names) > most)
+    return ", ".join([*names[:most], *more])
 
 
 class RunFolder:
@@ -343,7 +344,7 @@ class RunFolder:
         return str(whole.relative_to(folder) if whole.is_relative_to(folder) else whole)
 
     def _ended(self) -> dict[str, Any] | None:
-        """What `end` noted, if `ckpt_path` asks to go on from there."""
+        """Note that `end` made, if `ckpt_path` asks to go on from there; else None."""
         if not self.lengthened or self._cfg.ckpt_path not in ("last", "auto"):
             return None
         ended: dict[str, Any] = json.loads(self.mark.read_text(encoding="utf-8"))

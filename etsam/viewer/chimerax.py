@@ -18,7 +18,7 @@ import numpy as np
 from etsam.pictures import MEMBRANE
 from etsam.prediction.record import OutputNames
 from etsam.volume import Location, Url, Volume, atomic_path, read_volume
-from etsam.volume.location import PLAIN_SUFFIXES
+from etsam.volume.location import is_plain_mrc
 
 if TYPE_CHECKING:
     from etsam.prediction.result import Prediction
@@ -33,15 +33,10 @@ _FULL_VOXELS = 100_000_000  # above it surfaces are drawn from every second voxe
 _LOOK = ["lighting soft", "graphics silhouettes true", "view"]
 
 
-def opens(file: Location) -> bool:
-    """True if ChimeraX opens a volume: plain MRC."""
-    return str(file).lower().endswith(PLAIN_SUFFIXES)
-
-
 def _opened(file: Location, name: str, folder: Path, kind: str = "mrc") -> list[str]:
     """Open a file; a comment for what ChimeraX does not read: compressed files, OME-Zarr, addresses."""
     path = str(file) if isinstance(file, Url) else os.path.relpath(os.path.abspath(file), os.path.abspath(folder))
-    if kind == "mrc" and not opens(file):
+    if kind == "mrc" and not is_plain_mrc(file):
         return [f"# ChimeraX does not open {path}; unpack it, or write MRC (output_format=mrc)"]
     quote = "'" if '"' in path else '"'
     return [f"open {quote}{path.replace(os.sep, '/')}{quote} format {kind} name {name}"]

@@ -17,10 +17,11 @@ from PIL import Image
 from etsam.errors import OutputError
 from etsam.prediction.record import read_record
 from etsam.screen import readable_seconds
-from etsam.viewer.chimerax import opens, write_folder_script
+from etsam.viewer.chimerax import write_folder_script
 from etsam.viewer.facts import share_text, warnings_of
 from etsam.viewer.page import environment
 from etsam.volume import atomic_path
+from etsam.volume.location import is_plain_mrc
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ def write_overview(folder: Path, failures: Sequence[str] = (), *, page: bool = T
         return []
     if page and (path := _write_index(folder, rows)):
         told.append(f"all tomograms of the folder, those that need a look first: {path}")
-    masks = {start: found for start, found in _masks(folder).items() if opens(found[0])} if script else {}
+    masks = {start: found for start, found in _masks(folder).items() if is_plain_mrc(found[0])} if script else {}
     if masks and (path := write_folder_script(folder, masks)):
         told.append(f"all masks side by side in ChimeraX: chimerax {shlex.quote(str(path))}")
     return told

@@ -70,6 +70,11 @@ def locate(given: str | os.PathLike[str], folder: Path | None = None) -> Locatio
     return path if folder is None else folder / path
 
 
+def is_plain_mrc(location: Location) -> bool:
+    """True for a name of MRC that is not compressed, which is what ChimeraX and other programs open."""
+    return str(location).lower().endswith(PLAIN_SUFFIXES)
+
+
 def is_zarr(location: Location) -> bool:
     """True if this is read as OME-Zarr: every URL, a Zarr folder, and what would lie in one (a level)."""
     if isinstance(location, Url):

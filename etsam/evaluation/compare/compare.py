@@ -202,7 +202,7 @@ def _notes(found: Comparison) -> list[str]:
 
 
 def _shared_notes(found: Comparison) -> list[str]:
-    """What means marked shared are, and which methods they leave out."""
+    """Sentences that say what means marked shared are, and which methods they leave out."""
     means = found.means[found.means["metric"].isin(found.unequal)]
     common = means[means["n_shared"] > 0]
     if not len(means):

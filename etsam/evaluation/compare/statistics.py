@@ -99,9 +99,8 @@ def mean_interval(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPL
 
 
 def _t_interval(values: np.ndarray) -> tuple[float, float]:
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, values.size - 1)
-    half = quantile * values.std(ddof=1) / np.sqrt(values.size)
-    return float(values.mean() - half), float(values.mean() + half)
+    low, high = stats.t.interval(CONFIDENCE, values.size - 1, loc=values.mean(), scale=stats.sem(values))
+    return float(low), float(high)
 
 
 def _bootstrap_interval(values: np.ndarray, seed: int, resamples: int) -> tuple[float, float]:

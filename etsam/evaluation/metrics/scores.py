@@ -44,7 +44,7 @@ from etsam.evaluation.metrics.topology import betti_errors, cl_dice
 from etsam.inference.two_stage import membrane_mask
 from etsam.labels import MARKED_255_ADVICE, odd_value_advice, overlap_scores
 from etsam.threads import worker_count
-from etsam.volume import Slices
+from etsam.volume import Slices, Volume
 from etsam.volume.slices import Progress
 
 METRICS = ("curve", "planes", "surface", "inclination", "cldice", "betti")
@@ -84,7 +84,7 @@ class PackedMask:
         self._bits[z] = np.packbits(plane)
 
     def any(self) -> bool:
-        """Whether anything is in it."""
+        """True if anything is in it."""
         return bool(self._bits.any())
 
 
@@ -102,12 +102,15 @@ class Scored:
         (Z, Y, X), membrane is above 0; None: from the logits. With both, the curve is that of the logits.
     seconds
         It took to predict; NaN if unknown.
+    file
+        That it was read from, for what its header says; None: it was made in this run.
     """
 
     logits: Slices | None = None
     threshold: float = 0.0
     mask: Slices | None = None
     seconds: float = math.nan
+    file: Volume | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
